@@ -73,7 +73,7 @@ class _Trace:
     """What hooks saw in one forward pass."""
 
     block_inputs: dict[int, Tensor] = field(default_factory=dict)
-    last_output: Tensor | None = None
+    last_output: Any = None
     call: BlockCall | None = None
 
 
@@ -97,6 +97,7 @@ class Backbone:
         self.embed_scale, self.logit_scale = Scale(), Scale()
         self.softcap: float | None = None
         self.final_norm: nn.Module = nn.Identity()
+        self.blocks_return_tuples = False
         _Discovery(self).run()
 
     # -- what it is -----------------------------------------------------------------------------
@@ -194,7 +195,7 @@ class Backbone:
             )
         states = dict(trace.block_inputs)
         if self.num_layers in layers:
-            states[self.num_layers] = cast(Tensor, trace.last_output)
+            states[self.num_layers] = _hidden(trace.last_output)
         return BackboneOutput(output[0], states, cast(BlockCall, trace.call))
 
     def block_call(self, hidden: Tensor, position_ids: Tensor, cache: Cache | None) -> BlockCall:
@@ -205,7 +206,7 @@ class Backbone:
         """
         rehearsal = copy.copy(self.decoder)
         rehearsal._modules = dict(self.decoder._modules)
-        recorder = _Recorder()
+        recorder = _Recorder(self.blocks_return_tuples)
         stand_ins = [_StandIn(block, recorder) for block in self.blocks]
         rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
         rehearsal(
@@ -246,7 +247,7 @@ class Backbone:
             _, trace.call = _split_call(args, kwargs)
 
         def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            trace.last_output = _hidden(output)
+            trace.last_output = output
 
         def see_input(layer: int) -> Any:
             def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -298,9 +299,11 @@ class Scale:
         return best if _same(best(raw), scaled) else None
 
 
+@dataclass
 class _Recorder:
-    """Keeps the last call that a stand-in received."""
+    """Keeps the last call that a stand-in received, and knows how the family's blocks answer."""
 
+    returns_tuples: bool
     call: BlockCall | None = None
 
 
@@ -315,9 +318,9 @@ class _StandIn(nn.Module):
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["_block"], name)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden, self._recorder.call = _split_call(args, kwargs)
-        return hidden
+        return (hidden,) if self._recorder.returns_tuples else hidden
 
 
 class _Discovery:
@@ -364,7 +367,8 @@ class _Discovery:
         if not output_calls:
             raise self._refuse("a forward pass does not call its output embedding")
         final, raw = output_calls[-1]
-        view.final_norm = self._final_norm(seen, trace.last_output, final)
+        view.blocks_return_tuples = isinstance(trace.last_output, tuple)
+        view.final_norm = self._final_norm(seen, _hidden(trace.last_output), final)
         self._learn_embedding(tokens, trace.block_inputs[0])
         self._learn_logits(raw, logits)
         self._prove(tokens, logits)

@@ -3,23 +3,30 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foretoken.backbone import Backbone, BackboneOutput, BlockCall
-from foretoken.errors import HeadError
+from foretoken.backbone import Backbone, BackboneOutput
+from foretoken.checkpoint import (
+    BackboneReference,
+    StoredHeads,
+    is_foretoken_directory,
+    read_heads,
+    replacing,
+    write_heads,
+)
+from foretoken.decoding import Drafter, Exact, Generation, NoDrafter, Step, decode, drafter_for
+from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.heads import Head, HeadConfig, Parts, Tap, head_class
+from foretoken.loading import load_causal_lm, resolve
 from foretoken.objective import DepthWeights, cross_entropy
 from foretoken.targets import depth_targets, tokens_ahead
-
-if TYPE_CHECKING:
-    from foretoken.decoding import Generation
 
 
 @dataclass
@@ -147,3 +154,169 @@ class MTPModel(nn.Module):
             if learns:
                 total = total + weight * loss
         return MTPOutput(total, torch.stack(losses))
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        input_ids: Tensor,
+        *,
+        max_new_tokens: int,
+        stop_tokens: Collection[int] = (),
+        drafter: Drafter | None = None,
+    ) -> Iterator[Step]:
+        """`generate`, one step at a time.
+
+        Args:
+            input_ids: (1, T), the prompt.
+            max_new_tokens: how many tokens to emit.
+            stop_tokens: end after the first of these; the default ends nowhere earlier.
+            drafter: what proposes tokens; by default the model's heads, or nothing without heads.
+        """
+        if drafter is None:
+            drafter = NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, self.tap)
+        self.eval()
+        return decode(
+            self.backbone,
+            input_ids,
+            drafter,
+            Exact(),
+            max_new_tokens=max_new_tokens,
+            stop_tokens=stop_tokens,
+        )
+
+    def generate(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        stop_tokens: Collection[int] = (),
+        drafter: Drafter | None = None,
+    ) -> Generation:
+        """Continue a prompt greedily: the backbone's own tokens, in fewer forward passes.
+
+        The arguments are those of `stream`; `attention_mask` (1, T) must be all ones, since one prompt
+        needs no padding.
+
+        Raises:
+            InputError: more than one prompt, an empty one, or one longer than the context.
+            BackboneError: the backbone's cache cannot be rolled back.
+        """
+        if attention_mask is not None and not bool(attention_mask.bool().all()):
+            raise InputError("the attention mask hides tokens; give one prompt without padding.")
+        steps = list(
+            self.stream(
+                input_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, drafter=drafter
+            )
+        )
+        new = [token for step in steps for token in step.tokens]
+        return Generation(torch.cat([input_ids, input_ids.new_tensor([new])], dim=1), steps)
+
+    # -- saving and loading ---------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        backbone: PreTrainedModel | None = None,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str | None = None,
+    ) -> "MTPModel":
+        """Load a foretoken directory, or a plain checkpoint without heads.
+
+        Args:
+            path: a directory, a Hub id, or the name of a bundled model.
+            backbone: put the heads on this model instead of the one they refer to; it must be the
+                same one, by fingerprint.
+            dtype: of the weights, as in transformers; "auto" is the type they are stored in.
+            device: where to put the model.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or foreign, or the backbone is another one.
+        """
+        where = resolve(path)
+        stored = read_heads(Path(where)) if is_foretoken_directory(Path(where)) else None
+        if backbone is None:
+            source = where if stored is None or stored.backbone.path is None else stored.backbone.path
+            backbone = load_causal_lm(source, dtype=dtype)
+        if device is not None:
+            backbone.to(device)  # type: ignore[arg-type]
+        if stored is None:
+            return cls(backbone).eval()
+        config = head_class(stored.head.get("kind", "")).Config.from_dict(stored.head)
+        model = cls(backbone, config)
+        model._check_fingerprint(stored.backbone, where)
+        model.load_heads(stored, where)
+        return model.eval()
+
+    def save_pretrained(
+        self, path: str | Path, *, backbone_path: str | None = None, tokenizer: Any = None
+    ) -> None:
+        """Write the model to a directory, all files or none.
+
+        Args:
+            path: where to. Existing files of the same names are replaced.
+            backbone_path: where the backbone can be loaded from: then only the heads are stored.
+                None stores the backbone beside them, as an ordinary checkpoint.
+            tokenizer: saved beside the backbone.
+        """
+        with replacing(Path(path)) as work:
+            if backbone_path is None:
+                self.lm.save_pretrained(work)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(work)
+            if self.head is not None:
+                reference = BackboneReference(
+                    self.backbone.fingerprint(), type(self.lm).__name__, backbone_path
+                )
+                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
+                write_heads(work, stored)
+
+    def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
+        """Copy stored tensors into the head; every one must be there, fit, and be wanted."""
+        own, given = self.require_head().state_dict(), stored.tensors or {}
+        wrong = [
+            f"{name} ({_shape(own.get(name))} expected, {_shape(given.get(name))} found)"
+            for name in sorted(own.keys() | given.keys())
+            if _shape(own.get(name)) != _shape(given.get(name))
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{where}: the heads do not fit their own config: {wrong[0]}"
+                + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
+            )
+        self.require_head().load_state_dict(given)
+
+    def _check_fingerprint(self, reference: BackboneReference, where: str | Path) -> None:
+        found = self.backbone.fingerprint()
+        if found != reference.fingerprint:
+            raise CheckpointError(
+                f"{where}: its heads belong to a {reference.architecture} with fingerprint "
+                f"{reference.fingerprint}, this backbone is a {type(self.lm).__name__} with fingerprint "
+                f"{found}; load the heads onto the backbone they were trained on."
+            )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **options: Any) -> MTPModel:
+    """Put new heads on a causal language model.
+
+    Args:
+        model: any `AutoModelForCausalLM`; it is used as it is.
+        head: a head's kind, or its config.
+        **options: fields of the head's config, such as `depth=3`, where `head` is a kind.
+
+    Raises:
+        BackboneError: the model lacks a property that heads need.
+        InputError: the head is unknown or told something it cannot do.
+    """
+    if isinstance(head, str):
+        head = head_class(head).Config.from_dict(options)
+    elif options:
+        raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
+    return MTPModel(model, head)

@@ -1,0 +1,23 @@
+"""foretoken: multi-token prediction for any Hugging Face causal language model.
+
+Probe what a model already knows about its future tokens, train heads that predict them, and decode
+several tokens per forward pass with unchanged output.
+"""
+
+from foretoken.errors import BackboneError, CheckpointError, ForetokenError, HeadError, InputError
+from foretoken.heads import ParallelHeads, SequentialHeads
+from foretoken.model import MTPModel, attach
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackboneError",
+    "CheckpointError",
+    "ForetokenError",
+    "HeadError",
+    "InputError",
+    "MTPModel",
+    "ParallelHeads",
+    "SequentialHeads",
+    "attach",
+]

@@ -1,0 +1,119 @@
+"""Heads on disk: `foretoken.json` (what they are, and whose) beside `heads.safetensors`.
+
+A directory holds heads alone, with a reference to their backbone, or heads beside an ordinary
+Hugging Face checkpoint, which then loads in plain transformers as if the heads were not there. Either
+way the backbone's fingerprint is stored, and loading onto another backbone is an error.
+"""
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from foretoken.errors import CheckpointError
+
+FORMAT_VERSION = 1
+CONFIG_FILE = "foretoken.json"
+HEADS_FILE = "heads.safetensors"
+
+
+@dataclass(frozen=True)
+class BackboneReference:
+    """Whose heads they are.
+
+    Attributes:
+        fingerprint: `Backbone.fingerprint()` of the backbone that they were trained on.
+        architecture: its class, for people.
+        path: where it can be loaded from; None where it lies in the same directory.
+    """
+
+    fingerprint: str
+    architecture: str
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class StoredHeads:
+    """What a directory says about heads; `tensors` is None where only the config was read."""
+
+    head: dict[str, Any]
+    backbone: BackboneReference
+    tensors: dict[str, Tensor] | None = None
+
+
+def is_foretoken_directory(path: Path) -> bool:
+    """Whether `path` holds heads."""
+    return (path / CONFIG_FILE).is_file()
+
+
+def write_heads(directory: Path, stored: StoredHeads) -> None:
+    """Write config and tensors into an existing directory."""
+    if stored.tensors is None:
+        raise CheckpointError(f"{directory}: no tensors to write.")
+    save_file({k: v.detach().cpu().contiguous() for k, v in stored.tensors.items()}, directory / HEADS_FILE)
+    config = {
+        "format_version": FORMAT_VERSION,
+        "head": stored.head,
+        "backbone": asdict(stored.backbone),
+    }
+    (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def read_heads(directory: Path) -> StoredHeads:
+    """Read both files, refusing what is truncated, foreign or of a later format."""
+    path = directory / CONFIG_FILE
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        version = config["format_version"]
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path}: format version {version} is not {FORMAT_VERSION}; "
+                "it was written by another release of foretoken, use that one or a newer."
+            )
+        head, backbone = dict(config["head"]), BackboneReference(**config["backbone"])
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path}: is not a foretoken config ({error}); save the model again.") from None
+    return StoredHeads(head, backbone, read_tensors(directory / HEADS_FILE))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, or `CheckpointError`."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is missing; save the model again or fetch the file.")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); fetch it again.") from None
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Give a temporary directory whose files appear in `target` all at once, or not at all.
+
+    Where `target` exists its other files stay, and the files of the same name are replaced.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists() and not target.is_dir():
+        raise CheckpointError(f"{target}: is a file; name a directory to save to.")
+    work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    try:
+        yield work
+        work.chmod(0o755)
+        if target.exists():
+            for file in sorted(work.iterdir()):
+                os.replace(file, target / file.name)
+        else:
+            os.replace(work, target)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

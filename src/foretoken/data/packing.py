@@ -1,0 +1,198 @@
+"""Documents cut into blocks of one length, with nothing padded.
+
+Shapes: T tokens per block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from foretoken.data.documents import Document
+from foretoken.errors import InputError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from transformers import PreTrainedTokenizerBase
+
+_BATCH = 64  # documents tokenized by one call: enough for the tokenizer's own threads
+
+_Item = TypeVar("_Item")
+
+
+class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
+    """A corpus as blocks of exactly T tokens, for training and for measuring.
+
+    The tokens of all documents stand in one row, each document followed by the tokenizer's
+    end-of-sequence token (where it has one, which then belongs to the document); the row is cut
+    every T tokens, and a remainder shorter than T is dropped.
+
+    An item is `{"input_ids": (T,) int64, "position_ids": (T,) int64}`. Positions count from 0 at
+    the start of each block and of each document in it, and they alone tell where documents begin:
+    transformers reads packed rows so, and lets no document attend to another.
+
+    Attributes:
+        num_tokens: tokens kept, the number of blocks × T.
+        num_documents: documents of which at least one token is kept.
+        num_bytes: UTF-8 bytes of the text kept. Documents wholly kept count in full, wholly
+            dropped not at all, and the one that the last cut goes through in proportion to its
+            tokens kept, rounded. End-of-sequence tokens count as tokens and have no bytes.
+    """
+
+    def __init__(
+        self, blocks: NDArray[np.int32], starts: NDArray[np.int64], *, num_bytes: int
+    ) -> None:
+        """Take blocks already cut: `from_documents` is the way to make them.
+
+        `blocks` is (N, T); `starts` are the places in the flattened blocks where a document begins,
+        in rising order.
+        """
+        self._blocks = blocks
+        self._starts = starts
+        self.num_tokens = blocks.size
+        self.num_documents = len(starts)
+        self.num_bytes = num_bytes
+
+    @classmethod
+    def from_documents(
+        cls,
+        documents: Iterable[Document],
+        tokenizer: PreTrainedTokenizerBase,
+        block_size: int,
+        *,
+        progress: Callable[[int], None] | None = None,
+    ) -> PackedBlocks:
+        """Tokenize `documents` and cut them into blocks of `block_size` tokens.
+
+        `progress` is called after every few documents with the number tokenized so far. The
+        tokenizer adds no special tokens of its own. The same documents give the same blocks.
+
+        Raises:
+            InputError: `block_size` is not positive, or all documents together are shorter than one
+                block.
+        """
+        if block_size < 1:
+            raise InputError(f"block size must be at least 1 token, not {block_size}")
+        pieces: list[NDArray[np.int32]] = []
+        sizes: list[int] = []
+        done = 0
+        for batch in _batched(documents, _BATCH):
+            for document, ids in zip(batch, _tokenize(batch, tokenizer), strict=True):
+                if len(ids):
+                    pieces.append(ids)
+                    sizes.append(len(document.text.encode("utf-8")))
+            done += len(batch)
+            if progress is not None:
+                progress(done)
+        return cls._cut(pieces, np.array(sizes, np.int64), block_size)
+
+    @classmethod
+    def _cut(
+        cls, pieces: list[NDArray[np.int32]], sizes: NDArray[np.int64], block_size: int
+    ) -> PackedBlocks:
+        """Cut the documents' token ids (`pieces`), whose texts have `sizes` bytes, into blocks."""
+        lengths = np.array([len(piece) for piece in pieces], np.int64)
+        total = int(lengths.sum())
+        kept = total - total % block_size
+        if not kept:
+            raise InputError(
+                f"the text has {total} tokens and one block takes {block_size}: give more text or "
+                "a smaller block size"
+            )
+        ends = np.cumsum(lengths)
+        starts = ends - lengths
+        # Of every document, the share of its tokens that lie before the cut.
+        shares = np.clip(kept - starts, 0, lengths) / lengths
+        return cls(
+            np.concatenate(pieces)[:kept].reshape(-1, block_size),
+            starts[starts < kept],
+            num_bytes=round(float(shares @ sizes)),
+        )
+
+    @property
+    def block_size(self) -> int:
+        """T, the tokens of every block."""
+        return int(self._blocks.shape[1])
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        index = range(len(self))[index]  # from the end if negative; IndexError outside
+        return {
+            "input_ids": torch.from_numpy(self._blocks[index].astype(np.int64)),
+            "position_ids": torch.from_numpy(self._positions(index)),
+        }
+
+    def _positions(self, index: int) -> NDArray[np.int64]:
+        """Return how far each token of block `index` is from its document's start in it: (T,)."""
+        begin = index * self.block_size
+        first, last = np.searchsorted(self._starts, [begin, begin + self.block_size])
+        places = np.arange(self.block_size)
+        starts = np.zeros_like(places)
+        inside = self._starts[first:last] - begin
+        starts[inside] = inside
+        return places - np.maximum.accumulate(starts)
+
+
+def held_out_split(
+    documents: Iterable[Document], fraction: float, seed: int
+) -> tuple[list[Document], list[Document]]:
+    """Split `documents` into (train, held out), about `fraction` of them held out.
+
+    Each document is drawn by a hash of the seed, its source and its number among the documents of
+    that source: it stays on its side when others are added, removed or put in another order.
+
+    Raises:
+        InputError: `fraction` is not between 0 and 1, or one side is empty.
+    """
+    if not 0 < fraction < 1:
+        raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
+    train: list[Document] = []
+    held_out: list[Document] = []
+    seen: dict[str, int] = {}
+    for document in documents:
+        number = seen.get(document.source, 0)
+        seen[document.source] = number + 1
+        drawn = _uniform(f"{seed}\0{document.source}\0{number}") < fraction
+        (held_out if drawn else train).append(document)
+    if not train or not held_out:
+        empty = "held-out" if train else "training"
+        raise InputError(
+            f"holding out {fraction:g} of {len(train) + len(held_out)} documents leaves no "
+            f"{empty} document: give more documents, or another fraction or seed"
+        )
+    return train, held_out
+
+
+def _uniform(key: str) -> float:
+    """Return a number in [0, 1) that depends on `key` alone: the same in every process."""
+    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+
+
+def _tokenize(
+    batch: list[Document], tokenizer: PreTrainedTokenizerBase
+) -> Iterator[NDArray[np.int32]]:
+    """Yield each document's token ids, the end-of-sequence token included; nothing for no text."""
+    encoded = tokenizer(
+        [document.text for document in batch],
+        add_special_tokens=False,
+        return_attention_mask=False,
+        verbose=False,  # a document longer than the context is meant to be cut
+    )["input_ids"]
+    eos = tokenizer.eos_token_id
+    tail = [] if eos is None else [eos]
+    for ids in encoded:
+        yield np.array([*ids, *tail] if ids else [], np.int32)
+
+
+def _batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
+    iterator = iter(items)
+    while batch := list(islice(iterator, size)):
+        yield batch

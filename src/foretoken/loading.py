@@ -1,0 +1,106 @@
+"""Finding and loading a causal language model by name, strictly.
+
+transformers fills tensors that a checkpoint lacks with random numbers and a warning. Here that is an
+error, as is everything else that would leave a model silently wrong.
+"""
+
+import logging
+from contextlib import contextmanager
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import PreTrainedTokenizerBase
+
+from foretoken.errors import BackboneError, CheckpointError, InputError
+
+BUNDLED = ("tiny", "tiny-mtp")
+"""Models that come with foretoken."""
+
+
+def resolve(name: str | Path) -> str:
+    """The directory of a bundled model, or `name` itself where it is a directory or a Hub id."""
+    if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
+        return str(files("foretoken") / "bundled" / name)
+    path = Path(name)
+    if path.is_dir() or (isinstance(name, str) and name.count("/") == 1 and not path.exists()):
+        return str(name)
+    problem = "is a file, not a model directory" if path.exists() else "does not exist"
+    raise InputError(
+        f"model {str(name)!r} {problem}; give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
+    )
+
+
+def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
+    """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
+
+    Args:
+        name: a directory, a Hub id, or a bundled model.
+        dtype: of the weights; "auto" is the type they are stored in.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
+        BackboneError: it is no causal LM.
+    """
+    where = resolve(name)
+    with _explained(where):
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, dtype=dtype, output_loading_info=True, use_safetensors=True
+        )
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again.")
+    return cast(PreTrainedModel, model.eval())
+
+
+def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
+    """A causal LM of the config found at `name`, with random weights, in float32."""
+    where = resolve(name)
+    with _explained(where):
+        config = AutoConfig.from_pretrained(where)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return cast(PreTrainedModel, model)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model."""
+    where = resolve(name)
+    with _explained(where, "its tokenizer"):
+        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(where))
+
+
+@contextmanager
+def _explained(where: str, what: str = "the model") -> Iterator[None]:
+    """Turn what transformers raises into one line."""
+    try:
+        with _quiet("transformers.modeling_utils"):
+            yield
+    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        if "Unrecognized configuration class" in reason:
+            raise BackboneError(f"{where}: is not a causal language model.") from None
+        raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[Any]:
+    """No load report from transformers: what it would warn about is an error here."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

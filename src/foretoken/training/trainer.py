@@ -1,0 +1,352 @@
+"""One training run on transformers' `Trainer`, which brings mixed precision, accumulation and resuming.
+
+A run directory holds `config.yaml` (resolved), `metrics.jsonl`, `checkpoint-N/` to resume from while
+it runs, and `model/` at the end.
+"""
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import yaml
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from transformers import (
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from foretoken.checkpoint import is_foretoken_directory, read_heads, read_tensors
+from foretoken.data import PackedBlocks
+from foretoken.errors import CheckpointError, InputError
+from foretoken.model import MTPModel
+from foretoken.training.config import TrainConfig
+from foretoken.training.optimizers import make_optimizer, make_schedule
+
+UNLIMITED = 10**9
+COMPLETE = "complete"
+"""A file that is written into a checkpoint last: without it the checkpoint is half-written."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it.
+
+    Attributes:
+        step: optimiser steps done.
+        total_steps: how many there will be; None where only time limits the run.
+        fraction: share of the run behind, 0…1.
+        depth_losses: mean loss of depths 0…K in nats since the last report.
+        learning_rate: now.
+        tokens_per_second: since the last report.
+        seconds: since the start (of this process).
+    """
+
+    step: int
+    total_steps: int | None
+    fraction: float
+    depth_losses: tuple[float, ...]
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+
+
+@dataclass
+class TrainResult:
+    """What a run leaves behind.
+
+    Attributes:
+        directory: of the trained model.
+        steps: optimiser steps done.
+        tokens: tokens read, over all steps.
+        seconds: of training in this process.
+        depth_losses: of the last report.
+    """
+
+    directory: Path
+    steps: int
+    tokens: int
+    seconds: float
+    depth_losses: tuple[float, ...] = field(default=())
+
+
+def train(
+    model: MTPModel,
+    blocks: PackedBlocks,
+    config: TrainConfig,
+    out: Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    backbone_path: str | None = None,
+    report: Callable[[Progress], None] | None = None,
+) -> TrainResult:
+    """Train `model` on `blocks` and save it to `out/model`; resume where `out` holds a checkpoint.
+
+    Args:
+        model: with heads attached; changed in place.
+        blocks: the corpus.
+        config: the settings.
+        out: the run directory.
+        tokenizer: saved with the model.
+        backbone_path: where the backbone can be loaded from; then `frozen` stores heads alone.
+        report: called with the progress every `config.log_every` steps.
+
+    Raises:
+        InputError: `out` belongs to a run with other settings.
+    """
+    if len(blocks) < 1:
+        raise InputError("there is not one block to train on.")
+    _claim(out, config)
+    if config.recipe == "frozen":
+        model.freeze_backbone()
+    if config.compile:
+        for block in model.backbone.blocks:
+            block.compile()
+        if model.head is not None:
+            for name, module in model.head.named_modules():
+                if type(module) is type(model.backbone.blocks[-1]):
+                    module.compile()
+    trainer = _MTPTrainer(model, blocks, config, out, tokenizer, backbone_path, report)
+    resume = _last_complete(out)
+    started = time.monotonic()
+    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
+    seconds = time.monotonic() - started
+    model.eval()
+    trainer.store(out / "model")
+    for checkpoint in out.glob("checkpoint-*"):
+        shutil.rmtree(checkpoint)
+    tokens = outcome.global_step * config.batch_size * config.block_size
+    return TrainResult(out / "model", outcome.global_step, tokens, seconds, trainer.latest)
+
+
+class _MTPTrainer(Trainer):
+    """transformers' trainer with our loss, optimiser, schedule and checkpoints."""
+
+    def __init__(
+        self,
+        model: MTPModel,
+        blocks: PackedBlocks,
+        config: TrainConfig,
+        out: Path,
+        tokenizer: PreTrainedTokenizerBase | None,
+        backbone_path: str | None,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self.settings = config
+        self.weights = config.depth_weights()
+        self.tokenizer_beside = tokenizer
+        self.backbone_path = backbone_path
+        self.total_steps = _total_steps(config, len(blocks))
+        self.clock = _Clock(config.minutes)
+        self.latest: tuple[float, ...] = ()
+        self._sums: list[Tensor] = []
+        arguments = TrainingArguments(
+            output_dir=str(out),
+            max_steps=self.total_steps or UNLIMITED,
+            per_device_train_batch_size=config.batch_size,
+            max_grad_norm=config.max_grad_norm,
+            bf16=config.precision == "bf16",
+            seed=config.seed,
+            logging_steps=config.log_every,
+            save_strategy="steps" if config.save_every else "no",
+            save_steps=config.save_every or 1,
+            save_total_limit=2,
+            remove_unused_columns=False,
+            report_to=[],
+            disable_tqdm=True,
+            use_cpu=model.backbone.device.type == "cpu",
+        )
+        super().__init__(
+            model=model,
+            args=arguments,
+            train_dataset=blocks,
+            callbacks=[_Follow(self, out / "metrics.jsonl", report)],
+        )
+        self.pop_callback(_printer())
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ) -> Any:
+        """The weighted loss of all depths; the parts are kept for the next report."""
+        output = model(**inputs, weights=self.weights)
+        self._sums.append(output.depth_losses)
+        return (output.loss, output) if return_outputs else output.loss
+
+    def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
+        """Ours, see `foretoken.training.optimizers`."""
+        if self.optimizer is None:
+            self.optimizer = make_optimizer(cast(MTPModel, self.model), self.settings)
+        return self.optimizer
+
+    def create_scheduler(
+        self, num_training_steps: int, optimizer: Optimizer | None = None
+    ) -> LRScheduler:
+        """Ours: along steps or along time, whichever is further."""
+        if self.lr_scheduler is None:
+            self.lr_scheduler = make_schedule(
+                optimizer or cast(Optimizer, self.optimizer), self.settings, self.done
+            )
+        return self.lr_scheduler
+
+    def done(self, step: int) -> float:
+        """Share of the run that is behind at `step`, 0…1."""
+        along_steps = step / self.total_steps if self.total_steps else 0.0
+        return min(1.0, max(along_steps, self.clock.fraction()))
+
+    def take_losses(self) -> tuple[float, ...]:
+        """Mean depth losses since the last call."""
+        if self._sums:
+            self.latest = tuple(torch.stack(self._sums).mean(0).tolist())
+            self._sums.clear()
+        return self.latest
+
+    def store(self, directory: Path) -> None:
+        """Save the model; heads alone where the backbone did not change and can be found again."""
+        alone = self.settings.recipe == "frozen"
+        cast(MTPModel, self.model).save_pretrained(
+            directory,
+            backbone_path=self.backbone_path if alone else None,
+            tokenizer=None if alone and self.backbone_path else self.tokenizer_beside,
+        )
+
+    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
+        """A checkpoint's model part: what learns, and nothing else."""
+        if self.args.should_save:
+            self.store(Path(output_dir or cast(str, self.args.output_dir)))
+
+    def _load_from_checkpoint(
+        self, resume_from_checkpoint: str, model: nn.Module | None = None
+    ) -> None:
+        load_into(cast(MTPModel, self.model), Path(resume_from_checkpoint))
+
+
+class _Follow(TrainerCallback):
+    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock."""
+
+    def __init__(
+        self, trainer: _MTPTrainer, metrics: Path, report: Callable[[Progress], None] | None
+    ) -> None:
+        self.trainer, self.metrics, self.report = trainer, metrics, report
+        self._since = (0, time.monotonic())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.clock.start()
+        self._since = (state.global_step, time.monotonic())
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.clock.fraction() >= 1.0:
+            control.should_training_stop = True
+            control.should_log = True
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logs = kwargs.get("logs") or {}
+        if "learning_rate" not in logs:
+            return
+        now, (step, since) = time.monotonic(), self._since
+        settings = self.trainer.settings
+        tokens = (state.global_step - step) * settings.batch_size * settings.block_size
+        self._since = (state.global_step, now)
+        progress = Progress(
+            step=state.global_step,
+            total_steps=self.trainer.total_steps,
+            fraction=self.trainer.done(state.global_step),
+            depth_losses=self.trainer.take_losses(),
+            learning_rate=float(logs["learning_rate"]),
+            tokens_per_second=tokens / max(now - since, 1e-9),
+            seconds=self.trainer.clock.seconds(),
+        )
+        line = {**progress.__dict__, "gradient_norm": logs.get("grad_norm")}
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if self.report is not None:
+            self.report(progress)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        checkpoint = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
+        (checkpoint / COMPLETE).touch()
+
+
+class _Clock:
+    """Time spent, as a share of the minutes allowed."""
+
+    def __init__(self, minutes: float | None) -> None:
+        self.limit = None if minutes is None else 60 * minutes
+        self._started: float | None = None
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        return 0.0 if self._started is None else time.monotonic() - self._started
+
+    def fraction(self) -> float:
+        return 0.0 if self.limit is None else self.seconds() / self.limit
+
+
+def load_into(model: MTPModel, directory: Path) -> None:
+    """Put a checkpoint's weights into a model that is already built."""
+    if model.head is not None:
+        model.load_heads(read_heads(directory), directory)
+    weights = directory / "model.safetensors"
+    if weights.is_file():
+        outcome = model.lm.load_state_dict(read_tensors(weights), strict=False)
+        tied = set(getattr(model.lm, "_tied_weights_keys", None) or ())
+        lost = [name for name in outcome.missing_keys if name not in tied]
+        if lost or outcome.unexpected_keys:
+            name = (lost + outcome.unexpected_keys)[0]
+            raise CheckpointError(f"{weights}: does not fit the model: {name}.")
+
+
+def _claim(out: Path, config: TrainConfig) -> None:
+    """Make `out` this run's directory, or find it to be so already."""
+    path = out / "config.yaml"
+    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
+    if path.is_file() and path.read_text(encoding="utf-8") != text:
+        raise InputError(f"{out}: holds a run with other settings; choose another directory.")
+    if is_foretoken_directory(out / "model") or (out / "model").exists():
+        raise InputError(f"{out}: holds a finished run; choose another directory.")
+    out.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+
+
+def _last_complete(out: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    whole = [path.parent for path in out.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
+
+
+def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:
+    """The number of steps, or None where only time limits the run."""
+    per_epoch = -(-num_blocks // config.batch_size)
+    limits = [config.steps] if config.steps else []
+    if config.epochs:
+        limits.append(max(1, round(config.epochs * per_epoch)))
+    return min(limits, default=None)
+
+
+def _printer() -> Any:
+    from transformers.trainer_callback import PrinterCallback
+
+    return PrinterCallback

@@ -1,0 +1,420 @@
+"""Tiny random models of many transformers families, built from configs alone (no downloads).
+
+Every model is float32, in eval mode, fixed by its seed, and never stops early: it has no eos, bos
+or pad token. There is no dropout, so training mode is deterministic too. Matrices are drawn wide
+enough that greedy output varies, and every norm weight and bias is moved off its trivial initial
+value, so code that forgets one is caught.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+VOCAB = 101
+HIDDEN = 64
+LAYERS = 4
+HEADS = 4
+HEAD_DIM = HIDDEN // HEADS
+WINDOW = 16
+POSITIONS = 512
+STD = 0.2
+
+NO_TOKENS: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
+BASE: dict[str, Any] = {
+    **NO_TOKENS,
+    "vocab_size": VOCAB,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": LAYERS,
+    "initializer_range": STD,
+}
+DENSE: dict[str, Any] = {
+    **BASE,
+    "intermediate_size": 96,
+    "num_attention_heads": HEADS,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+}
+LINEAR: dict[str, Any] = {
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": HEAD_DIM,
+    "linear_value_head_dim": HEAD_DIM,
+    "linear_conv_kernel_dim": 4,
+}
+ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
+HYBRID = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
+
+FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {}
+
+Make = Callable[[], PreTrainedConfig]
+
+
+def _config(cls: str, *parts: dict[str, Any], **kwargs: Any) -> PreTrainedConfig:
+    """An instance of the transformers config class named `cls`; later parts win."""
+    merged: dict[str, Any] = {}
+    for part in (*parts, kwargs):
+        merged.update(part)
+    config = getattr(transformers, cls)(**merged)
+    assert isinstance(config, PreTrainedConfig)
+    return config
+
+
+def _family(name: str) -> Callable[[Make], Make]:
+    def register(make: Make) -> Make:
+        FAMILIES[name] = make
+        return make
+
+    return register
+
+
+@_family("llama")
+def _llama() -> PreTrainedConfig:
+    return _config("LlamaConfig", DENSE)
+
+
+@_family("mistral")
+def _mistral() -> PreTrainedConfig:
+    return _config("MistralConfig", DENSE, sliding_window=WINDOW, head_dim=HEAD_DIM)
+
+
+@_family("qwen2")
+def _qwen2() -> PreTrainedConfig:
+    return _config("Qwen2Config", DENSE)
+
+
+@_family("qwen3")
+def _qwen3() -> PreTrainedConfig:
+    return _config("Qwen3Config", DENSE, head_dim=HEAD_DIM)
+
+
+@_family("gemma2")
+def _gemma2() -> PreTrainedConfig:
+    return _config(
+        "Gemma2Config",
+        DENSE,
+        head_dim=HEAD_DIM,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        layer_types=list(ALTERNATING),
+        final_logit_softcapping=30.0,
+        attn_logit_softcapping=5.0,
+    )
+
+
+@_family("gemma3_text")
+def _gemma3_text() -> PreTrainedConfig:
+    return _config(
+        "Gemma3TextConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        query_pre_attn_scalar=24,
+        sliding_window=WINDOW,
+        layer_types=list(ALTERNATING),
+    )
+
+
+@_family("phi3")
+def _phi3() -> PreTrainedConfig:
+    return _config("Phi3Config", DENSE, original_max_position_embeddings=POSITIONS)
+
+
+@_family("olmo2")
+def _olmo2() -> PreTrainedConfig:
+    return _config("Olmo2Config", DENSE)
+
+
+@_family("granite")
+def _granite() -> PreTrainedConfig:
+    return _config(
+        "GraniteConfig",
+        DENSE,
+        embedding_multiplier=6.0,
+        logits_scaling=3.0,
+        residual_multiplier=0.7,
+        attention_multiplier=0.2,
+    )
+
+
+@_family("cohere")
+def _cohere() -> PreTrainedConfig:
+    return _config("CohereConfig", DENSE, logit_scale=0.25)
+
+
+@_family("gpt_neox")
+def _gpt_neox() -> PreTrainedConfig:
+    return _config(
+        "GPTNeoXConfig",
+        BASE,
+        intermediate_size=96,
+        num_attention_heads=HEADS,
+        max_position_embeddings=POSITIONS,
+    )
+
+
+@_family("gpt2")
+def _gpt2() -> PreTrainedConfig:
+    return _config(
+        "GPT2Config",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        n_positions=POSITIONS,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        resid_pdrop=0.0,
+        initializer_range=STD,
+    )
+
+
+@_family("falcon")
+def _falcon() -> PreTrainedConfig:
+    return _config(
+        "FalconConfig",
+        BASE,
+        num_attention_heads=HEADS,
+        num_kv_heads=2,
+        new_decoder_architecture=True,
+        alibi=False,
+        max_position_embeddings=POSITIONS,
+    )
+
+
+@_family("falcon_alibi")
+def _falcon_alibi() -> PreTrainedConfig:
+    return _config(
+        "FalconConfig",
+        BASE,
+        num_attention_heads=HEADS,
+        new_decoder_architecture=False,
+        multi_query=False,
+        parallel_attn=False,
+        bias=True,
+        alibi=True,
+        max_position_embeddings=POSITIONS,
+    )
+
+
+@_family("opt")
+def _opt() -> PreTrainedConfig:
+    return _config(
+        "OPTConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        word_embed_proj_dim=HIDDEN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        ffn_dim=96,
+        max_position_embeddings=POSITIONS,
+        init_std=STD,
+        dropout=0.0,
+    )
+
+
+@_family("mixtral")
+def _mixtral() -> PreTrainedConfig:
+    return _config("MixtralConfig", DENSE, num_local_experts=4, num_experts_per_tok=2)
+
+
+@_family("qwen3_moe")
+def _qwen3_moe() -> PreTrainedConfig:
+    return _config(
+        "Qwen3MoeConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        mlp_only_layers=[1],
+        norm_topk_prob=True,
+    )
+
+
+@_family("olmoe")
+def _olmoe() -> PreTrainedConfig:
+    return _config("OlmoeConfig", DENSE, num_experts=4, num_experts_per_tok=2)
+
+
+@_family("deepseek_v3")
+def _deepseek_v3() -> PreTrainedConfig:
+    return _config(
+        "DeepseekV3Config",
+        DENSE,
+        num_key_value_heads=HEADS,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+    )
+
+
+@_family("qwen3_next")
+def _qwen3_next() -> PreTrainedConfig:
+    return _config(
+        "Qwen3NextConfig",
+        DENSE,
+        LINEAR,
+        head_dim=HEAD_DIM,
+        layer_types=list(HYBRID),
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=32,
+        shared_expert_intermediate_size=32,
+    )
+
+
+@_family("qwen3_5_text")
+def _qwen3_5_text() -> PreTrainedConfig:
+    return _config("Qwen3_5TextConfig", DENSE, LINEAR, head_dim=HEAD_DIM, layer_types=list(HYBRID))
+
+
+@_family("glm4")
+def _glm4() -> PreTrainedConfig:
+    return _config("Glm4Config", DENSE, head_dim=HEAD_DIM, attention_bias=True)
+
+
+@_family("glm4_moe")
+def _glm4_moe() -> PreTrainedConfig:
+    return _config(
+        "Glm4MoeConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_routed_experts=8,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=2,
+        topk_group=1,
+        use_qk_norm=True,
+    )
+
+
+@_family("gpt_oss")
+def _gpt_oss() -> PreTrainedConfig:
+    return _config(
+        "GptOssConfig",
+        DENSE,
+        intermediate_size=48,
+        head_dim=HEAD_DIM,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=WINDOW,
+        layer_types=list(ALTERNATING),
+    )
+
+
+@_family("smollm3")
+def _smollm3() -> PreTrainedConfig:
+    # One layer without rotary embedding, as in the published models.
+    return _config("SmolLM3Config", DENSE, no_rope_layers=[1, 1, 1, 0])
+
+
+@_family("starcoder2")
+def _starcoder2() -> PreTrainedConfig:
+    return _config("Starcoder2Config", DENSE, sliding_window=WINDOW)
+
+
+@_family("stablelm")
+def _stablelm() -> PreTrainedConfig:
+    return _config("StableLmConfig", DENSE, use_qkv_bias=True)
+
+
+@_family("ernie4_5")
+def _ernie4_5() -> PreTrainedConfig:
+    return _config("Ernie4_5Config", DENSE, head_dim=HEAD_DIM, use_bias=True)
+
+
+@_family("exaone4")
+def _exaone4() -> PreTrainedConfig:
+    return _config("Exaone4Config", DENSE, sliding_window=WINDOW, layer_types=list(ALTERNATING))
+
+
+@_family("bloom")
+def _bloom() -> PreTrainedConfig:
+    return _config(
+        "BloomConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        n_layer=LAYERS,
+        n_head=HEADS,
+        initializer_range=STD,
+    )
+
+
+@_family("mamba")
+def _mamba() -> PreTrainedConfig:
+    return _config("MambaConfig", BASE, state_size=8, conv_kernel=4, expand=2)
+
+
+@_family("lfm2")
+def _lfm2() -> PreTrainedConfig:
+    return _config(
+        "Lfm2Config",
+        DENSE,
+        block_auto_adjust_ff_dim=False,
+        layer_types=["conv", "full_attention", "conv", "full_attention"],
+    )
+
+
+def _randomise(model: PreTrainedModel) -> None:
+    """Move norms and biases off their initial values; stop a tied head from echoing its input."""
+    with torch.no_grad():
+        params = sorted(model.named_parameters())
+        scores = [
+            b for b in sorted(model.named_buffers()) if b[0].endswith("score_correction_bias")
+        ]
+        for key, tensor in params + scores:
+            if tensor.ndim == 1 or key.endswith("bias"):  # expert biases are matrices
+                tensor.add_(0.1 * torch.randn_like(tensor))
+        head: Any = model.get_output_embeddings
+        if head().weight is model.get_input_embeddings().weight:
+            # A tied head favours the token just read; a final norm of mixed signs undoes that.
+            final_norm = [
+                module
+                for key, module in model.named_modules()
+                if type(module).__name__.endswith("Norm")
+                and not any(map(str.isdigit, key.split(".")))
+            ][-1]
+            weight = final_norm.weight
+            assert isinstance(weight, torch.Tensor)
+            offset = 1.0 if type(final_norm).__name__.startswith("Gemma") else 0.0
+            weight.copy_(1.5 * torch.randn_like(weight) - offset)
+
+
+def build(name: str, seed: int = 0) -> PreTrainedModel:
+    """The model of family `name`, its weights fixed by `seed`; the global RNG is left alone."""
+    from_config: Any = AutoModelForCausalLM.from_config
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = from_config(FAMILIES[name](), dtype=torch.float32)
+        assert isinstance(model, PreTrainedModel)
+        generation: Any = model.generation_config
+        generation.update(**NO_TOKENS)  # glm4's config class fills in an eos of its own
+        for key, value in NO_TOKENS.items():
+            setattr(model.config, key, value)
+        _randomise(model)
+        model.train(mode=False)
+    return model
+
+
+def prompt(batch: int = 1, length: int = 12, seed: int = 0) -> torch.Tensor:
+    """Random token ids of shape (batch, length)."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, VOCAB, (batch, length), generator=generator)

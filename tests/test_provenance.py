@@ -1,0 +1,263 @@
+import json
+import math
+import os
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foretoken import provenance as module
+from foretoken.errors import InputError
+from foretoken.provenance import FIELDS, Result, provenance, read_result, write_result
+
+scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
+rows = st.lists(st.dictionaries(st.sampled_from(FIELDS), scalars))
+settings = st.dictionaries(st.text(), st.recursive(scalars, st.lists, max_leaves=5))
+
+
+def finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+@given(rows, settings)
+def test_a_result_is_read_as_it_was_written(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[dict], settings: dict
+) -> None:
+    path = tmp_path_factory.mktemp("result") / "new" / "result.json"
+    write_result(path, "bench", settings, rows, {"seed": 0})
+    assert read_result(path) == Result(
+        "bench",
+        {"seed": 0},
+        {name: finite(value) for name, value in settings.items()},
+        [{name: finite(value) for name, value in row.items()} for row in rows],
+    )
+    assert [file.name for file in path.parent.iterdir()] == ["result.json"]
+
+
+def test_the_file_is_sorted_json_for_people(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    values = {"nll": np.float32("nan"), "depth": np.int64(2), "top1": np.float32(0.5)}
+    write_result(path, "eval", {"data": Path("a") / "ä"}, [values], {"dtype": "float32"})
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        "{",
+        '  "command": "eval",',
+        '  "provenance": {',
+        '    "dtype": "float32"',
+        "  },",
+        '  "rows": [',
+        "    {",
+        '      "depth": 2,',
+        '      "nll": null,',
+        '      "top1": 0.5',
+        "    }",
+        "  ],",
+        '  "settings": {',
+        '    "data": "a/ä"',
+        "  }",
+        "}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"depth": 1, "top_1": 0.5}, "row 2 has the unknown field 'top_1'"),
+        ({"depth": [1, 2]}, "row 2, field 'depth' holds more than a single value"),
+        ({"depth": {"a": 1}}, "row 2, field 'depth' holds more than a single value"),
+        ({"depth": torch.tensor(1)}, "row 2, field 'depth': a Tensor cannot be written"),
+        (["depth"], "row 2 is not a record"),
+    ],
+)
+def test_a_wrong_row_is_refused_and_the_old_file_stays(
+    tmp_path: Path, row: Any, reason: str
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+    with pytest.raises(InputError, match=reason):
+        write_result(path, "bench", {}, [{"depth": 1}, row], {})
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_settings_must_be_json(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="settings, 'head': a object cannot be written"):
+        write_result(tmp_path / "a.json", "bench", {"head": object()}, [], {})
+    with pytest.raises(InputError, match="settings: the name 1 must be a string"):
+        write_result(tmp_path / "a.json", "bench", {1: 2}, [], {})  # type: ignore[dict-item]
+    assert not os.listdir(tmp_path)
+
+
+def test_an_interrupted_write_leaves_the_old_file_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_text("old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(InputError, match=r"result\.json: No space left on device"):
+        write_result(path, "bench", {}, [], {})
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["result.json"]
+
+
+def test_a_place_that_is_no_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="it is not a file"):
+        write_result(tmp_path, "bench", {}, [], {})
+    with pytest.raises(InputError, match="cannot write the result file"):
+        write_result(tmp_path / "file" / "result.json", "bench", {}, [], {})
+
+
+def test_a_link_stays_a_link(tmp_path: Path) -> None:
+    (tmp_path / "target.json").write_text("old")
+    (tmp_path / "link.json").symlink_to("target.json")
+    write_result(tmp_path / "link.json", "bench", {}, [], {})
+    assert (tmp_path / "link.json").is_symlink()
+    assert read_result(tmp_path / "target.json").command == "bench"
+
+
+GOOD: dict[str, Any] = {"command": "a", "provenance": {}, "settings": {}, "rows": []}
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("{", "not a result file"),
+        ("[" * 100_000, "not a result file"),
+        ("[]", "expected an object of command, provenance, settings, rows"),
+        ('{"rows": []}', "expected an object of"),
+        (json.dumps(GOOD | {"more": 1}), "expected an object of"),
+        (json.dumps(GOOD | {"rows": {}}), "'rows' is no list"),
+        (json.dumps(GOOD | {"command": None}), "'command' is no str"),
+        (json.dumps(GOOD | {"rows": [{}, 1]}), "row 2 is not a record"),
+        (json.dumps(GOOD | {"rows": [{"speed": 1}]}), "row 1 has the unknown field 'speed'"),
+        (json.dumps(GOOD | {"rows": [{"nll": math.inf}]}), "Infinity is not JSON"),
+        ("ä".encode("latin-1"), "not a result file"),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused(
+    tmp_path: Path, content: str | bytes, reason: str
+) -> None:
+    path = tmp_path / "result.json"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(InputError, match=reason) as caught:
+        read_result(path)
+    assert "result.json" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no result file at .*lost\.json"):
+        read_result(tmp_path / "lost.json")
+    with pytest.raises(InputError, match="cannot read"):
+        read_result(tmp_path)
+
+
+def test_provenance_tells_what_ran() -> None:
+    before = datetime.now(UTC).replace(microsecond=0)
+    record = provenance(3, "cpu", torch.bfloat16, "foretoken bench tiny --json out/a.json")
+    assert record["command"] == "foretoken bench tiny --json out/a.json"
+    assert (record["seed"], record["device"], record["dtype"]) == (3, "cpu", "bfloat16")
+    assert record["torch"] == torch.__version__
+    assert record["threads"] == torch.get_num_threads()
+    assert record["device_name"] == record["cpu"]
+    assert before <= datetime.fromisoformat(record["time"]) <= datetime.now(UTC)
+    assert json.loads(json.dumps(record)) == record
+
+
+def test_provenance_holds_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/home/me/.venv/bin/foretoken", "probe", "my models/a"])
+    text = json.dumps(provenance(None, "cpu", "float32"))
+    for folder in (Path.home(), Path.cwd(), Path(module.__file__).parent):
+        assert str(folder) == "/" or str(folder) not in text
+    assert "/home/me" not in text
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        (["/opt/bin/foretoken", "probe", "my models/a"], "foretoken probe 'my models/a'"),
+        (["/opt/lib/foretoken/__main__.py", "info"], "python -m foretoken info"),
+        (["benchmarks/a.py", "--fast"], "python benchmarks/a.py --fast"),
+        (["/elsewhere/a.py"], "python a.py"),
+        (["{cwd}/benchmarks/a.py"], "python benchmarks/a.py"),
+    ],
+)
+def test_the_command_is_the_one_typed(
+    monkeypatch: pytest.MonkeyPatch, argv: list[str], expected: str
+) -> None:
+    monkeypatch.setattr(sys, "argv", [word.format(cwd=Path.cwd()) for word in argv])
+    assert module.typed_command() == expected
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "core.hooksPath="]
+    done = subprocess.run(
+        ["git", *identity, *arguments], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    for name in [name for name in os.environ if name.startswith("GIT_")]:
+        monkeypatch.delenv(name)
+    for name in ("src/code.py", "results/a.json", "README.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("1")
+    git(tmp_path, "init", "--quiet")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--quiet", "-m", "first")
+    return tmp_path
+
+
+def test_git_state_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = checkout / "src" / "code.py"
+    clean = {"git_sha": git(checkout, "rev-parse", "HEAD"), "git_dirty": False}
+    (checkout / "results" / "a.json").write_text("2")
+    (checkout / "notes.txt").write_text("not code")
+    assert module._git_state(code) == clean
+    monkeypatch.setenv("GIT_DIR", str(checkout / "nowhere"))
+    assert module._git_state(code) == clean
+
+
+@pytest.mark.parametrize("name", ["src/code.py", "src/new.py", "README.md"])
+def test_a_changed_checkout_is_dirty(checkout: Path, name: str) -> None:
+    (checkout / name).write_text("2")
+    assert module._git_state(checkout / "src" / "code.py")["git_dirty"] is True
+
+
+def test_code_that_git_does_not_track_has_no_sha(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = {"git_sha": None, "git_dirty": None}
+    installed = checkout / "src" / "installed.py"
+    installed.write_text("")
+    assert module._git_state(installed) == unknown
+    monkeypatch.setenv("PATH", "")
+    assert module._git_state(checkout / "src" / "code.py") == unknown
+
+
+def test_result_files_are_read_without_torch() -> None:
+    # The module alone: what the package's __init__ imports is tested with it.
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('foretoken'); package.__path__ = [sys.argv[1]]\n"
+        "sys.modules['foretoken'] = package\n"
+        "import foretoken.provenance\n"
+        "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
+    )
+    folder = str(Path(module.__file__).parent)
+    subprocess.run([sys.executable, "-c", code, folder], check=True)
