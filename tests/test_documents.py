@@ -3,7 +3,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foretoken.data import Document, read_documents
@@ -26,6 +26,7 @@ def test_a_text_file_is_one_document_to_the_byte(tmp_path: Path, name: str) -> N
     assert list(read_documents(tmp_path / name)) == [Document(text, name)]
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy cores
 @given(lines=st.lists(texts), escaped=st.booleans())
 def test_every_line_of_jsonl_is_a_document(
     tmp_path_factory: pytest.TempPathFactory, lines: list[str], escaped: bool

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -44,6 +44,7 @@ def naive(texts: list[str], eos: bool) -> Iterator[tuple[int, int, float]]:
             yield number, place, size / length
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy cores
 @given(st.lists(texts, max_size=9), st.integers(1, 9), st.booleans())
 def test_blocks_equal_those_of_a_naive_loop(texts: list[str], size: int, eos: bool) -> None:
     tokens = list(naive(texts, eos))
@@ -90,6 +91,13 @@ def test_positions_by_hand() -> None:
     assert blocks.num_documents == 3
     # 3 bytes, 1 byte, and 6 of the 8 tokens of a document of 7 bytes: 5.25.
     assert blocks.num_bytes == 9
+
+
+def test_a_document_behind_the_last_cut_is_not_counted() -> None:
+    blocks = pack(["abc", "defghij"], 4, WITHOUT_EOS)
+    assert (blocks.num_tokens, blocks.num_documents) == (8, 2)
+    blocks = pack(["abc", "de"], 4)  # a b c <eos>, and d e <eos> dropped
+    assert (blocks.num_tokens, blocks.num_documents, blocks.num_bytes) == (4, 1, 3)
 
 
 def test_every_byte_counts_when_nothing_is_dropped() -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from foretoken import provenance as module
@@ -28,6 +29,7 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+@hypothesis_settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # busy cores
 @given(rows, settings)
 def test_a_result_is_read_as_it_was_written(
     tmp_path_factory: pytest.TempPathFactory, rows: list[dict], settings: dict

@@ -231,11 +231,10 @@ class Backbone:
         return copy.deepcopy(self.final_norm).requires_grad_(True)
 
     def _initialise(self, block: nn.Module) -> None:
-        for parameter in block.parameters():
-            parameter.__dict__.pop("_is_hf_initialized", None)
-        for module in block.modules():
-            module.__dict__.pop("_is_hf_initialized", None)
-            with torch.no_grad():
+        for part in (*block.parameters(), *block.buffers(), *block.modules()):
+            part.__dict__.pop("_is_hf_initialized", None)  # or transformers leaves it as it is
+        with torch.no_grad():
+            for module in block.modules():
                 self.model._init_weights(module)
 
     @contextmanager

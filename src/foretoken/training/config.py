@@ -37,7 +37,9 @@ class TrainConfig(BaseModel):
         schedule: how the rate falls after warm-up: `linear` or `cosine` to zero, or `constant`.
         warmup: share of the run over which the rate rises.
         max_grad_norm: longer gradients are cut to this length.
-        precision: `bf16` runs matrix products in bfloat16 over float32 weights.
+        precision: `float32`; `bf16-mixed`, matrix products in bfloat16 over float32 weights (autocast);
+            or `bf16`, weights and activations in bfloat16 and the optimiser's own copies in float32.
+        attention: implementation to run, such as `sdpa` or `eager`; None leaves the model's own.
         seed: of the weights, the order of the data and everything else.
         log_every: steps between lines of the metrics.
         save_every: steps between checkpoints to resume from; 0 keeps none.
@@ -66,7 +68,8 @@ class TrainConfig(BaseModel):
     schedule: Literal["linear", "cosine", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    precision: Literal["float32", "bf16"] = "float32"
+    precision: Literal["float32", "bf16-mixed", "bf16"] = "float32"
+    attention: str | None = None
     seed: int = 0
     log_every: Positive = 10
     save_every: Annotated[int, Field(ge=0)] = 200

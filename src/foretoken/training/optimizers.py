@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import AdamW, Muon, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -49,6 +49,52 @@ class Chained(Optimizer):
         self._link()
 
 
+class MasterWeights(Optimizer):
+    """Steps an optimiser on float32 copies of half-precision weights.
+
+    Updates smaller than the weights' rounding add up in the copies instead of being lost
+    (Micikevicius et al. 2018, "Mixed Precision Training", section 3.1).
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], make: Callable[[list[nn.Parameter]], Optimizer]
+    ) -> None:
+        self.weights = list(parameters)
+        self.masters = [nn.Parameter(weight.detach().float()) for weight in self.weights]
+        self.inner = make(self.masters)
+        super().__init__(self.weights, {})
+        self.param_groups = self.inner.param_groups
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Step the copies and round them into the weights."""
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            master.grad = None if weight.grad is None else weight.grad.float()
+        self.inner.step(closure)
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            weight.copy_(master)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear the weights' gradients."""
+        for weight in self.weights:
+            weight.grad = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """The copies, and the state of the optimiser that steps them."""
+        return {"masters": [m.detach() for m in self.masters], "inner": self.inner.state_dict()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The inverse of `state_dict`."""
+        for weight, master, stored in zip(
+            self.weights, self.masters, state_dict["masters"], strict=True
+        ):
+            master.copy_(stored)
+            weight.copy_(stored)
+        self.inner.load_state_dict(state_dict["inner"])
+        self.param_groups = self.inner.param_groups
+
+
 def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     """The optimiser of a run over the parameters that learn.
 
@@ -56,30 +102,31 @@ def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     projections are orthogonalised (Jordan et al. 2024); embeddings, which Muon does not suit, and
     vectors are AdamW's.
     """
-    embeddings = {id(model.backbone.embedding.weight), id(model.backbone.output.weight)}
+    tables = {id(model.backbone.embedding.weight), id(model.backbone.output.weight)}
     learning = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in learning if p.ndim >= 2 and id(p) not in embeddings]
-    tables = [p for p in learning if p.ndim >= 2 and id(p) in embeddings]
-    vectors = [p for p in learning if p.ndim < 2]
-    if config.optimizer == "muon":
-        flat = [p for p in matrices if p.ndim == 2]
-        rest = [p for p in matrices if p.ndim != 2]
-        muon = Muon(flat, lr=config.matrix_learning_rate, weight_decay=config.weight_decay)
-        return Chained(muon, _adamw(config, rest + tables, vectors))
-    return _adamw(config, matrices + tables, vectors)
+    kinds = ["table" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector" for p in learning]
 
+    def make(parameters: list[nn.Parameter]) -> Optimizer:
+        matrices, vectors, others = [], [], []
+        for parameter, kind in zip(parameters, kinds, strict=True):
+            orthogonal = config.optimizer == "muon" and kind == "matrix" and parameter.ndim == 2
+            (matrices if orthogonal else vectors if kind == "vector" else others).append(parameter)
+        members: list[Optimizer] = []
+        if matrices:
+            members.append(
+                Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay)
+            )
+        groups = [
+            {"params": others, "weight_decay": config.weight_decay},
+            {"params": vectors, "weight_decay": 0.0},
+        ]
+        if groups := [group for group in groups if group["params"]]:
+            members.append(AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True))
+        return members[0] if len(members) == 1 else Chained(*members)
 
-def _adamw(config: TrainConfig, decaying: Iterable[Tensor], constant: Iterable[Tensor]) -> AdamW:
-    groups = [
-        {"params": list(decaying), "weight_decay": config.weight_decay},
-        {"params": list(constant), "weight_decay": 0.0},
-    ]
-    return AdamW(
-        [group for group in groups if group["params"]],
-        lr=config.learning_rate,
-        betas=(0.9, 0.95),
-        fused=True,
-    )
+    if config.precision == "bf16":
+        return MasterWeights(learning, make)
+    return make(learning)
 
 
 def rate_factor(config: TrainConfig, done: float) -> float:

@@ -109,13 +109,12 @@ def train(
     _claim(out, config)
     if config.recipe == "frozen":
         model.freeze_backbone()
+    if config.precision == "bf16":
+        model.to(torch.bfloat16)
+    if config.attention is not None:
+        model.lm.set_attn_implementation(config.attention)
     if config.compile:
-        for block in model.backbone.blocks:
-            block.compile()
-        if model.head is not None:
-            for name, module in model.head.named_modules():
-                if type(module) is type(model.backbone.blocks[-1]):
-                    module.compile()
+        _compile_blocks(model)
     trainer = _MTPTrainer(model, blocks, config, out, tokenizer, backbone_path, report)
     resume = _last_complete(out)
     started = time.monotonic()
@@ -155,7 +154,7 @@ class _MTPTrainer(Trainer):
             max_steps=self.total_steps or UNLIMITED,
             per_device_train_batch_size=config.batch_size,
             max_grad_norm=config.max_grad_norm,
-            bf16=config.precision == "bf16",
+            bf16=config.precision == "bf16-mixed",
             seed=config.seed,
             logging_steps=config.log_every,
             save_strategy="steps" if config.save_every else "no",
@@ -317,6 +316,13 @@ def load_into(model: MTPModel, directory: Path) -> None:
         if lost or outcome.unexpected_keys:
             name = (lost + outcome.unexpected_keys)[0]
             raise CheckpointError(f"{weights}: does not fit the model: {name}.")
+
+
+def _compile_blocks(model: MTPModel) -> None:
+    kind = type(model.backbone.blocks[-1])
+    for module in model.modules():
+        if isinstance(module, kind):
+            module.compile()
 
 
 def _claim(out: Path, config: TrainConfig) -> None:
