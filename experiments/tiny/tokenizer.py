@@ -3,8 +3,8 @@
     python experiments/tiny/tokenizer.py --vocab-size 1024 --out experiments/tiny/out/tokenizer
 
 Text is cut before merging so that code stays predictable. A run of line breaks and the indentation
-after it is one piece, so "\\n        " can become one token and the word after it is spelled the same
-at every depth. Words take one space before them, digits go in groups of three at most, and
+after it is one piece, so "\\n        " can become one token and the word after it is spelled the
+same at every depth. Words take one space before them, digits go in groups of three at most, and
 punctuation runs stay together. Every byte has a token, so any text survives encoding and decoding;
 the script checks that on the held-out split before it saves.
 """
@@ -90,8 +90,8 @@ def main() -> None:
     tokenizer = PreTrainedTokenizerFast.from_pretrained(arguments.out)
     if len(tokenizer) != arguments.vocab_size or tokenizer.eos_token_id != 0:
         raise InputError(
-            f"{arguments.out} has {len(tokenizer)} tokens and end of text {tokenizer.eos_token_id}: "
-            f"expected {arguments.vocab_size} and 0"
+            f"{arguments.out} has {len(tokenizer)} tokens and end of text "
+            f"{tokenizer.eos_token_id}: expected {arguments.vocab_size} and 0"
         )
     total_bytes, total_tokens = check_round_trip(tokenizer)
     print(

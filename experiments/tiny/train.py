@@ -62,15 +62,17 @@ def main() -> None:
         torch.set_num_threads(arguments.threads)
     config = TrainConfig.from_yaml(HERE / f"{arguments.name}.yaml")
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
-    blocks = PackedBlocks.from_documents(
-        standard_library("train"), tokenizer, config.block_size
-    )
+    blocks = PackedBlocks.from_documents(standard_library("train"), tokenizer, config.block_size)
     torch.manual_seed(config.seed)
     backbone = LlamaForCausalLM(backbone_config(len(tokenizer)))
     model = MTPModel(backbone, config.head_config())
-    print(f"{len(blocks)} blocks, {sum(p.numel() for p in model.parameters())} parameters", flush=True)
+    print(
+        f"{len(blocks)} blocks, {sum(p.numel() for p in model.parameters())} parameters", flush=True
+    )
     result = train(model, blocks, config, arguments.out, tokenizer=tokenizer, report=show)
-    print(f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s → {result.directory}")
+    print(
+        f"{result.steps} steps, {result.tokens} tokens, {result.seconds:.0f} s → {result.directory}"
+    )
 
 
 if __name__ == "__main__":

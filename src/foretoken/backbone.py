@@ -19,6 +19,7 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, cast
 
 import torch
@@ -89,7 +90,9 @@ class Backbone:
 
     def __init__(self, model: PreTrainedModel) -> None:
         if getattr(model.config, "is_encoder_decoder", False):
-            raise BackboneError(f"{_name(model)} is an encoder-decoder; a decoder-only causal LM is needed.")
+            raise BackboneError(
+                f"{_name(model)} is an encoder-decoder; a decoder-only causal LM is needed."
+            )
         self.model = model
         self.decoder, self._blocks_name, self.blocks = _find_blocks(model)
         self.embedding = _required(model.get_input_embeddings(), model, "input embedding")
@@ -140,6 +143,20 @@ class Backbone:
         """The type of the weights."""
         return self.output.weight.dtype
 
+    @cached_property
+    def isolates_documents(self) -> bool:
+        """Whether packed documents are kept apart by position ids that restart.
+
+        Some families build their mask without looking at the positions, and a recurrent state knows
+        no documents. Tried out, not looked up: does a second document's output change with the first?
+        """
+        tokens = torch.arange(16, device=self.device).remainder(self.vocab_size).reshape(2, 8)
+        tokens[1, 4:] = tokens[0, 4:]
+        positions = torch.arange(8, device=self.device).remainder(4).expand(2, 8)
+        with _evaluating(self.model):
+            final = self(tokens, position_ids=positions).final[:, 4:]
+        return _same(final[0], final[1])
+
     def fingerprint(self) -> str:
         """A short hash that tells this backbone from any other, whatever type it is loaded in.
 
@@ -186,7 +203,11 @@ class Backbone:
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
         """
-        given = {"attention_mask": attention_mask, "position_ids": position_ids, "past_key_values": cache}
+        given = {
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+        }
         with self._watch(layers) as trace:
             output = self.decoder(
                 input_ids=tokens,
@@ -210,7 +231,10 @@ class Backbone:
         stand_ins = [_StandIn(block, recorder) for block in self.blocks]
         rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
         rehearsal(
-            inputs_embeds=hidden, position_ids=position_ids, past_key_values=cache, use_cache=cache is not None
+            inputs_embeds=hidden,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         return cast(BlockCall, recorder.call)
 
@@ -234,8 +258,7 @@ class Backbone:
         for part in (*block.parameters(), *block.buffers(), *block.modules()):
             part.__dict__.pop("_is_hf_initialized", None)  # or transformers leaves it as it is
         with torch.no_grad():
-            for module in block.modules():
-                self.model._init_weights(module)
+            block.apply(self.model._init_weights)  # children first, as transformers does: parents may correct
 
     @contextmanager
     def _watch(self, layers: Iterable[int]) -> Iterator[_Trace]:
@@ -292,8 +315,18 @@ class Scale:
         fitted = float((raw.double() * scaled.double()).sum() / raw.double().square().sum())
         numbers = [float(v) for v in vars(config).values() if type(v) in (int, float) and v > 0]
         rounded = [float(torch.tensor(v**0.5, dtype=raw.dtype)) for v in numbers]
-        candidates = [cls(), *map(cls, numbers), *(cls(v, True) for v in numbers), *map(cls, rounded), cls(fitted)]
-        near = [c for c in candidates if abs((1 / c.factor if c.divides else c.factor) - fitted) < 0.02 * abs(fitted)]
+        candidates = [
+            cls(),
+            *map(cls, numbers),
+            *(cls(v, True) for v in numbers),
+            *map(cls, rounded),
+            cls(fitted),
+        ]
+        near = [
+            c
+            for c in candidates
+            if abs((1 / c.factor if c.divides else c.factor) - fitted) < 0.02 * abs(fitted)
+        ]
         best = min(near, key=lambda scale: float((scale(raw) - scaled).abs().max()))
         return best if _same(best(raw), scaled) else None
 
@@ -329,14 +362,8 @@ class _Discovery:
         self.view = view
 
     def run(self) -> None:
-        view, model = self.view, self.view.model
-        training = model.training
-        model.eval()
-        try:
-            with torch.no_grad():
-                self._run(self._probe_tokens(view))
-        finally:
-            model.train(training)
+        with _evaluating(self.view.model):
+            self._run(self._probe_tokens(self.view))
 
     @staticmethod
     def _probe_tokens(view: Backbone) -> Tensor:
@@ -378,7 +405,9 @@ class _Discovery:
                 return cast(nn.Module, module)
         if _same(last_output, final):
             return nn.Identity()
-        raise self._refuse("something else than one norm lies between the last block and the output head")
+        raise self._refuse(
+            "something else than one norm lies between the last block and the output head"
+        )
 
     def _learn_embedding(self, tokens: Tensor, entering: Tensor) -> None:
         """The first block reads scale * embedding, plus positions that no token changes."""
@@ -394,7 +423,9 @@ class _Discovery:
         with view._watch((0,)) as trace:
             view.model(input_ids=flipped, use_cache=False)
         if not _same(trace.block_inputs[0] - cast(Tensor, view.embedding(flipped)), difference):
-            raise self._refuse("what enters its first block is not the scaled embedding plus positions")
+            raise self._refuse(
+                "what enters its first block is not the scaled embedding plus positions"
+            )
 
     def _learn_logits(self, raw: Tensor, logits: Tensor) -> None:
         view = self.view
@@ -406,7 +437,9 @@ class _Discovery:
             view.softcap = float(cap)
             if _same(torch.tanh(raw / cap) * cap, logits):
                 return
-        raise self._refuse("its logits are neither scaled nor soft-capped outputs of its output embedding")
+        raise self._refuse(
+            "its logits are neither scaled nor soft-capped outputs of its output embedding"
+        )
 
     def _prove(self, tokens: Tensor, logits: Tensor) -> None:
         view = self.view
@@ -420,6 +453,18 @@ class _Discovery:
 
     def _refuse(self, property_: str) -> BackboneError:
         return BackboneError(f"{_name(self.view.model)} cannot carry heads: {property_}.")
+
+
+@contextmanager
+def _evaluating(model: PreTrainedModel) -> Iterator[None]:
+    """Without dropout and gradients for a moment."""
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:

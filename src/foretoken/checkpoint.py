@@ -59,7 +59,10 @@ def write_heads(directory: Path, stored: StoredHeads) -> None:
     """Write config and tensors into an existing directory."""
     if stored.tensors is None:
         raise CheckpointError(f"{directory}: no tensors to write.")
-    save_file({k: v.detach().cpu().contiguous() for k, v in stored.tensors.items()}, directory / HEADS_FILE)
+    save_file(
+        {k: v.detach().cpu().contiguous() for k, v in stored.tensors.items()},
+        directory / HEADS_FILE,
+    )
     config = {
         "format_version": FORMAT_VERSION,
         "head": stored.head,
@@ -83,7 +86,9 @@ def read_heads(directory: Path) -> StoredHeads:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path}: is not a foretoken config ({error}); save the model again.") from None
+        raise CheckpointError(
+            f"{path}: is not a foretoken config ({error}); save the model again."
+        ) from None
     return StoredHeads(head, backbone, read_tensors(directory / HEADS_FILE))
 
 
@@ -94,7 +99,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: is not a whole safetensors file ({error}); fetch it again.") from None
+        raise CheckpointError(
+            f"{path}: is not a whole safetensors file ({error}); fetch it again."
+        ) from None
 
 
 @contextmanager

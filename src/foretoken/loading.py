@@ -56,7 +56,9 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTr
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise CheckpointError(f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again.")
+            raise CheckpointError(
+                f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
+            )
     return cast(PreTrainedModel, model.eval())
 
 

@@ -58,6 +58,7 @@ class MTPModel(nn.Module):
         self.lm = model
         self.backbone = Backbone(model)
         self.backbone_trains = True
+        self.tokenizer_path: str | None = None
         self.head: Head | None = None
         if head is not None:
             self.tap = Tap.resolve(head.tap, self.backbone.num_layers)
@@ -149,7 +150,9 @@ class MTPModel(nn.Module):
             targets = depth_targets(labels, depth, position_ids)
             learns = weight > 0 and (depth > 0 or self.backbone_trains)
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                loss = cross_entropy(hidden, targets, self.backbone.unembed, self.backbone.vocab_size)
+                loss = cross_entropy(
+                    hidden, targets, self.backbone.unembed, self.backbone.vocab_size
+                )
             losses.append(loss.detach())
             if learns:
                 total = total + weight * loss
@@ -174,7 +177,11 @@ class MTPModel(nn.Module):
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
         """
         if drafter is None:
-            drafter = NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, self.tap)
+            drafter = (
+                NoDrafter()
+                if self.head is None
+                else drafter_for(self.backbone, self.head, self.tap)
+            )
         self.eval()
         return decode(
             self.backbone,
@@ -239,16 +246,20 @@ class MTPModel(nn.Module):
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretoken_directory(Path(where)) else None
         if backbone is None:
-            source = where if stored is None or stored.backbone.path is None else stored.backbone.path
+            source = (
+                where if stored is None or stored.backbone.path is None else stored.backbone.path
+            )
             backbone = load_causal_lm(source, dtype=dtype)
+            tokenizer_path = source
+        else:
+            tokenizer_path = where
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
-        if stored is None:
-            return cls(backbone).eval()
-        config = head_class(stored.head.get("kind", "")).Config.from_dict(stored.head)
-        model = cls(backbone, config)
-        model._check_fingerprint(stored.backbone, where)
-        model.load_heads(stored, where)
+        model = cls(backbone, None if stored is None else _head_config(stored))
+        model.tokenizer_path = tokenizer_path
+        if stored is not None:
+            model._check_fingerprint(stored.backbone, where)
+            model.load_heads(stored, where)
         return model.eval()
 
     def save_pretrained(
@@ -297,6 +308,10 @@ class MTPModel(nn.Module):
                 f"{reference.fingerprint}, this backbone is a {type(self.lm).__name__} with fingerprint "
                 f"{found}; load the heads onto the backbone they were trained on."
             )
+
+
+def _head_config(stored: StoredHeads) -> HeadConfig:
+    return head_class(stored.head.get("kind", "")).Config.from_dict(stored.head)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -54,7 +54,8 @@ FIELDS: tuple[str, ...] = (
     "top5",
     "nll",  # nats per token
     "covered_mass",
-    "acceptance",
+    "acceptance",  # share of drafted tokens that stand
+    "positions",  # how many a mean is over
     "seconds",
     "peak_memory_bytes",
     "family",  # the backbone's model_type

@@ -103,7 +103,9 @@ def check_prompt(backbone: Backbone, prompt: Tensor, max_new_tokens: int) -> tup
     """The prompt on the backbone's device, and how many tokens may follow it."""
     require_rollback(backbone)
     if prompt.ndim != 2 or prompt.shape[0] != 1:
-        raise InputError(f"the prompt has shape {tuple(prompt.shape)}; give one row of tokens, (1, T).")
+        raise InputError(
+            f"the prompt has shape {tuple(prompt.shape)}; give one row of tokens, (1, T)."
+        )
     length = prompt.shape[1]
     if length == 0:
         raise InputError("the prompt is empty; give at least one token.")

@@ -31,7 +31,9 @@ class Tap:
             case layer if int(layer) <= num_layers:
                 return cls(int(layer))
             case layer:
-                raise HeadError(f"tap {layer} lies past the backbone's last layer: it has {num_layers} blocks.")
+                raise HeadError(
+                    f"tap {layer} lies past the backbone's last layer: it has {num_layers} blocks."
+                )
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -45,6 +47,8 @@ class Tap:
 
 def check_tap(name: str | int) -> str | int:
     """Return `name` if it is written like a tap, else raise `InputError`."""
-    if name in ("final", "trunk") or (isinstance(name, int) and not isinstance(name, bool) and name >= 0):
+    if name in ("final", "trunk") or (
+        isinstance(name, int) and not isinstance(name, bool) and name >= 0
+    ):
         return name
     raise InputError(f"tap {name!r} is unknown; use 'final', 'trunk' or a layer number from 0.")

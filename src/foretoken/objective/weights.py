@@ -1,7 +1,7 @@
 """How much each depth counts in the loss.
 
-    sum      L = L^0 + Σ_k L^k                 Gloeckle et al. 2024 (arXiv 2404.19737), equation 2
-    mean     L = L^0 + (λ/D) Σ_k L^k           DeepSeek-V3 (arXiv 2412.19437), equation 25
+sum      L = L^0 + Σ_k L^k                 Gloeckle et al. 2024 (arXiv 2404.19737), equation 2
+mean     L = L^0 + (λ/D) Σ_k L^k           DeepSeek-V3 (arXiv 2412.19437), equation 25
 """
 
 from dataclasses import dataclass
@@ -28,9 +28,11 @@ class DepthWeights:
         if self.kind not in ("sum", "mean"):
             raise InputError(f"loss weights {self.kind!r} are unknown; use 'sum' or 'mean'.")
         if self.scale <= 0 or self.backbone < 0:
-            raise InputError("loss weights must be positive: check the scale and the backbone weight.")
+            raise InputError(
+                "loss weights must be positive: check the scale and the backbone weight."
+            )
 
     def of(self, depth: int) -> tuple[float, ...]:
         """Weights of depths 0…`depth`."""
-        each = self.scale / depth if self.kind == "mean" else self.scale
+        each = self.scale / max(1, depth) if self.kind == "mean" else self.scale
         return (self.backbone, *[each] * depth)

@@ -104,7 +104,9 @@ def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     """
     tables = {id(model.backbone.embedding.weight), id(model.backbone.output.weight)}
     learning = [p for p in model.parameters() if p.requires_grad]
-    kinds = ["table" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector" for p in learning]
+    kinds = [
+        "table" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector" for p in learning
+    ]
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
         matrices, vectors, others = [], [], []

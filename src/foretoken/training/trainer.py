@@ -110,7 +110,8 @@ def train(
     if config.recipe == "frozen":
         model.freeze_backbone()
     if config.precision == "bf16":
-        model.to(torch.bfloat16)
+        for parameter in model.parameters():  # not buffers: rotary frequencies must stay exact
+            parameter.data = parameter.data.to(torch.bfloat16)
     if config.attention is not None:
         model.lm.set_attn_implementation(config.attention)
     if config.compile:

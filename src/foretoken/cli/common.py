@@ -1,0 +1,160 @@
+"""What the commands share: options, loading, tables, progress and result files."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from foretoken.data import Document, PackedBlocks, read_documents
+from foretoken.errors import InputError
+from foretoken.loading import load_tokenizer
+from foretoken.model import MTPModel
+from foretoken.provenance import provenance, write_result
+
+console = Console(highlight=False)
+
+Model = Annotated[str, typer.Argument(help="Hub id, directory, tiny or tiny-mtp.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Text to read: .txt, .md, .py, .jsonl (field 'text') or a directory of those; "
+        "stdlib:train and stdlib:held-out are Python's own standard library."
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result file here.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Weights: auto (float32 on CPU, else as stored), float32, bfloat16, float16."
+    ),
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first accelerator, or the CPU."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator()
+        return (
+            found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device {name!r} is not available here; use auto or cpu.") from None
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """`auto` is float32 on a CPU, and the stored type elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_model(name: str, device: str = "auto", dtype: str = "auto") -> MTPModel:
+    """A model on its device, ready to decode."""
+    quiet_transformers()
+    where = pick_device(device)
+    return MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+
+
+def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, checked against its vocabulary."""
+    tokenizer = load_tokenizer(model.tokenizer_path or name)
+    if len(tokenizer) > model.backbone.vocab_size:
+        raise InputError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model "
+            f"{model.backbone.vocab_size}; they do not belong together."
+        )
+    return tokenizer
+
+
+def load_blocks(data: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
+    """Read and pack a corpus, showing that something happens."""
+    with console.status(f"Reading {data}"):
+        return PackedBlocks.from_documents(read_documents(data), tokenizer, block_size)
+
+
+def load_prompts(
+    path: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int
+) -> list[torch.Tensor]:
+    """Up to `count` prompts of at most `length` tokens, (1, T) each, spread over the documents.
+
+    A longer document gives a stretch from a random place, a shorter one is used whole.
+    """
+    documents: list[Document] = list(read_documents(path))
+    order = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(documents), generator=order)
+    prompts: list[torch.Tensor] = []
+    for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
+        tokens = tokenizer(documents[index].text, add_special_tokens=False)["input_ids"]
+        if len(tokens) < 1:
+            continue
+        start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
+        prompts.append(torch.tensor([tokens[start : start + length]]))
+        if len(prompts) == count:
+            break
+    if not prompts:
+        raise InputError(f"{path}: no prompt in it has a single token.")
+    return prompts
+
+
+def save_json(
+    path: Path | None,
+    command: str,
+    model: MTPModel,
+    seed: int | None,
+    settings: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Write a result file, where one was asked for."""
+    if path is None:
+        return
+    origin = provenance(seed, model.backbone.device, model.backbone.dtype)
+    write_result(path, command, settings, rows, origin)
+    console.print(f"Result file: {path}")
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' bars and notices out of our output; its errors become ours."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Any]:
+    """A bar; yields a function that takes the share done (0…1)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a plain table, numbers to the right."""
+    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+    for row in rows:
+        grid.add_row(*row)
+    console.print(grid)
+
+
+def percent(value: float) -> str:
+    """0.4567 → 45.7 %."""
+    return f"{100 * value:.1f} %"

@@ -1,0 +1,114 @@
+"""`foretoken generate`: stream a continuation."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+
+from foretoken.cli import common
+from foretoken.decoding import NoDrafter, Step
+from foretoken.errors import InputError
+
+DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
+"""How an accepted token is coloured, by the depth that drafted it; the last one serves all deeper."""
+
+
+def generate(
+    model: common.Model,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue; - reads standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None, typer.Option(help="File with the text to continue.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 128,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Colour the tokens that the heads drafted.")
+    ] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Decode without the heads.")] = False,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Continue a prompt greedily. The output is the backbone's own; heads only make it come faster.
+
+    Example: foretoken generate tiny-mtp --prompt "def main(" --show-drafts
+    """
+    text = _prompt_text(prompt, prompt_file)
+    loaded = common.load_model(model, device, dtype)
+    tokenizer = common.tokenizer_of(model, loaded)
+    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)
+    if ids.shape[1] == 0:
+        raise InputError("the prompt is empty; give at least one token.")
+    stop = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    printer = _Printer(tokenizer, show_drafts)
+    common.console.print(Text(text), end="")
+    steps: list[Step] = []
+    for step in loaded.stream(
+        ids,
+        max_new_tokens=max_new_tokens,
+        stop_tokens=stop,
+        drafter=NoDrafter() if plain else None,
+    ):
+        steps.append(step)
+        printer.add(step)
+    printer.finish()
+    count = sum(len(step.tokens) for step in steps)
+    print(
+        f"{count} tokens in {len(steps)} forward passes, {count / len(steps):.2f} per forward "
+        "(greedy, lossless)",
+        file=sys.stderr,
+    )
+    method = "plain" if plain or loaded.head is None else loaded.head.config.kind
+    row = {
+        "model": model,
+        "method": method,
+        "tokens": count,
+        "forwards": len(steps),
+        "tokens_per_forward": count / len(steps),
+    }
+    settings = {"prompt": text, "max_new_tokens": max_new_tokens}
+    common.save_json(json, "generate", loaded, None, settings, [row])
+
+
+class _Printer:
+    """Writes text as it becomes whole: never half a character, coloured by depth on request."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, colour: bool) -> None:
+        self.tokenizer, self.colour = tokenizer, colour
+        self.pending: list[int] = []
+
+    def add(self, step: Step) -> None:
+        """Print a step's tokens; depth k drafted the k-th accepted one."""
+        for index, token in enumerate(step.tokens):
+            self.pending.append(token)
+            text = str(self.tokenizer.decode(self.pending))
+            if not text.endswith("\ufffd"):
+                depth = index + 1 if index < step.accepted else 0
+                self._write(text, depth)
+
+    def finish(self) -> None:
+        """Print what is left, and end the line."""
+        if self.pending:
+            self._write(str(self.tokenizer.decode(self.pending)), 0)
+        common.console.print()
+
+    def _write(self, text: str, depth: int) -> None:
+        self.pending.clear()
+        style = DEPTH_STYLES[min(depth, len(DEPTH_STYLES) - 1)] if self.colour else ""
+        common.console.print(Text(text, style=style), end="", soft_wrap=True)
+
+
+def _prompt_text(prompt: str | None, file: Path | None) -> str:
+    if (prompt is None) == (file is None):
+        raise InputError("give the text to continue with --prompt or --prompt-file, one of them.")
+    if file is None:
+        return sys.stdin.read() if prompt == "-" else str(prompt)
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{file}: cannot be read as UTF-8 text ({error}).") from None

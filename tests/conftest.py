@@ -1,0 +1,67 @@
+"""What every test shares: one thread, fixed seeds, small models, and the data beside the checkout."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+
+import families
+
+torch.set_num_threads(1)
+
+# Cores are busy and models slow, so no deadline; the same examples on every run.
+settings.register_profile(
+    "foretoken",
+    deadline=None,
+    derandomize=True,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile("foretoken")
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    """Every test starts from the same random state and leaves none behind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """The shared data folder; tests that need it are marked `data`."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no shared data beside the checkout")
+    return SHARED_DATA
+
+
+@pytest.fixture
+def llama() -> PreTrainedModel:
+    """A new Llama of 4 layers that a test may change."""
+    return families.build("llama")
+
+
+@pytest.fixture
+def small_llama() -> PreTrainedModel:
+    """A smaller Llama as transformers initialises it, for training: 2 layers, 32 wide, tied."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=48,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            max_position_embeddings=64,
+            tie_word_embeddings=True,
+            bos_token_id=None,
+            eos_token_id=None,
+        )
+        return LlamaForCausalLM(config).eval()
