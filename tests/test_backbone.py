@@ -194,7 +194,9 @@ def test_a_rehearsal_leaves_model_and_cache_as_they_were(family: str) -> None:
     backbone.block_call(hidden, torch.arange(3).unsqueeze(0), cache)
     if family not in RECURRENT:
         assert cache.get_seq_length() == 0
-    assert all(a is b for a, b in zip(blocks, backbone.decoder.get_submodule(backbone._blocks_name)))
+    assert all(
+        a is b for a, b in zip(blocks, backbone.decoder.get_submodule(backbone._blocks_name))
+    )
     assert list(backbone.model.state_dict()) == keys
 
 
@@ -304,7 +306,9 @@ def test_what_is_isolated_equals_the_document_alone(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "deepseek_v3"])
-def test_a_fingerprint_is_that_of_the_weights_whatever_their_type(family: str, tmp_path: Path) -> None:
+def test_a_fingerprint_is_that_of_the_weights_whatever_their_type(
+    family: str, tmp_path: Path
+) -> None:
     families.build(family).to(torch.bfloat16).save_pretrained(tmp_path)
     half, single = (
         Backbone(load_causal_lm(tmp_path, dtype=dtype)) for dtype in (torch.bfloat16, torch.float32)
@@ -324,7 +328,9 @@ def test_a_fingerprint_tells_seeds_shapes_and_training_steps_apart() -> None:
     seen.add(Backbone(families.build("mistral")).fingerprint())
     with torch.enable_grad():
         logits = model(families.prompt(2, 20)).logits
-        nn.functional.cross_entropy(logits.flatten(0, 1), families.prompt(2, 20).flatten()).backward()
+        nn.functional.cross_entropy(
+            logits.flatten(0, 1), families.prompt(2, 20).flatten()
+        ).backward()
     torch.optim.AdamW(model.parameters(), lr=1e-3).step()
     seen.add(backbone.fingerprint())
     assert len(seen) == 4
@@ -353,7 +359,13 @@ def test_an_embedding_with_a_norm_behind_it_is_refused(dtype: torch.dtype) -> No
 
 def test_an_encoder_decoder_is_refused() -> None:
     config = T5Config(
-        vocab_size=32, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, decoder_start_token_id=0
+        vocab_size=32,
+        d_model=16,
+        d_kv=8,
+        d_ff=32,
+        num_layers=2,
+        num_heads=2,
+        decoder_start_token_id=0,
     )
     assert "encoder-decoder" in refusal(T5ForConditionalGeneration(config))
 

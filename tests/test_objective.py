@@ -26,7 +26,9 @@ def plain(logits: Tensor) -> Tensor:
     return logits
 
 
-def results(hidden: Tensor, weight: Tensor, targets: Tensor, after, chunk: int | None) -> list[Tensor]:
+def results(
+    hidden: Tensor, weight: Tensor, targets: Tensor, after, chunk: int | None
+) -> list[Tensor]:
     """Loss and both gradients; without `chunk` from torch's own loss on all logits at once."""
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
 
@@ -48,7 +50,9 @@ def results(hidden: Tensor, weight: Tensor, targets: Tensor, after, chunk: int |
 
 
 @pytest.mark.parametrize("after", [plain, scaled, capped])
-@given(rows=st.integers(1, 4), length=st.integers(1, 9), chunk=st.integers(1, 200), drop=st.randoms())
+@given(
+    rows=st.integers(1, 4), length=st.integers(1, 9), chunk=st.integers(1, 200), drop=st.randoms()
+)
 def test_chunked_loss_is_as_exact_as_torch(after, rows: int, length: int, chunk: int, drop) -> None:
     """Against float64: the error is within that of torch's own float32 loss, plus a few roundings."""
     generator = torch.Generator().manual_seed(length * 7 + rows)
@@ -101,7 +105,9 @@ def test_depth_weights_of_gloeckle_and_deepseek() -> None:
         assert DepthWeights(kind).of(0) == (1.0,)
 
 
-@pytest.mark.parametrize("wrong", [{"kind": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}])
+@pytest.mark.parametrize(
+    "wrong", [{"kind": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}]
+)
 def test_wrong_depth_weights_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError) as caught:
         DepthWeights(**wrong)
@@ -111,7 +117,8 @@ def test_wrong_depth_weights_are_refused(wrong: dict) -> None:
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])
 @pytest.mark.parametrize("head", ["parallel", "sequential"])
 @pytest.mark.parametrize(
-    "weights", [DepthWeights("mean", 0.3), DepthWeights("sum", 2.0, 0.5), DepthWeights("sum", 1.0, 0.0)]
+    "weights",
+    [DepthWeights("mean", 0.3), DepthWeights("sum", 2.0, 0.5), DepthWeights("sum", 1.0, 0.0)],
 )
 def test_the_models_loss_equals_an_eager_loop_over_depths(family: str, head: str, weights) -> None:
     model = ft.attach(families.build(family), head, depth=2)

@@ -27,9 +27,7 @@ def naive_targets(labels: list[int], owners: list[int], depth: int) -> list[int]
     return targets
 
 
-@given(
-    rows=st.lists(lengths, min_size=1, max_size=3), depth=st.integers(0, 12), hide=st.randoms()
-)
+@given(rows=st.lists(lengths, min_size=1, max_size=3), depth=st.integers(0, 12), hide=st.randoms())
 def test_targets_equal_a_naive_loop(rows: list[list[int]], depth: int, hide) -> None:
     size = min(map(sum, rows))
     owners = [owners_of(row)[:size] for row in rows]
@@ -38,8 +36,7 @@ def test_targets_equal_a_naive_loop(rows: list[list[int]], depth: int, hide) -> 
     hidden = torch.tensor([[hide.random() < 0.2 for _ in row] for row in labels.tolist()])
     labels = labels.masked_fill(hidden, IGNORE)
     expected = [
-        naive_targets(row, owner, depth)
-        for row, owner in zip(labels.tolist(), owners, strict=True)
+        naive_targets(row, owner, depth) for row, owner in zip(labels.tolist(), owners, strict=True)
     ]
     before = labels.clone()
     assert depth_targets(labels, depth, positions).tolist() == expected
@@ -65,7 +62,9 @@ def test_without_positions_a_row_is_one_document(length: int, depth: int) -> Non
 @given(length=st.integers(1, 12), distance=st.integers(0, 14))
 def test_tokens_ahead_equal_a_naive_loop(length: int, distance: int) -> None:
     tokens = torch.arange(2 * length).reshape(2, length)
-    expected = [[row[min(t + distance, length - 1)] for t in range(length)] for row in tokens.tolist()]
+    expected = [
+        [row[min(t + distance, length - 1)] for t in range(length)] for row in tokens.tolist()
+    ]
     assert tokens_ahead(tokens, distance).tolist() == expected
 
 

@@ -8,8 +8,8 @@ the property that is missing.
 A head's block is called *exactly as the model calls its own last block*: the view records the
 arguments of that call (attention mask, rotary embedding, positions, whatever the family passes) and
 hands them on with the hidden state and the cache exchanged. That is why no mask or rotary code is
-written here, and why packed documents, sliding windows and padding mean for the heads what they mean
-for the backbone.
+written here, and why packed documents, sliding windows and padding mean for the heads what they
+mean for the backbone.
 
 Shapes: B batch, T time, D hidden, V vocabulary, L layers.
 """
@@ -127,7 +127,7 @@ class Backbone:
 
     @property
     def max_length(self) -> int | None:
-        """The longest context the model was built for, in tokens; None where its config names none."""
+        """The longest context the model was built for, in tokens; None where it names none."""
         for name in ("max_position_embeddings", "n_positions"):
             if (value := getattr(self.config, name, None)) is not None:
                 return int(value)
@@ -136,19 +136,20 @@ class Backbone:
     @property
     def device(self) -> torch.device:
         """Where the model's input goes."""
-        return self.embedding.weight.device
+        return cast(torch.device, self.embedding.weight.device)
 
     @property
     def dtype(self) -> torch.dtype:
         """The type of the weights."""
-        return self.output.weight.dtype
+        return cast(torch.dtype, self.output.weight.dtype)
 
     @cached_property
     def isolates_documents(self) -> bool:
         """Whether packed documents are kept apart by position ids that restart.
 
         Some families build their mask without looking at the positions, and a recurrent state knows
-        no documents. Tried out, not looked up: does a second document's output change with the first?
+        no documents. Tried out, not looked up: does a second document's output change with the
+        first?
         """
         tokens = torch.arange(16, device=self.device).remainder(self.vocab_size).reshape(2, 8)
         tokens[1, 4:] = tokens[0, 4:]
@@ -199,7 +200,8 @@ class Backbone:
         Args:
             tokens: (B, T) token ids.
             layers: which residual states to keep, 0…L.
-            attention_mask: (B, S) ones and zeros over cache and tokens; None where nothing is padded.
+            attention_mask: (B, S) ones and zeros over cache and tokens; None where nothing is
+                padded.
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
         """
@@ -222,8 +224,8 @@ class Backbone:
     def block_call(self, hidden: Tensor, position_ids: Tensor, cache: Cache | None) -> BlockCall:
         """How the model would call its last block on `hidden` (B, T, D) behind `cache`.
 
-        The decoder's own code prepares the arguments: it runs with every block replaced by a stand-in
-        that does nothing, so that this costs a mask and a rotary embedding and no layer.
+        The decoder's own code prepares the arguments: it runs with every block replaced by a
+        stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
         """
         rehearsal = copy.copy(self.decoder)
         rehearsal._modules = dict(self.decoder._modules)
@@ -239,13 +241,13 @@ class Backbone:
         return cast(BlockCall, recorder.call)
 
     def new_block(self, init: BlockInit = "fresh") -> nn.Module:
-        """A trainable block of the class of the model's last one, writing to layer 0 of its cache."""
+        """A trainable block like the model's last one, which writes to layer 0 of its cache."""
         config = self.model.config
         shared = {id(value): value for value in (config, self.config)}
         block = copy.deepcopy(self.blocks[-1], memo=shared)
         for module in block.modules():
             if hasattr(module, "layer_idx"):
-                module.layer_idx = 0
+                setattr(module, "layer_idx", 0)  # noqa: B010 - typed as a submodule otherwise
         if init == "fresh":
             self._initialise(block)
         return block.requires_grad_(True)
@@ -258,7 +260,9 @@ class Backbone:
         for part in (*block.parameters(), *block.buffers(), *block.modules()):
             part.__dict__.pop("_is_hf_initialized", None)  # or transformers leaves it as it is
         with torch.no_grad():
-            block.apply(self.model._init_weights)  # children first, as transformers does: parents may correct
+            block.apply(
+                self.model._init_weights
+            )  # children first, as transformers does: parents may correct
 
     @contextmanager
     def _watch(self, layers: Iterable[int]) -> Iterator[_Trace]:
@@ -327,8 +331,14 @@ class Scale:
             for c in candidates
             if abs((1 / c.factor if c.divides else c.factor) - fitted) < 0.02 * abs(fitted)
         ]
+        if not near:  # all zero, or not numbers
+            return None
         best = min(near, key=lambda scale: float((scale(raw) - scaled).abs().max()))
-        return best if _same(best(raw), scaled) else None
+        roundings = (
+            2 * torch.finfo(raw.dtype).eps
+        )  # of one product: of each element, not of the largest
+        fits = torch.allclose(best(raw).float(), scaled.float(), rtol=roundings, atol=0.0)
+        return best if fits else None
 
 
 @dataclass
@@ -419,24 +429,24 @@ class _Discovery:
             view.embed_scale = scale
             return
         flipped = tokens.flip(0)
-        difference = entering - raw
+        positions = entering - raw
         with view._watch((0,)) as trace:
             view.model(input_ids=flipped, use_cache=False)
-        if not _same(trace.block_inputs[0] - cast(Tensor, view.embedding(flipped)), difference):
+        if not _same(cast(Tensor, view.embedding(flipped)) + positions, trace.block_inputs[0]):
             raise self._refuse(
                 "what enters its first block is not the scaled embedding plus positions"
             )
 
     def _learn_logits(self, raw: Tensor, logits: Tensor) -> None:
         view = self.view
+        cap = getattr(view.config, "final_logit_softcapping", None)
+        # The cap first: small logits pass it almost unbent, and would look like no cap at all.
+        if cap is not None and _same(torch.tanh(raw / cap) * cap, logits):
+            view.softcap = float(cap)
+            return
         if (scale := Scale.between(raw, logits, view.config)) is not None:
             view.logit_scale = scale
             return
-        cap = getattr(view.config, "final_logit_softcapping", None)
-        if cap is not None:
-            view.softcap = float(cap)
-            if _same(torch.tanh(raw / cap) * cap, logits):
-                return
         raise self._refuse(
             "its logits are neither scaled nor soft-capped outputs of its output embedding"
         )
@@ -503,7 +513,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of a differently ordered sum in the tensors' type."""
     if a.shape != b.shape:
         return False
-    tolerance = 32 * torch.finfo(b.dtype).eps
+    tolerance = min(32 * torch.finfo(b.dtype).eps, 2 * torch.finfo(torch.bfloat16).eps)
     scale = float(b.abs().max())
     return bool(torch.allclose(a.float(), b.float(), rtol=tolerance, atol=tolerance * scale))
 

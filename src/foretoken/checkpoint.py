@@ -1,8 +1,8 @@
 """Heads on disk: `foretoken.json` (what they are, and whose) beside `heads.safetensors`.
 
 A directory holds heads alone, with a reference to their backbone, or heads beside an ordinary
-Hugging Face checkpoint, which then loads in plain transformers as if the heads were not there. Either
-way the backbone's fingerprint is stored, and loading onto another backbone is an error.
+Hugging Face checkpoint, which then loads in plain transformers as if the heads were not there.
+Either way the backbone's fingerprint is stored, and loading onto another backbone is an error.
 """
 
 import json

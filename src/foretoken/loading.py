@@ -1,20 +1,25 @@
 """Finding and loading a causal language model by name, strictly.
 
-transformers fills tensors that a checkpoint lacks with random numbers and a warning. Here that is an
-error, as is everything else that would leave a model silently wrong.
+transformers fills tensors that a checkpoint lacks with random numbers and a warning. Here that is
+an error, as is everything else that would leave a model silently wrong.
 """
 
 import logging
-from contextlib import contextmanager
 from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from foretoken.errors import BackboneError, CheckpointError, InputError
 
@@ -31,7 +36,8 @@ def resolve(name: str | Path) -> str:
         return str(name)
     problem = "is a file, not a model directory" if path.exists() else "does not exist"
     raise InputError(
-        f"model {str(name)!r} {problem}; give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
+        f"model {str(name)!r} {problem}; "
+        f"give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
     )
 
 
@@ -48,9 +54,10 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTr
     """
     where = resolve(name)
     with _explained(where):
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             where, dtype=dtype, output_loading_info=True, use_safetensors=True
         )
+    model, info = loaded
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key) for key in info["mismatched_keys"])
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):

@@ -6,7 +6,7 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -45,8 +45,8 @@ class MTPOutput:
 class MTPModel(nn.Module):
     """A causal language model with heads that predict further ahead.
 
-    Build one with `attach` or `MTPModel.from_pretrained`. Without a head it is the backbone alone, and
-    everything that needs no head still works.
+    Build one with `attach` or `MTPModel.from_pretrained`. Without a head it is the backbone alone,
+    and everything that needs no head still works.
 
     Args:
         model: the backbone, any `AutoModelForCausalLM`; used as it is.
@@ -70,7 +70,7 @@ class MTPModel(nn.Module):
             block=lambda: self.backbone.new_block(config.init),
             norm=self.backbone.new_norm,
         )
-        head = head_class(config.kind)(config, parts)  # type: ignore[arg-type]
+        head = head_class(config.kind)(config, parts)
         return head.to(device=self.backbone.device, dtype=self.backbone.dtype)
 
     @property
@@ -100,7 +100,8 @@ class MTPModel(nn.Module):
     def depth_hidden(
         self, tokens: Tensor, output: BackboneOutput, head: Head | None = None
     ) -> Iterator[Tensor]:
-        """What the output head reads for depths 1…K over a whole row, (B, T, D) each, one at a time.
+        """What the output head reads for depths 1…K over a whole row, (B, T, D) each, one at a
+        time.
 
         Args:
             tokens: (B, T), the row that `output` was computed from.
@@ -114,7 +115,8 @@ class MTPModel(nn.Module):
         def embed_ahead(distance: int) -> Tensor:
             return self.backbone.embed(tokens_ahead(tokens, distance))
 
-        return head(self.tap.read(output.final, output.states), embed_ahead, run)
+        tapped = self.tap.read(output.final, output.states)
+        return cast(Iterator[Tensor], head(tapped, embed_ahead, run))
 
     def forward(
         self,
@@ -203,8 +205,8 @@ class MTPModel(nn.Module):
     ) -> Generation:
         """Continue a prompt greedily: the backbone's own tokens, in fewer forward passes.
 
-        The arguments are those of `stream`; `attention_mask` (1, T) must be all ones, since one prompt
-        needs no padding.
+        The arguments are those of `stream`; `attention_mask` (1, T) must be all ones, since one
+        prompt needs no padding.
 
         Raises:
             InputError: more than one prompt, an empty one, or one longer than the context.
@@ -241,7 +243,8 @@ class MTPModel(nn.Module):
             device: where to put the model.
 
         Raises:
-            CheckpointError: a file is missing, truncated or foreign, or the backbone is another one.
+            CheckpointError: a file is missing, truncated or foreign, or the backbone is another
+                one.
         """
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretoken_directory(Path(where)) else None
@@ -305,8 +308,8 @@ class MTPModel(nn.Module):
         if found != reference.fingerprint:
             raise CheckpointError(
                 f"{where}: its heads belong to a {reference.architecture} with fingerprint "
-                f"{reference.fingerprint}, this backbone is a {type(self.lm).__name__} with fingerprint "
-                f"{found}; load the heads onto the backbone they were trained on."
+                f"{reference.fingerprint}, this backbone is a {type(self.lm).__name__} with "
+                f"fingerprint {found}; load the heads onto the backbone they were trained on."
             )
 
 

@@ -34,8 +34,8 @@ def bench(
 ) -> None:
     """Compare plain decoding, the model's heads and transformers' generate on the same prompts.
 
-    All outputs are greedy and are checked against plain decoding. Unless told otherwise every method
-    stops where the plain continuation begins to loop, since in a loop any draft is accepted.
+    All outputs are greedy and are checked against plain decoding. Unless told otherwise every
+    method stops where the plain continuation begins to loop, since in a loop any draft is accepted.
 
     Example: foretoken bench tiny-mtp
     """
@@ -88,8 +88,8 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
             common.console.print(f"{model}: accepted while decoding, {shares}")
         if table.looped:
             common.console.print(
-                f"{model}: {table.looped} continuations fall into a loop and were cut where it begins"
-                f" ({table.dropped} prompts left out because that is at once)."
+                f"{model}: {table.looped} continuations fall into a loop and were cut where it "
+                f"begins ({table.dropped} prompts left out because that is at once)."
             )
 
 

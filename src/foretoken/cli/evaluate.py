@@ -18,7 +18,8 @@ def evaluate(
     dtype: common.Dtype = "auto",
     json: common.Json = None,
 ) -> None:
-    """Measure the heads on text they have not seen: accuracy by depth, and agreement with the backbone.
+    """Measure the heads on text they have not seen: accuracy by depth, and agreement with the
+    backbone.
 
     Example: foretoken eval tiny-mtp --data stdlib:held-out
     """

@@ -14,7 +14,7 @@ from foretoken.decoding import NoDrafter, Step
 from foretoken.errors import InputError
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
-"""How an accepted token is coloured, by the depth that drafted it; the last one serves all deeper."""
+"""Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
 
 
 def generate(

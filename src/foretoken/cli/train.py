@@ -27,7 +27,8 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="frozen: heads on the given weights (default). pretrain: backbone and heads from scratch."
+            help="frozen: heads on the given weights (default). "
+            "pretrain: backbone and heads from scratch."
         ),
     ] = None,
     head: Annotated[
@@ -62,8 +63,8 @@ def train(
 ) -> None:
     """Train heads that predict further ahead, and save them to OUT/model.
 
-    Say when to stop with --epochs, --steps or --minutes. A run that was interrupted goes on when the
-    same command is given again.
+    Say when to stop with --epochs, --steps or --minutes. A run that was interrupted goes on when
+    the same command is given again.
 
     Example: foretoken train tiny --data stdlib:train --head sequential --minutes 2 --out runs/first
     """

@@ -1,7 +1,7 @@
 """Acceptance rules: how much of a draft stands, and the token that follows.
 
-A rule is a pure function of the draft and the backbone's logits over it. Its type says whether it is
-lossless, that is, whether what it emits is distributed exactly as the backbone's own output.
+A rule is a pure function of the draft and the backbone's logits over it. Its type says whether it
+is lossless, that is, whether what it emits is distributed exactly as the backbone's own output.
 
 Shapes: G drafted tokens, V vocabulary.
 """

@@ -1,7 +1,7 @@
 """The backbone's cache: full-length keys and values, from whose end tokens can be removed.
 
-Sliding-window layers keep everything too (the window is in the attention mask), because what a window
-has dropped could not be brought back when a draft is rejected.
+Sliding-window layers keep everything too (the window is in the attention mask), because what a
+window has dropped could not be brought back when a draft is rejected.
 """
 
 from transformers import Cache, DynamicCache
@@ -29,6 +29,7 @@ def require_rollback(backbone: Backbone) -> None:
     if recurrent or stateful:
         what = f"layers of type {', '.join(recurrent)}" if recurrent else "a recurrent state"
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in drafts yet: its cache has {what}, "
-            "which cannot be rolled back when a draft is rejected; use transformers' generate."
+            f"{type(backbone.model).__name__} cannot be decoded in drafts yet: its cache has "
+            f"{what}, which cannot be rolled back when a draft is rejected; "
+            "use transformers' generate."
         )

@@ -1,8 +1,9 @@
-"""Prediction by depth on held-out text, teacher-forced: the probe's marginalization and heads alike.
+"""Prediction by depth on held-out text, teacher-forced: the probe's marginalization and heads
+alike.
 
-*Accuracy* compares a prediction with the text, *acceptance* with what the backbone itself would choose
-at that place after reading the true tokens in between: the share of drafts that greedy verification
-would let pass, place by place.
+*Accuracy* compares a prediction with the text, *acceptance* with what the backbone itself would
+choose at that place after reading the true tokens in between: the share of drafts that greedy
+verification would let pass, place by place.
 
 Shapes: T row length, P positions, K depths, V vocabulary.
 """
@@ -61,8 +62,8 @@ class DepthTable:
         method: `marginalization` or the head's kind.
         positions: how many positions the mean of depth 0 is over.
         tallies: one per depth.
-        bits_per_byte: of depth 0, over whole blocks; the first token of a block is not predicted and
-            counts as one of mean length.
+        bits_per_byte: of depth 0, over whole blocks; the first token of a block is not predicted
+            and counts as one of mean length.
     """
 
     method: str
@@ -96,8 +97,7 @@ def measure_marginals(
     order = torch.Generator().manual_seed(seed)
     tallies = [_Tally() for _ in range(depth + 1)]
     for number, index in enumerate(torch.randperm(len(blocks), generator=order)[:rows].tolist()):
-        row, places = _last_document(blocks[index])
-        row = row.to(model.backbone.device)
+        row = _last_document(blocks[index]).to(model.backbone.device)
         usable = row.shape[1] - 1 - depth
         if usable < 1:
             continue
@@ -161,8 +161,7 @@ def _own_choice(model: MTPModel, row: Tensor) -> Tensor:
     return model.backbone.unembed(model.backbone(row).final).argmax(-1)
 
 
-def _last_document(block: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The last document of a block as a row of its own, (1, T') tokens and positions."""
-    positions = block["position_ids"]
-    start = int((positions == 0).nonzero()[-1])
-    return block["input_ids"][start:].unsqueeze(0), positions[start:].unsqueeze(0)
+def _last_document(block: dict[str, Tensor]) -> Tensor:
+    """The last document of a block as a row of its own, (1, T')."""
+    start = int((block["position_ids"] == 0).nonzero()[-1])
+    return block["input_ids"][start:].unsqueeze(0)

@@ -15,8 +15,8 @@ def loop_start(tokens: Sequence[int]) -> int | None:
     """Where the continuation begins to repeat itself to its end, or None.
 
     A loop is a tail in which some cycle of up to `MAX_PERIOD` tokens stands at least `MIN_REPEATS`
-    times in a row (and at least `MIN_LENGTH` tokens in all). It starts where the cycle begins for the
-    second time: the first time it was still news.
+    times in a row (and at least `MIN_LENGTH` tokens in all). It starts where the cycle begins for
+    the second time: the first time it was still news.
     """
     length = len(tokens)
     best: int | None = None

@@ -1,8 +1,8 @@
 """Decoding side by side: the same prompts through every method, in one run, on one machine.
 
-Prompt by prompt every method takes its turn, so that a slow minute of the machine hits them all, and
-every measurement is repeated and its median taken. `plain` comes first: it is what the others are
-compared with, in output and in speed.
+Prompt by prompt every method takes its turn, so that a slow minute of the machine hits them all,
+and every measurement is repeated and its median taken. `plain` comes first: it is what the others
+are compared with, in output and in speed.
 """
 
 import statistics
@@ -81,7 +81,7 @@ class Transformers:
         )
         handle = self.lm.register_forward_pre_hook(tally)
         try:
-            output = self.lm.generate(
+            output = self.lm.generate(  # type: ignore[operator]
                 prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
             )
         finally:
@@ -225,7 +225,7 @@ def _rows(
 
 
 def acceptance_by_depth(steps: Sequence[Step]) -> dict[int, float]:
-    """Of the steps that drafted depth k after depths 1…k-1 were accepted, the share that kept it."""
+    """Of the steps that reached depth k (1…k-1 accepted), the share that accepted it too."""
     deepest = max((step.drafted for step in steps), default=0)
     shares = {}
     for depth in range(1, deepest + 1):

@@ -1,8 +1,8 @@
 """What every head is: a module that turns tapped hidden states into one prediction per depth.
 
 A head knows nothing of Hugging Face. It is built from `Parts` (how to make a block and a norm that
-suit the backbone) and its blocks are run by the caller's `RunBlock`, which knows masks, positions and
-caches. Adding a design is adding one file with a `Head` and its `Config`.
+suit the backbone) and its blocks are run by the caller's `RunBlock`, which knows masks, positions
+and caches. Adding a design is adding one file with a `Head` and its `Config`.
 
 Shapes: B batch, T time, K depths, D hidden.
 """
@@ -86,7 +86,7 @@ class Head(nn.Module, ABC):
 
     Config: ClassVar[type[HeadConfig]]
 
-    def __init__(self, config: HeadConfig) -> None:
+    def __init__(self, config: HeadConfig, parts: Parts) -> None:
         super().__init__()
         self.config = config
 

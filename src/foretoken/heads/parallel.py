@@ -1,8 +1,8 @@
 """Parallel heads: one decoder block per depth, side by side on one tap.
 
 Gloeckle et al. 2024, "Better & Faster Large Language Models via Multi-token Prediction"
-(arXiv 2404.19737), section 2: P(x_{t+1+k} | x_≤t) = softmax(f_u(f_{h_k}(z_t))), with a transformer layer
-f_{h_k} per depth and the unembedding f_u shared. Their trunk z is our tap `"trunk"`.
+(arXiv 2404.19737), section 2: P(x_{t+1+k} | x_≤t) = softmax(f_u(f_{h_k}(z_t))), with a transformer
+layer f_{h_k} per depth and the unembedding f_u shared. Their trunk z is our tap `"trunk"`.
 """
 
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class ParallelHeads(Head):
         tap: str | int = "trunk"
 
     def __init__(self, config: HeadConfig, parts: Parts) -> None:
-        super().__init__(config)
+        super().__init__(config, parts)
         self.blocks = nn.ModuleList(parts.block() for _ in range(config.depth))
         self.norms = nn.ModuleList(parts.norm() for _ in range(config.depth))
 

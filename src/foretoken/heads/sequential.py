@@ -1,4 +1,5 @@
-"""Sequential heads: DeepSeek's chain of modules, each reading the one before and the next true token.
+"""Sequential heads: DeepSeek's chain of modules, each reading the one before and the next true
+token.
 
 DeepSeek-V3 technical report (arXiv 2412.19437), section 2.2, equations 21-23:
 
@@ -53,7 +54,7 @@ class SequentialHeads(Head):
         shared: bool = False
 
     def __init__(self, config: HeadConfig, parts: Parts) -> None:
-        super().__init__(config)
+        super().__init__(config, parts)
         count = 1 if getattr(config, "shared", False) else config.depth
         self.chain = nn.ModuleList(SequentialModule(parts) for _ in range(count))
 

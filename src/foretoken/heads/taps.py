@@ -1,9 +1,9 @@
 """Taps: which hidden state of the backbone a head reads.
 
-A tap is written `"final"` (after the final norm, what the output head reads), `"trunk"` (the residual
-stream before the last block: Gloeckle et al. 2024, section 2, where the model's own last block is the
-next-token head), or an integer `l` (the residual stream entering block `l`; `l = L` leaves the last
-block, before the final norm).
+A tap is written `"final"` (after the final norm, what the output head reads), `"trunk"` (the
+residual stream before the last block: Gloeckle et al. 2024, section 2, where the model's own last
+block is the next-token head), or an integer `l` (the residual stream entering block `l`; `l = L`
+leaves the last block, before the final norm).
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from foretoken.errors import HeadError, InputError
 
 @dataclass(frozen=True)
 class Tap:
-    """A resolved tap: `layer` None is the final hidden state, else the residual stream entering it."""
+    """A resolved tap: the residual stream entering `layer`, or the final hidden state (None)."""
 
     layer: int | None
 

@@ -2,14 +2,16 @@
 
 Mehra, Alonso Garcia and Mauch 2025 (arXiv 2502.09419):
 
-    p(x_{t+1+k} | x_≤t) = Σ_{v_1…v_k} p(v_1 | x_≤t) ⋯ p(v_k | x_≤t, v_<k) · p(x_{t+1+k} | x_≤t, v_1…v_k)
+    p(x_{t+1+k} | x_≤t) = Σ_{v_1…v_k} p(v_1 | x_≤t) ⋯ p(v_k | x_≤t, v_<k) · p(x_{t+1+k} | x_≤t,
+    v_1…v_k)
 
-The sum runs over the `width` likeliest strings, found depth by depth (a beam); their total probability
-is the *covered mass*, and what is not covered is spread evenly over the vocabulary, so that the result
-is a distribution. With `width` ≥ V the sum over strings of one token is exact.
+The sum runs over the `width` likeliest strings, found depth by depth (a beam); their total
+probability is the *covered mass*, and what is not covered is spread evenly over the vocabulary, so
+that the result is a distribution. With `width` ≥ V the sum over strings of one token is exact.
 
-All strings of all positions of a row hang on the same prefix, so they are computed as a tree: one pass
-over the row, then one pass per depth in which every node sees its own prefix and its own ancestors.
+All strings of all positions of a row hang on the same prefix, so they are computed as a tree: one
+pass over the row, then one pass per depth in which every node sees its own prefix and its own
+ancestors.
 
 Shapes: P positions, M strings per position (`width`), K depths, V vocabulary, T row length.
 """
@@ -21,8 +23,8 @@ import torch
 from torch import Tensor
 
 from foretoken.backbone import Backbone
-from foretoken.errors import BackboneError, InputError
 from foretoken.decoding.cache import new_cache, require_rollback
+from foretoken.errors import BackboneError, InputError
 
 
 @dataclass(frozen=True)

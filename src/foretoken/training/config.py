@@ -17,8 +17,8 @@ class TrainConfig(BaseModel):
     """Settings of a run. The defaults suit heads on a frozen backbone.
 
     Attributes:
-        recipe: `frozen` trains heads on the weights given; `pretrain` draws new random weights for the
-            backbone's config and trains them together with the heads.
+        recipe: `frozen` trains heads on the weights given; `pretrain` draws new random weights for
+            the backbone's config and trains them together with the heads.
         head: kind of head, or `none` for next-token training alone (recipe `pretrain`).
         depth: K, how many tokens beyond the next one the heads predict.
         tap: which hidden state they read; None is the design's default.
@@ -26,8 +26,8 @@ class TrainConfig(BaseModel):
         init: weights of new blocks, `fresh` or a `copy` of the backbone's last block.
         loss: `sum` (Gloeckle) or `mean` (DeepSeek's λ/D) over depths.
         loss_scale: λ.
-        epochs, steps, minutes: when to stop; the one reached first. The learning rate falls along the
-            one that is furthest.
+        epochs, steps, minutes: when to stop; the one reached first. The learning rate falls along
+            the one that is furthest.
         batch_size: rows per step.
         block_size: T, tokens per row.
         optimizer: `adamw`, or `muon` for the matrices of the blocks beside AdamW for the rest.
@@ -37,8 +37,9 @@ class TrainConfig(BaseModel):
         schedule: how the rate falls after warm-up: `linear` or `cosine` to zero, or `constant`.
         warmup: share of the run over which the rate rises.
         max_grad_norm: longer gradients are cut to this length.
-        precision: `float32`; `bf16-mixed`, matrix products in bfloat16 over float32 weights (autocast);
-            or `bf16`, weights and activations in bfloat16 and the optimiser's own copies in float32.
+        precision: `float32`; `bf16-mixed`, matrix products in bfloat16 over float32 weights
+            (autocast); or `bf16`, weights and activations in bfloat16 and the optimiser's own
+            copies in float32.
         attention: implementation to run, such as `sdpa` or `eager`; None leaves the model's own.
         seed: of the weights, the order of the data and everything else.
         log_every: steps between lines of the metrics.

@@ -109,7 +109,9 @@ def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     ]
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
-        matrices, vectors, others = [], [], []
+        matrices: list[nn.Parameter] = []
+        vectors: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
         for parameter, kind in zip(parameters, kinds, strict=True):
             orthogonal = config.optimizer == "muon" and kind == "matrix" and parameter.ndim == 2
             (matrices if orthogonal else vectors if kind == "vector" else others).append(parameter)

@@ -1,7 +1,8 @@
-"""One training run on transformers' `Trainer`, which brings mixed precision, accumulation and resuming.
+"""One training run on transformers' `Trainer`, which brings mixed precision, accumulation and
+resuming.
 
-A run directory holds `config.yaml` (resolved), `metrics.jsonl`, `checkpoint-N/` to resume from while
-it runs, and `model/` at the end.
+A run directory holds `config.yaml` (resolved), `metrics.jsonl`, `checkpoint-N/` to resume from
+while it runs, and `model/` at the end.
 """
 
 import json
@@ -28,7 +29,7 @@ from transformers import (
 
 from foretoken.checkpoint import is_foretoken_directory, read_heads, read_tensors
 from foretoken.data import PackedBlocks
-from foretoken.errors import CheckpointError, InputError
+from foretoken.errors import BackboneError, CheckpointError, InputError
 from foretoken.model import MTPModel
 from foretoken.training.config import TrainConfig
 from foretoken.training.optimizers import make_optimizer, make_schedule
@@ -104,8 +105,11 @@ def train(
     Raises:
         InputError: `out` belongs to a run with other settings.
     """
-    if len(blocks) < 1:
-        raise InputError("there is not one block to train on.")
+    if not model.backbone.isolates_documents:
+        raise BackboneError(
+            f"{type(model.lm).__name__} lets packed documents attend to each other; "
+            "training on it waits for blocks of one document each."
+        )
     _claim(out, config)
     if config.recipe == "frozen":
         model.freeze_backbone()

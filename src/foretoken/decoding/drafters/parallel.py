@@ -1,7 +1,8 @@
 """Drafting with parallel heads: every depth from one pass over what was just verified.
 
 The heads run over the very positions of the verify pass, called as the backbone called its last
-block, and then forget the rejected ones as the backbone does. Their caches stay in step with its own.
+block, and then forget the rejected ones as the backbone does. Their caches stay in step with its
+own.
 
 Shapes: W positions of the verify pass, K depths, D hidden.
 """

@@ -1,9 +1,9 @@
 """Drafting with sequential heads: each depth reads the token that the depth before it drafted.
 
-At position i depth k reads x_{i+k}. For the last K-1 positions that token was still a draft one round
-ago, so every round computes those positions again, with the tokens that now stand, before it drafts
-from the last one. All depths run over this same window, so that they share one mask and one rotary
-embedding, and what they compute is exactly what training computed.
+At position i depth k reads x_{i+k}. For the last K-1 positions that token was still a draft one
+round ago, so every round computes those positions again, with the tokens that now stand, before it
+drafts from the last one. All depths run over this same window, so that they share one mask and one
+rotary embedding, and what they compute is exactly what training computed.
 
 Shapes: W positions of the window, K depths, D hidden.
 """
@@ -51,7 +51,7 @@ class SequentialDrafter:
         return tokens[0, end + 1 : end + 1 + limit]
 
     def _window(self, committed: Committed) -> Tensor:
-        """Tapped states of the positions to compute: the new ones that stand, behind the trailing."""
+        """Tapped states of the window: the new positions that stand, behind the trailing ones."""
         output = committed.output
         tapped = self.tap.read(output.final, output.states)[:, : committed.kept]
         if self.trailing is not None:
