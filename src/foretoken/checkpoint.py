@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -105,10 +105,11 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path, superseded: Collection[str] = ()) -> Iterator[Path]:
     """Give a temporary directory whose files appear in `target` all at once, or not at all.
 
-    Where `target` exists its other files stay, and the files of the same name are replaced.
+    Where `target` exists its other files stay, except those named in `superseded`, and the files of
+    the same name are replaced.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
@@ -120,6 +121,8 @@ def replacing(target: Path) -> Iterator[Path]:
         if target.exists():
             for file in sorted(work.iterdir()):
                 os.replace(file, target / file.name)
+            for name in superseded:
+                (target / name).unlink(missing_ok=True)
         else:
             os.replace(work, target)
     finally:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
 from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
@@ -32,9 +34,12 @@ def resolve(name: str | Path) -> str:
     if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
         return str(files("foretoken") / "bundled" / name)
     path = Path(name)
-    if path.is_dir() or (isinstance(name, str) and name.count("/") == 1 and not path.exists()):
+    if path.is_dir() and str(name):
         return str(name)
-    problem = "is a file, not a model directory" if path.exists() else "does not exist"
+    if isinstance(name, str) and name.count("/") == 1 and not path.exists():
+        _find_on_hub(name)
+        return name
+    problem = "is a file, not a model directory" if path.is_file() else "does not exist"
     raise InputError(
         f"model {str(name)!r} {problem}; "
         f"give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
@@ -55,11 +60,15 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTr
     where = resolve(name)
     with _explained(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            where, dtype=dtype, output_loading_info=True, use_safetensors=True
+            where,
+            dtype=dtype,
+            output_loading_info=True,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # reported below, by name
         )
     model, info = loaded
     missing = sorted(info["missing_keys"])
-    mismatched = sorted(str(key) for key in info["mismatched_keys"])
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -84,6 +93,21 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     where = resolve(name)
     with _explained(where, "its tokenizer"):
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(where))
+
+
+def _find_on_hub(name: str) -> None:
+    """Say at once that a model cannot be had, where transformers would retry for a minute."""
+    try:
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return
+        model_info(name, timeout=10)
+    except (HFValidationError, RepositoryNotFoundError):
+        reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
+    except Exception as error:  # whatever the HTTP library of the day raises
+        reason = f"is no directory, and the Hub cannot be asked for it ({error})"
+    else:
+        return
+    raise InputError(f"model {name!r} {reason}; check the name.")
 
 
 @contextmanager

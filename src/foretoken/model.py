@@ -14,6 +14,8 @@ from transformers import PreTrainedModel
 
 from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.checkpoint import (
+    CONFIG_FILE,
+    HEADS_FILE,
     BackboneReference,
     StoredHeads,
     is_foretoken_directory,
@@ -258,7 +260,10 @@ class MTPModel(nn.Module):
             tokenizer_path = where
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
-        model = cls(backbone, None if stored is None else _head_config(stored))
+        try:
+            model = cls(backbone, None if stored is None else _head_config(stored))
+        except (InputError, HeadError) as error:
+            raise CheckpointError(f"{Path(where) / CONFIG_FILE}: {error}") from None
         model.tokenizer_path = tokenizer_path
         if stored is not None:
             model._check_fingerprint(stored.backbone, where)
@@ -276,7 +281,9 @@ class MTPModel(nn.Module):
                 None stores the backbone beside them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
         """
-        with replacing(Path(path)) as work:
+        # Without heads, those of an earlier save go: they would not fit the new backbone.
+        superseded = (CONFIG_FILE, HEADS_FILE) if self.head is None else ()
+        with replacing(Path(path), superseded) as work:
             if backbone_path is None:
                 self.lm.save_pretrained(work)
             if tokenizer is not None:
@@ -314,7 +321,7 @@ class MTPModel(nn.Module):
 
 
 def _head_config(stored: StoredHeads) -> HeadConfig:
-    return head_class(stored.head.get("kind", "")).Config.from_dict(stored.head)
+    return head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -84,10 +84,17 @@ def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def load_blocks(data: str, tokenizer: PreTrainedTokenizerBase, block_size: int) -> PackedBlocks:
-    """Read and pack a corpus, showing that something happens."""
+def load_blocks(
+    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
+) -> PackedBlocks:
+    """Read a corpus, packed if the model keeps documents apart; show that something happens."""
     with console.status(f"Reading {data}"):
-        return PackedBlocks.from_documents(read_documents(data), tokenizer, block_size)
+        return PackedBlocks.from_documents(
+            read_documents(data),
+            tokenizer,
+            block_size,
+            one_document_per_block=not model.backbone.isolates_documents,
+        )
 
 
 def load_prompts(

@@ -40,7 +40,7 @@ def demo(
 
     _headline(1, "What tiny already knows, without any training")
     tiny = common.load_model("tiny", "cpu")
-    rows_of_text = common.load_blocks(HELD_OUT, tokenizer, 128)
+    rows_of_text = common.load_blocks(HELD_OUT, tiny, tokenizer, 128)
     with common.progress_bar("Marginalizing") as progress:
         marginals = measure_marginals(
             tiny, rows_of_text, depth=2, width=32, positions=512, seed=seed, progress=progress
@@ -52,7 +52,7 @@ def demo(
 
     _headline(2, f"Training heads on tiny, its own weights frozen ({minutes:g} minutes)")
     trained = _train_heads(out, minutes, seed)
-    blocks = common.load_blocks(HELD_OUT, tokenizer, 256)
+    blocks = common.load_blocks(HELD_OUT, trained, tokenizer, 256)
     depths = measure_heads(trained, blocks, limit=64)
     show_depths(depths, "The new heads, held-out code")
     rows = [{"model": "tiny", **row} for row in depths.rows()]
@@ -79,7 +79,7 @@ def _train_heads(out: Path, minutes: float, seed: int) -> MTPModel:
         matrix_learning_rate=0.01, save_every=0,
     )  # fmt: skip
     model = build("tiny", config, common.pick_device("cpu"))
-    blocks = common.load_blocks("stdlib:train", load_tokenizer("tiny"), config.block_size)
+    blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
     with training_bar() as report:
         result = run_training(
             model, blocks, config, out / "heads", backbone_path=reference("tiny"), report=report

@@ -24,7 +24,7 @@ def evaluate(
     Example: foretoken eval tiny-mtp --data stdlib:held-out
     """
     loaded = common.load_model(model, device, dtype)
-    corpus = common.load_blocks(data, common.tokenizer_of(model, loaded), block_size)
+    corpus = common.load_blocks(data, loaded, common.tokenizer_of(model, loaded), block_size)
     with common.progress_bar("Evaluating") as progress:
         found = measure_heads(loaded, corpus, limit=blocks, progress=progress)
     show_depths(found, f"{model} on {data}")

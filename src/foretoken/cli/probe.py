@@ -28,7 +28,7 @@ def probe(
     Example: foretoken probe tiny --data stdlib:held-out
     """
     loaded = common.load_model(model, device, dtype)
-    blocks = common.load_blocks(data, common.tokenizer_of(model, loaded), block_size)
+    blocks = common.load_blocks(data, loaded, common.tokenizer_of(model, loaded), block_size)
     with common.progress_bar("Marginalizing") as progress:
         found = measure_marginals(
             loaded,

@@ -81,8 +81,8 @@ def train(
         TrainConfig.from_yaml(config, **chosen) if config else TrainConfig.parse(chosen, "train")
     )
     tokenizer = load_tokenizer(model)
-    blocks = common.load_blocks(data, tokenizer, settings.block_size)
     built = build(model, settings, common.pick_device(device))
+    blocks = common.load_blocks(data, built, tokenizer, settings.block_size)
     with training_bar() as report:
         result = run_training(
             built,

@@ -1,4 +1,4 @@
-"""Documents cut into blocks of one length, with nothing padded.
+"""Documents cut into blocks of one length: packed with nothing padded, or one to a block.
 
 Shapes: T tokens per block.
 """
@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from foretoken.data.documents import Document
 from foretoken.errors import InputError
+from foretoken.targets import IGNORE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -37,25 +38,40 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
     the start of each block and of each document in it, and they alone tell where documents begin:
     transformers reads packed rows so, and lets no document attend to another.
 
+    Not every model obeys (`Backbone.isolates_documents`). For those that do not, a block can hold
+    one document: each document, or stretch of T tokens of a longer one, then begins a block and is
+    filled up at its end, and an item has `"labels": (T,) int64` too, `IGNORE` on the filling. The
+    filling needs no attention mask: in a causal model nothing before it can see it. A stretch of a
+    single token has nothing to predict and is dropped.
+
     Attributes:
-        num_tokens: tokens kept, the number of blocks × T.
+        num_tokens: tokens kept, without filling; where blocks are packed, their number × T.
         num_documents: documents of which at least one token is kept.
         num_bytes: UTF-8 bytes of the text kept. Documents wholly kept count in full, wholly
-            dropped not at all, and the one that the last cut goes through in proportion to its
-            tokens kept, rounded. End-of-sequence tokens count as tokens and have no bytes.
+            dropped not at all, and one that is kept in part in proportion to its tokens kept; the
+            sum is rounded. End-of-sequence tokens count as tokens and have no bytes.
+        one_document_per_block: whether blocks are filled up rather than packed.
     """
 
     def __init__(
-        self, blocks: NDArray[np.int32], starts: NDArray[np.int64], *, num_bytes: int
+        self,
+        blocks: NDArray[np.int32],
+        starts: NDArray[np.int64],
+        *,
+        num_bytes: int,
+        lengths: NDArray[np.int64] | None = None,
     ) -> None:
         """Take blocks already cut: `from_documents` is the way to make them.
 
         `blocks` is (N, T); `starts` are the places in the flattened blocks where a document begins,
-        in rising order.
+        in rising order; `lengths` (N,) are the tokens of each block before its filling, None where
+        blocks are packed.
         """
         self._blocks = blocks
         self._starts = starts
-        self.num_tokens = blocks.size
+        self._lengths = lengths
+        self.one_document_per_block = lengths is not None
+        self.num_tokens = blocks.size if lengths is None else int(lengths.sum())
         self.num_documents = len(starts)
         self.num_bytes = num_bytes
 
@@ -66,19 +82,24 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         tokenizer: PreTrainedTokenizerBase,
         block_size: int,
         *,
+        one_document_per_block: bool = False,
         progress: Callable[[int], None] | None = None,
     ) -> PackedBlocks:
         """Tokenize `documents` and cut them into blocks of `block_size` tokens.
 
+        `one_document_per_block` is for models that let packed documents attend to each other; a
+        shorter block is filled up with the end-of-sequence token, else the padding token, else 0.
         `progress` is called after every few documents with the number tokenized so far. The
         tokenizer adds no special tokens of its own. The same documents give the same blocks.
 
         Raises:
-            InputError: `block_size` is not positive, or all documents together are shorter than one
-                block.
+            InputError: `block_size` is too small, or the text is too short: for one block, or with
+                one document per block for a single target.
         """
         if block_size < 1:
             raise InputError(f"block size must be at least 1 token, not {block_size}")
+        if one_document_per_block and block_size == 1:
+            raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
         pieces: list[NDArray[np.int32]] = []
         sizes: list[int] = []
         done = 0
@@ -90,6 +111,8 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
             done += len(batch)
             if progress is not None:
                 progress(done)
+        if one_document_per_block:
+            return cls._fill(pieces, np.array(sizes, np.int64), block_size, _filler(tokenizer))
         return cls._cut(pieces, np.array(sizes, np.int64), block_size)
 
     @classmethod
@@ -115,6 +138,35 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
             num_bytes=round(float(shares @ sizes)),
         )
 
+    @classmethod
+    def _fill(
+        cls,
+        pieces: list[NDArray[np.int32]],
+        sizes: NDArray[np.int64],
+        block_size: int,
+        filler: int,
+    ) -> PackedBlocks:
+        """Begin a block with each document and every `block_size` tokens in it; fill it up."""
+        totals = np.array([len(piece) for piece in pieces], np.int64)
+        kept = totals - (totals % block_size == 1)  # a last stretch of one token is dropped
+        if not kept.any():
+            raise InputError("no document has 2 tokens, so there is nothing to predict: give more")
+        stretches = [
+            piece[begin : begin + block_size]
+            for piece, end in zip(pieces, kept, strict=True)
+            for begin in range(0, int(end), block_size)
+        ]
+        blocks = np.full((len(stretches), block_size), filler, np.int32)
+        for block, stretch in zip(blocks, stretches, strict=True):
+            block[: len(stretch)] = stretch
+        counts = -(-kept // block_size)  # blocks of each document
+        return cls(
+            blocks,
+            (np.cumsum(counts) - counts)[kept > 0] * block_size,
+            num_bytes=round(float(kept / totals @ sizes)),
+            lengths=np.array([len(stretch) for stretch in stretches], np.int64),
+        )
+
     @property
     def block_size(self) -> int:
         """T, the tokens of every block."""
@@ -125,10 +177,12 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         index = range(len(self))[index]  # from the end if negative; IndexError outside
-        return {
-            "input_ids": torch.from_numpy(self._blocks[index].astype(np.int64)),
-            "position_ids": torch.from_numpy(self._positions(index)),
-        }
+        tokens = torch.from_numpy(self._blocks[index].astype(np.int64))
+        item = {"input_ids": tokens, "position_ids": torch.from_numpy(self._positions(index))}
+        if self._lengths is not None:
+            item["labels"] = tokens.clone()
+            item["labels"][self._lengths[index] :] = IGNORE
+        return item
 
     def _positions(self, index: int) -> NDArray[np.int64]:
         """Return how far each token of block `index` is from its document's start in it: (T,)."""
@@ -190,6 +244,12 @@ def _tokenize(
     tail = [] if eos is None else [eos]
     for ids in encoded:
         yield np.array([*ids, *tail] if ids else [], np.int32)
+
+
+def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Return the token that fills up a block: one that the model knows."""
+    known = (tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
+    return next(token for token in known if token is not None)
 
 
 def _batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:

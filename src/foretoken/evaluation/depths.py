@@ -140,6 +140,7 @@ def measure_heads(
 def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tally]) -> None:
     backbone = model.backbone
     tokens = block["input_ids"].unsqueeze(0).to(backbone.device)
+    labels = _labels(block).unsqueeze(0).to(backbone.device)
     position_ids = block["position_ids"].unsqueeze(0).to(backbone.device)
     layers = model.tap.layers if model.head is not None else ()
     output = backbone(tokens, position_ids=position_ids, layers=layers)
@@ -148,7 +149,7 @@ def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tal
     if model.head is not None:
         hiddens = (output.final, *model.depth_hidden(tokens, output))
     for depth, hidden in enumerate(hiddens):
-        targets = depth_targets(tokens, depth, position_ids)[0]
+        targets = depth_targets(labels, depth, position_ids)[0]
         probabilities = backbone.unembed(hidden)[0].float().softmax(-1)
         ahead = own[0].roll(-depth)  # the end wraps around, where there is no target
         mass = torch.ones(len(targets), device=targets.device)
@@ -162,6 +163,12 @@ def _own_choice(model: MTPModel, row: Tensor) -> Tensor:
 
 
 def _last_document(block: dict[str, Tensor]) -> Tensor:
-    """The last document of a block as a row of its own, (1, T')."""
+    """The last document of a block as a row of its own, (1, T'), without filling."""
     start = int((block["position_ids"] == 0).nonzero()[-1])
-    return block["input_ids"][start:].unsqueeze(0)
+    row = _labels(block)[start:]
+    return row[row != IGNORE].unsqueeze(0)
+
+
+def _labels(block: dict[str, Tensor]) -> Tensor:
+    """The tokens of a block, (T,), `IGNORE` on what fills it up."""
+    return block.get("labels", block["input_ids"])

@@ -69,7 +69,7 @@ class TrainResult:
     Attributes:
         directory: of the trained model.
         steps: optimiser steps done.
-        tokens: tokens read, over all steps.
+        tokens: tokens read, over all steps, the filling of blocks included.
         seconds: of training in this process.
         depth_losses: of the last report.
     """
@@ -95,7 +95,7 @@ def train(
 
     Args:
         model: with heads attached; changed in place.
-        blocks: the corpus.
+        blocks: the corpus, one document per block where the backbone does not isolate documents.
         config: the settings.
         out: the run directory.
         tokenizer: saved with the model.
@@ -103,12 +103,13 @@ def train(
         report: called with the progress every `config.log_every` steps.
 
     Raises:
+        BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
         InputError: `out` belongs to a run with other settings.
     """
-    if not model.backbone.isolates_documents:
+    if not (blocks.one_document_per_block or model.backbone.isolates_documents):
         raise BackboneError(
             f"{type(model.lm).__name__} lets packed documents attend to each other; "
-            "training on it waits for blocks of one document each."
+            "make the blocks with one_document_per_block=True."
         )
     _claim(out, config)
     if config.recipe == "frozen":

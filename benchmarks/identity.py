@@ -1,0 +1,121 @@
+"""Greedy output against transformers' `generate`: every family × every head × 20 prompts, float32.
+
+    python benchmarks/identity.py --json results/identity.json
+
+The backbones are tiny and random (`tests/families.py`), the prompts random tokens. So that drafts are
+accepted as well as rejected, each head is first fitted for a moment to the backbone's own outputs.
+`tokens_per_forward` shows that they are: it says nothing about real models.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from transformers.utils import logging
+
+from foretoken import BackboneError, MTPModel, ParallelHeads, SequentialHeads
+from foretoken.decoding import NoDrafter
+from foretoken.heads import HeadConfig
+from foretoken.provenance import provenance, write_result
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from families import FAMILIES, build
+
+HEADS: dict[str, HeadConfig | None] = {
+    "plain": None,
+    "parallel": ParallelHeads.Config(depth=3),
+    "sequential": SequentialHeads.Config(depth=3),
+    "sequential shared": SequentialHeads.Config(depth=3, shared=True),
+}
+
+
+def fit(model: MTPModel, rows: torch.Tensor, steps: int) -> None:
+    """Fit the heads to `rows` (B, T), the backbone frozen."""
+    model.freeze_backbone()
+    optimizer = torch.optim.AdamW(model.require_head().parameters(), lr=3e-3)
+    model.train()
+    for _ in range(steps):
+        model(rows).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    model.eval()
+
+
+def measure(family: str, prompts: int, new_tokens: int, steps: int) -> list[dict[str, object]]:
+    """One row per head."""
+    lm = build(family)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = lm.config.get_text_config().vocab_size
+    lengths = torch.randint(1, 40, (prompts,), generator=generator).tolist()
+    texts = [torch.randint(vocabulary, (1, n), generator=generator) for n in lengths]
+    expected = [
+        lm.generate(
+            text,
+            attention_mask=torch.ones_like(text),
+            do_sample=False,
+            max_new_tokens=new_tokens,
+            pad_token_id=0,
+        )
+        for text in texts
+    ]
+    rows: list[dict[str, object]] = []
+    for name, config in HEADS.items():
+        torch.manual_seed(0)
+        model = MTPModel(lm, config)
+        if config is not None:
+            fit(model, torch.cat([row[:, -new_tokens:] for row in expected]), steps)
+        drafter = NoDrafter() if config is None else None
+        results = [model.generate(t, max_new_tokens=new_tokens, drafter=drafter) for t in texts]
+        forwards = sum(result.forwards for result in results)
+        same = sum(torch.equal(r.sequences, e) for r, e in zip(results, expected, strict=True))
+        rows.append(
+            {
+                "family": family,
+                "method": name,
+                "depth": model.depth,
+                "prompts": prompts,
+                "identical": same,
+                "tokens": prompts * new_tokens,
+                "forwards": forwards,
+                "tokens_per_forward": prompts * new_tokens / forwards,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--prompts", type=int, default=20)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--fit-steps", type=int, default=60)
+    parser.add_argument("--json", type=Path)
+    arguments = parser.parse_args()
+    logging.set_verbosity_error()
+
+    rows: list[dict[str, object]] = []
+    refused: dict[str, str] = {}
+    for family in FAMILIES:
+        try:
+            rows += measure(family, arguments.prompts, arguments.new_tokens, arguments.fit_steps)
+        except BackboneError as error:
+            refused[family] = str(error)
+            print(f"{family:<14} refused: {error}", flush=True)
+            continue
+        for row in rows[-len(HEADS) :]:
+            print(
+                f"{family:<14} {row['method']:<18} identical {row['identical']} of "
+                f"{row['prompts']}, {row['tokens_per_forward']:.2f} tokens per forward",
+                flush=True,
+            )
+    wrong = sum(int(row["prompts"]) - int(row["identical"]) for row in rows)  # type: ignore[call-overload]
+    print(f"{len(rows)} rows, {wrong} mismatches, {len(refused)} families refused")
+    if arguments.json:
+        settings = {**vars(arguments), "refused": refused}
+        write_result(
+            arguments.json, "identity", settings, rows, provenance(0, "cpu", torch.float32)
+        )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,422 @@
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import families
+import foretoken as ft
+from foretoken.decoding import Drafter, Exact, NoDrafter, Step, decode, drafter_for
+from foretoken.decoding.drafters import Committed
+from foretoken.errors import BackboneError, HeadError, InputError
+from foretoken.loading import load_causal_lm, load_tokenizer
+
+RECURRENT = {
+    "qwen3_next": "linear_attention",
+    "qwen3_5_text": "linear_attention",
+    "lfm2": "conv",
+    "mamba": "linear_attention",
+}
+SERVED = [name for name in families.FAMILIES if name != "bloom" and name not in RECURRENT]
+SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
+DRAFTED = [
+    "llama",
+    "mistral",
+    "gemma3_text",
+    "gpt2",
+    "gpt_oss",
+    "deepseek_v3",
+    "cohere",
+    "falcon_alibi",
+]
+"""Families on which every way to accept is walked through."""
+SHAPES = {
+    "plain": None,
+    "trunk": ft.ParallelHeads.Config(depth=3),
+    "final-copy": ft.ParallelHeads.Config(depth=3, tap="final", init="copy"),
+    "sequential": ft.SequentialHeads.Config(depth=3),
+    "shared": ft.SequentialHeads.Config(depth=2, shared=True, init="copy"),
+}
+NEW = 14
+
+
+@cache
+def attached(family: str, shape: str) -> ft.MTPModel:
+    torch.manual_seed(5)
+    return ft.MTPModel(families.build(family), SHAPES[shape]).eval()
+
+
+@cache
+def prompts(family: str) -> tuple[Tensor, ...]:
+    """One short, one that ends just before the sliding windows do, one past them."""
+    return tuple(families.prompt(1, length, seed=length) for length in (1, 13, 29))
+
+
+@cache
+def reference(family: str, number: int, new: int = NEW) -> list[int]:
+    """The continuation that transformers' own `generate` gives."""
+    lm = attached(family, "plain").lm
+    row = prompts(family)[number]
+    mask = torch.ones_like(row)
+    out = lm.generate(row, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)
+    continuation = out[0, row.shape[1] :].tolist()
+    assert len(continuation) == new
+    return continuation
+
+
+class Oracle:
+    """Knows the continuation, and spoils the drafted tokens it is told to.
+
+    Args:
+        prompt: tokens before the continuation.
+        continuation: what the backbone will say.
+        lengths: how many tokens to draft in each round, over and over.
+        right: how many of them are right before the first wrong one; None: all.
+        inner: a drafter that is asked too, each time, and whose answer is checked.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, prompt, continuation, lengths, right, inner=None) -> None:
+        self.start, self.continuation = prompt.shape[1], continuation
+        self.lengths, self.right, self.inner = lengths, right, inner
+        self.layers = inner.layers if inner else ()
+        self.expected: list[tuple[int, int]] = []
+
+    def draft(self, committed: Committed, limit: int) -> Tensor:
+        done = committed.tokens.shape[1] - self.start
+        assert committed.tokens[0, self.start :].tolist() == self.continuation[:done]
+        if self.inner is not None:
+            self.inner.draft(committed, limit)
+        number = len(self.expected)
+        length = self.lengths[number % len(self.lengths)]
+        right = self.right[number % len(self.right)]
+        draft = torch.tensor(self.continuation[done : done + min(length, limit)], dtype=torch.long)
+        if right < len(draft):
+            draft[right:] = (draft[right:] + 1) % families.VOCAB
+        self.expected.append((len(draft), min(right, len(draft))))
+        return draft
+
+
+class Checked:
+    """Asks a drafter and checks its answer against the heads run over the whole row at once."""
+
+    def __init__(self, model: ft.MTPModel) -> None:
+        self.model, self.drafts = model, 0
+        self.inner = drafter_for(model.backbone, model.require_head(), model.tap)
+        self.layers = self.inner.layers
+
+    def draft(self, committed: Committed, limit: int) -> Tensor:
+        draft = self.inner.draft(committed, limit)
+        assert draft.shape == (min(self.model.depth, limit),)
+        last = committed.tokens.shape[1] - 2  # the position the heads predict from
+        row = torch.cat([committed.tokens, draft.unsqueeze(0)], dim=1)
+        output = self.model.backbone(row, layers=self.model.tap.layers)
+        torch.testing.assert_close(
+            committed.output.final[:, committed.kept - 1],
+            output.final[:, last],
+            rtol=1e-3,
+            atol=1e-3,
+        )
+        states = self.model.depth_hidden(row, output)
+        for token, state in zip(draft.tolist(), states, strict=False):
+            logits = self.model.backbone.unembed(state[0, last])
+            assert logits[token] >= logits.max() - 1e-3
+            self.drafts += 1
+        return draft
+
+
+def check_steps(steps: list[Step], new: int) -> None:
+    """The bookkeeping of a whole generation of `new` tokens."""
+    assert sum(len(step.tokens) for step in steps) == new
+    assert (steps[0].drafted, steps[0].accepted) == (0, 0)
+    assert len(steps[0].tokens) == 1
+    for step in steps:
+        assert 0 <= step.accepted <= step.drafted
+        assert len(step.tokens) == step.accepted + 1
+
+
+# -- identity with transformers -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", SERVED)
+def test_greedy_output_is_that_of_transformers(family: str, shape: str) -> None:
+    model = attached(family, shape)
+    for number, row in enumerate(prompts(family)):
+        result = model.generate(row, torch.ones_like(row), max_new_tokens=NEW)
+        assert result.new_tokens == reference(family, number)
+        assert torch.equal(result.sequences[:, : row.shape[1]], row)
+        assert result.sequences[0, row.shape[1] :].tolist() == result.new_tokens
+        check_steps(result.steps, NEW)
+        assert result.forwards == len(result.steps)
+        assert result.tokens_per_forward == NEW / result.forwards
+        if shape == "plain":
+            assert result.tokens_per_forward == 1
+
+
+@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize("right", [5, 2])
+def test_a_drafter_that_is_right_or_half_right_changes_nothing(family: str, right: int) -> None:
+    model = attached(family, "plain")
+    row = prompts(family)[1]
+    oracle = Oracle(row, reference(family, 1), [5], [right])
+    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    assert result.new_tokens == reference(family, 1)
+    check_steps(result.steps, NEW)
+    assert [(s.drafted, s.accepted) for s in result.steps[1:]] == oracle.expected
+    assert max(s.accepted for s in result.steps) == right
+
+
+@settings(max_examples=20)
+@given(
+    family=st.sampled_from(DRAFTED),
+    number=st.integers(0, 2),
+    lengths=st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    right=st.lists(st.integers(0, 6), min_size=1, max_size=5),
+    new=st.integers(1, NEW),
+)
+def test_whatever_is_drafted_the_output_is_the_backbones(
+    family, number, lengths, right, new
+) -> None:
+    row = prompts(family)[number]
+    oracle = Oracle(row, reference(family, number), lengths, right)
+    result = attached(family, "plain").generate(row, max_new_tokens=new, drafter=oracle)
+    assert result.new_tokens == reference(family, number)[:new]
+    check_steps(result.steps, new)
+    assert [(s.drafted, s.accepted) for s in result.steps[1:]] == oracle.expected
+
+
+# -- the drafters draft what the heads were trained to say --------------------------------------
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
+@pytest.mark.parametrize("family", SERVED)
+def test_drafts_are_what_a_pass_over_the_whole_row_says(family: str, shape: str) -> None:
+    """After rejections and, with every second draft an oracle's, after every accepted length."""
+    model = attached(family, shape)
+    depth = model.depth
+    row, checked = prompts(family)[1], Checked(model)
+    lengths, right = [depth, depth, depth, depth, 0], list(range(depth + 1))
+    oracle = Oracle(row, reference(family, 1), lengths, right, inner=checked)
+    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    assert result.new_tokens == reference(family, 1)
+    assert checked.drafts > depth
+    assert {step.accepted for step in result.steps} >= {0, 1, depth}
+
+
+@settings(max_examples=20)
+@given(
+    family=st.sampled_from(DRAFTED),
+    shape=st.sampled_from(["trunk", "final-copy", "sequential", "shared"]),
+    number=st.integers(0, 2),
+    lengths=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+    right=st.lists(st.integers(0, 3), min_size=1, max_size=5),
+)
+def test_drafts_are_right_after_any_history(family, shape, number, lengths, right) -> None:
+    model, row = attached(family, shape), prompts(family)[number]
+    oracle = Oracle(row, reference(family, number), lengths, right, inner=Checked(model))
+    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    assert result.new_tokens == reference(family, number)
+
+
+@pytest.mark.parametrize("shape", ["trunk", "sequential", "shared"])
+def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
+    """On a row that model and heads know by heart, nearly every draft stands."""
+    config = SHAPES[shape]
+    model = ft.MTPModel(small_llama, config)
+    text = torch.arange(16).repeat(3).unsqueeze(0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(text).loss
+        loss.backward()
+        optimizer.step()
+    row = text[:, :20]
+    result = model.generate(row, max_new_tokens=25, drafter=Checked(model.eval()))
+    own = model.lm.generate(
+        row, attention_mask=torch.ones_like(row), max_new_tokens=25, do_sample=False
+    )
+    assert torch.equal(result.sequences, own)
+    check_steps(result.steps, 25)
+    assert result.tokens_per_forward > 1 + 0.6 * model.depth
+
+
+# -- where it ends ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("new", [1, 2, 3, 7])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_exactly_as_many_tokens_as_asked_for(shape: str, new: int) -> None:
+    row = prompts("llama")[1]
+    result = attached("llama", shape).generate(row, max_new_tokens=new)
+    assert result.new_tokens == reference("llama", 1)[:new]
+    check_steps(result.steps, new)
+
+
+@pytest.mark.parametrize("length", [0, 1, 4])
+@pytest.mark.parametrize("place", range(8))
+def test_nothing_follows_a_stop_token(place: int, length: int) -> None:
+    """Also inside an accepted draft, and as its last token."""
+    row, words = prompts("llama")[2], reference("llama", 2)
+    stop = words[place]
+    place = words.index(stop)
+    oracle = Oracle(row, words, [length], [length])
+    result = attached("llama", "plain").generate(
+        row, max_new_tokens=NEW, stop_tokens={stop}, drafter=oracle
+    )
+    assert result.new_tokens == words[: place + 1]
+    assert result.sequences.shape[1] == row.shape[1] + place + 1
+    for step in result.steps:
+        assert step.accepted <= step.drafted
+        assert len(step.tokens) <= step.accepted + 1
+
+
+def short_context(family: str) -> ft.MTPModel:
+    config = families.FAMILIES[family]()
+    for name in ("max_position_embeddings", "n_positions"):
+        if hasattr(config, name):
+            setattr(config, name, 24)
+    torch.manual_seed(3)
+    return ft.attach(type(families.build(family))(config).eval(), "sequential", depth=3)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("correct", [0, 5])
+def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> None:
+    model = short_context(family)
+    row = families.prompt(1, 13)
+    plain = model.generate(row, max_new_tokens=100, drafter=NoDrafter())
+    assert plain.sequences.shape == (1, 24)
+    assert model.generate(row, max_new_tokens=100).new_tokens == plain.new_tokens
+    oracle = Oracle(row, plain.new_tokens, [5], [correct])
+    result = model.generate(row, max_new_tokens=100, drafter=oracle)
+    assert result.new_tokens == plain.new_tokens
+    check_steps(result.steps, 11)
+    assert model.generate(row[:, :1].repeat(1, 23), max_new_tokens=5).sequences.shape == (1, 24)
+    for length in (24, 25):
+        with pytest.raises(InputError, match=f"prompt has {length} tokens.*context 24; shorten"):
+            model.generate(row[:, :1].repeat(1, length), max_new_tokens=1)
+
+
+# -- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "message"),
+    [
+        (torch.zeros(1, 0, dtype=torch.long), {}, "prompt is empty"),
+        (torch.zeros(2, 4, dtype=torch.long), {}, r"shape \(2, 4\); give one row"),
+        (torch.zeros(4, dtype=torch.long), {}, r"shape \(4,\); give one row"),
+        (torch.tensor([[1, families.VOCAB]]), {}, "outside the model's vocabulary of 101"),
+        (torch.tensor([[1, -1]]), {}, "outside the model's vocabulary of 101"),
+        (torch.zeros(1, families.POSITIONS, dtype=torch.long), {}, "context 512; shorten"),
+        (torch.zeros(1, 4, dtype=torch.long), {"max_new_tokens": 0}, "max_new_tokens is 0"),
+        (torch.zeros(1, 4, dtype=torch.long), {"max_new_tokens": -3}, "max_new_tokens is -3"),
+        (
+            torch.zeros(1, 2, dtype=torch.long),
+            {"attention_mask": torch.tensor([[0, 1]])},
+            "attention mask hides tokens",
+        ),
+    ],
+)
+@pytest.mark.parametrize("shape", ["plain", "trunk"])
+def test_a_prompt_that_cannot_be_continued_is_refused(row, options, message, shape: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        attached("llama", shape).generate(row, **{"max_new_tokens": 4, **options})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("shape", ["plain", "trunk", "sequential"])
+@pytest.mark.parametrize("family", RECURRENT)
+def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) -> None:
+    with pytest.raises(BackboneError) as caught:
+        attached(family, shape).generate(families.prompt(), max_new_tokens=4)
+    message = str(caught.value)
+    assert RECURRENT[family] in message
+    assert "\n" not in message
+
+
+def test_heads_without_a_drafter_are_refused() -> None:
+    model = attached("llama", "trunk")
+
+    class Other(ft.heads.Head):
+        def forward(self, tapped, embed_ahead, run):
+            raise NotImplementedError
+
+    with pytest.raises(HeadError, match="kind 'parallel' cannot draft"):
+        drafter_for(model.backbone, Other(ft.ParallelHeads.Config(depth=1), None), model.tap)
+
+
+# -- rule and loop ------------------------------------------------------------------------------
+
+
+@given(
+    own=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    flips=st.lists(st.booleans(), min_size=6, max_size=6),
+)
+def test_the_exact_rule_accepts_the_longest_right_beginning(own, flips) -> None:
+    logits = torch.nn.functional.one_hot(torch.tensor(own), 5).float()
+    draft = [(o + f) % 5 for o, f in zip(own[:-1], flips, strict=False)]
+    verdict = Exact()(torch.tensor(draft, dtype=torch.long), logits)
+    right = next(
+        (i for i, (d, o) in enumerate(zip(draft, own, strict=False)) if d != o), len(draft)
+    )
+    assert (verdict.accepted, verdict.next_token) == (right, own[right])
+    assert Exact.lossless
+
+
+def test_a_step_is_seen_as_soon_as_it_is_committed() -> None:
+    model, row = attached("llama", "plain"), prompts("llama")[1]
+    asked = []
+
+    class Counting(NoDrafter):
+        def draft(self, committed: Committed, limit: int) -> Tensor:
+            asked.append((committed.tokens.shape[1], committed.kept, limit))
+            return super().draft(committed, limit)
+
+    drafter: Drafter = Counting()
+    stream = decode(model.backbone, row, drafter, Exact(), max_new_tokens=3)
+    assert next(stream).tokens == (reference("llama", 1)[0],)
+    assert asked == []
+    assert [step.tokens for step in stream] == [(token,) for token in reference("llama", 1)[1:3]]
+    assert asked == [(14, 13, 1), (15, 1, 0)]
+
+
+def test_decoding_leaves_no_trace() -> None:
+    model, row = attached("gemma2", "sequential"), prompts("gemma2")[1]
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    kept = row.clone()
+    first = model.generate(row, max_new_tokens=6)
+    second = model.generate(row, max_new_tokens=6)
+    assert first.steps == second.steps
+    assert torch.equal(row, kept)
+    after = model.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("shape", SHAPES)
+def test_real_weights_decode_as_in_transformers(data_dir: Path, shape: str) -> None:
+    where = data_dir / "models" / "stories260K"
+    lm, tokenizer = load_causal_lm(where, dtype=torch.float32), load_tokenizer(where)
+    model = ft.MTPModel(lm, SHAPES[shape])
+    for text in ("Once upon a time", "Lily and Tom went to the park. They"):
+        row = tokenizer(text, return_tensors="pt").input_ids
+        own = lm.generate(
+            row,
+            attention_mask=torch.ones_like(row),
+            max_new_tokens=60,
+            do_sample=False,
+            eos_token_id=None,
+        )
+        result = model.generate(row, max_new_tokens=60)
+        assert torch.equal(result.sequences, own)
+        oracle = Oracle(row, own[0, row.shape[1] :].tolist(), [4], [4, 0, 2])
+        again = model.generate(row, max_new_tokens=60, drafter=oracle)
+        assert torch.equal(again.sequences, own)
+        assert again.tokens_per_forward > 2

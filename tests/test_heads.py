@@ -1,0 +1,286 @@
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import families
+import foretoken as ft
+from foretoken.errors import HeadError, InputError
+from foretoken.heads import HEADS, Head, Tap, head_class
+from foretoken.objective import cross_entropy
+from foretoken.targets import depth_targets
+
+SERVED = [name for name in families.FAMILIES if name != "bloom"]
+SHAPES = {
+    "parallel": {"head": "parallel", "depth": 2},
+    "sequential": {"head": "sequential", "depth": 2},
+    "shared": {"head": "sequential", "depth": 2, "shared": True},
+}
+NO_LEAK = ["llama", "qwen3", "gemma3_text", "gpt2", "deepseek_v3"]
+
+
+@cache
+def attached(family: str, shape: str, depth: int = 2) -> ft.MTPModel:
+    """One model per family and head, for tests that change nothing."""
+    torch.manual_seed(11)
+    return ft.attach(families.build(family), **{**SHAPES[shape], "depth": depth}).eval()
+
+
+def depth_states(
+    model: ft.MTPModel, tokens: Tensor, positions: Tensor | None = None
+) -> list[Tensor]:
+    output = model.backbone(tokens, position_ids=positions, layers=model.tap.layers)
+    return list(model.depth_hidden(tokens, output))
+
+
+# -- over every family --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", SERVED)
+def test_forward_and_backward_reach_every_parameter(family: str, shape: str) -> None:
+    model = ft.attach(families.build(family), **SHAPES[shape]).train()
+    tokens = families.prompt(2, 24)
+    states = depth_states(model, tokens)
+    assert [tuple(state.shape) for state in states] == [(2, 24, families.HIDDEN)] * 2
+    assert not torch.allclose(states[0], states[1])
+    output = model(tokens)
+    assert output.depth_losses.shape == (3,)
+    assert output.depth_losses.isfinite().all()
+    output.loss.backward()
+    for name, parameter in model.head.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.any(), name
+    learned = [p.grad is not None for p in model.lm.parameters()]
+    assert all(learned)
+
+
+@pytest.mark.parametrize("family", SERVED)
+def test_heads_have_the_backbones_type_and_keep_the_families_order_of_parts(family: str) -> None:
+    model = (
+        ft.attach(families.build(family).to(torch.bfloat16), "sequential", depth=1)
+        if (
+            family != "mamba"  # its scan has no bfloat16 on CPU
+        )
+        else attached(family, "sequential")
+    )
+    kinds = {p.dtype for p in model.head.parameters()}
+    assert model.backbone.dtype in kinds
+    assert type(model.head.module(1).block) is type(model.backbone.blocks[-1])
+    assert type(model.head.module(1).norm) is type(model.backbone.final_norm)
+
+
+# -- the designs --------------------------------------------------------------------------------
+
+
+def test_the_chain_equals_deepseeks_equations_on_a_llama() -> None:
+    """arXiv 2412.19437 equations 21-23, depth by depth on rows that get shorter by hand."""
+    depth, length = 3, 12
+    model = attached("llama", "sequential", depth)
+    lm, tokens = model.lm, families.prompt(2, length)
+    with torch.no_grad():
+        previous = lm.model(tokens).last_hidden_state  # h^0
+        ours = depth_states(model, tokens)
+        for k in range(1, depth + 1):
+            link = model.head.chain[k - 1]
+            rows = length - k  # i = 0 … T-k-1 has a token k places ahead
+            past = rms(previous[:, :rows], link.hidden_norm.weight)
+            ahead = rms(lm.model.embed_tokens(tokens[:, k:]), link.embedding_norm.weight)
+            fused = torch.cat([past, ahead], dim=-1) @ link.projection.weight.T  # (21)
+            positions = torch.arange(rows).unsqueeze(0)
+            mask = torch.full((rows, rows), float("-inf")).triu(1).expand(2, 1, rows, rows)
+            previous = link.block(  # (22)
+                fused,
+                attention_mask=mask,
+                position_embeddings=lm.model.rotary_emb(fused, positions),
+                position_ids=positions,
+            )
+            logits = lm.lm_head(link.norm(previous))  # (23)
+            ours_k = model.backbone.unembed(ours[k - 1])[:, :rows]
+            torch.testing.assert_close(ours_k, logits, rtol=1e-4, atol=1e-4)
+
+
+def rms(x: Tensor, weight: Tensor) -> Tensor:
+    return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "cohere"])
+def test_parallel_heads_equal_one_block_and_norm_each(family: str) -> None:
+    """Copied from the last block on Gloeckle's trunk, every depth says what the backbone says."""
+    model = ft.attach(families.build(family), depth=2, init="copy")
+    tokens = families.prompt(2, 30)
+    with torch.no_grad():
+        output = model.backbone(tokens, layers=model.tap.layers)
+        for state in model.depth_hidden(tokens, output):
+            torch.testing.assert_close(state, output.final)
+
+
+def test_shared_links_are_one_module() -> None:
+    def count(**options) -> int:
+        model = ft.attach(families.build("llama"), "sequential", **options)
+        return sum(p.numel() for p in model.head.parameters())
+
+    one = count(depth=1)
+    assert count(depth=4, shared=True) == one
+    assert count(depth=4) == 4 * one
+    shared = attached("llama", "shared")
+    assert shared.head.module(1) is shared.head.module(2)
+
+
+# -- causality ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("changed", [0, 5, 18, 23])
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", NO_LEAK)
+def test_a_token_changes_nothing_before_it(family: str, shape: str, changed: int) -> None:
+    """Depth k at t reads x_≤t, and x_{t+1…t+k} too where it is sequential; nothing further."""
+    model = attached(family, shape)
+    tokens = families.prompt(1, 24)
+    other = tokens.clone()
+    other[0, changed] = (tokens[0, changed] + 1) % families.VOCAB
+    with torch.no_grad():
+        pairs = zip(depth_states(model, tokens), depth_states(model, other), strict=True)
+        for depth, (before, after) in enumerate(pairs, start=1):
+            first = max(0, changed - (0 if shape == "parallel" else depth))
+            torch.testing.assert_close(after[:, :first], before[:, :first], rtol=1e-4, atol=1e-4)
+            assert not torch.allclose(after[:, first], before[:, first], rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", NO_LEAK)
+def test_packed_documents_have_the_losses_they_have_alone(family: str, shape: str) -> None:
+    model = attached(family, shape)
+    documents = [families.prompt(1, length, seed=length) for length in (7, 19, 3, 11)]
+    packed = torch.cat(documents, dim=1)
+    positions = torch.cat([torch.arange(d.shape[1]) for d in documents]).unsqueeze(0)
+
+    def losses(tokens: Tensor, position_ids: Tensor | None) -> list[Tensor]:
+        states = depth_states(model, tokens, position_ids)
+        kept = []
+        for depth, state in enumerate(states, start=1):
+            targets = depth_targets(tokens, depth, position_ids)
+            each = nn.functional.cross_entropy(
+                model.backbone.unembed(state)[0], targets[0], ignore_index=-100, reduction="none"
+            )
+            kept.append(each[targets[0] != -100])
+        return kept
+
+    with torch.no_grad():
+        together = losses(packed, positions)
+        alone = [losses(document, None) for document in documents]
+    for depth in (1, 2):
+        expected = torch.cat([document[depth - 1] for document in alone])
+        torch.testing.assert_close(together[depth - 1], expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("family", NO_LEAK)
+def test_another_document_in_front_changes_no_loss_and_no_gradient(family: str, shape: str) -> None:
+    model = attached(family, shape)
+    first, second = families.prompt(1, 9, seed=1), families.prompt(1, 15, seed=2)
+    positions = torch.cat([torch.arange(9), torch.arange(15)]).unsqueeze(0)
+    labels = torch.cat([torch.full_like(first, -100), second], dim=1)
+    parameters = list(model.head.parameters())
+
+    def loss_and_gradients(front: Tensor) -> tuple[Tensor, list[Tensor]]:
+        output = model(torch.cat([front, second], dim=1), positions, labels)
+        return output.depth_losses, list(torch.autograd.grad(output.loss, parameters))
+
+    losses, gradients = loss_and_gradients(first)
+    others, other_gradients = loss_and_gradients((first + 1) % families.VOCAB)
+    torch.testing.assert_close(losses, others)
+    for one, other in zip(gradients, other_gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+
+
+# -- what a head can be told --------------------------------------------------------------------
+
+
+def test_taps_are_the_states_they_are_called() -> None:
+    backbone = attached("llama", "parallel").backbone
+    output = backbone(families.prompt(), layers=range(families.LAYERS + 1))
+    read = {
+        t: Tap.resolve(t, families.LAYERS).read(output.final, output.states)
+        for t in ("final", "trunk", 0, 4)
+    }
+    assert read["final"] is output.final
+    assert read["trunk"] is output.states[families.LAYERS - 1]
+    assert read[0] is output.states[0]
+    torch.testing.assert_close(backbone.final_norm(read[4]), output.final)
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize("tap", ["final", "trunk", 0, 1, families.LAYERS])
+def test_every_tap_trains(kind: str, tap) -> None:
+    model = ft.attach(families.build("llama"), kind, depth=1, tap=tap)
+    loss = model(families.prompt(2, 10)).loss
+    loss.backward()
+    assert all(p.grad is not None for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_a_head_config_survives_plain_values(kind: str) -> None:
+    config = head_class(kind).Config(depth=3, tap=2, init="copy")
+    assert head_class(kind).Config.from_dict(config.to_dict()) == config
+    assert config.to_dict()["kind"] == kind
+
+
+@pytest.mark.parametrize("kind", HEADS)
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 0}, "depth is 0"),
+        ({"depth": -1}, "depth is -1"),
+        ({"depth": 1.5}, r"depth is 1\.5"),
+        ({"depth": True}, "depth is True"),
+        ({"depth": "2"}, "depth is '2'"),
+        ({}, "depth"),
+        ({"depth": 1, "tap": "middle"}, "tap 'middle' is unknown"),
+        ({"depth": 1, "tap": -1}, "tap -1 is unknown"),
+        ({"depth": 1, "tap": True}, "tap True is unknown"),
+        ({"depth": 1, "init": "zeros"}, "init is 'zeros'"),
+        ({"depth": 1, "width": 2}, "width"),
+    ],
+)
+def test_a_head_told_nonsense_is_refused(kind: str, wrong: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        ft.attach(families.build("llama"), kind, **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_head_that_does_not_fit_is_refused() -> None:
+    model = families.build("llama")
+    with pytest.raises(
+        HeadError, match="tap 5 lies past the backbone's last layer: it has 4 blocks"
+    ):
+        ft.attach(model, depth=1, tap=5)
+    with pytest.raises(InputError, match="'medusa' is unknown; choose from parallel, sequential"):
+        ft.attach(model, "medusa", depth=1)
+    with pytest.raises(InputError, match="shared"):
+        ft.attach(model, "parallel", depth=1, shared=True)
+    with pytest.raises(HeadError, match="give depth in the head's config"):
+        ft.attach(model, ft.ParallelHeads.Config(depth=1), depth=2)
+
+
+def test_a_model_without_heads_says_how_to_get_some() -> None:
+    model = ft.MTPModel(families.build("llama"))
+    assert model.depth == 0
+    with pytest.raises(HeadError, match="no heads.*foretoken train"):
+        model.require_head()
+    tokens = families.prompt(2, 10)
+    output = model(tokens)
+    expected = cross_entropy(
+        model.backbone(tokens).final,
+        depth_targets(tokens, 0),
+        model.backbone.unembed,
+        families.VOCAB,
+    )
+    torch.testing.assert_close(output.depth_losses, expected.detach().reshape(1))
+
+
+def test_a_head_is_abstract_until_it_has_a_forward() -> None:
+    with pytest.raises(TypeError, match="abstract"):
+        Head(ft.ParallelHeads.Config(depth=1), None)  # type: ignore[abstract]
