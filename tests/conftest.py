@@ -1,4 +1,4 @@
-"""What every test shares: one thread, fixed seeds, small models, and the data beside the checkout."""
+"""What every test shares: one thread, fixed seeds, small models, the data beside the checkout."""
 
 from collections.abc import Iterator
 from pathlib import Path

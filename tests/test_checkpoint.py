@@ -59,7 +59,9 @@ def one_line(error: type[Exception], call: Callable[[], object], *parts: str) ->
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_saved_together_it_loads_bit_for_bit(small_llama, tmp_path: Path, shape: str, dtype) -> None:
+def test_saved_together_it_loads_bit_for_bit(
+    small_llama, tmp_path: Path, shape: str, dtype
+) -> None:
     for parameter in small_llama.parameters():
         parameter.data = parameter.data.to(dtype)  # and no buffers: transformers computes them anew
     model = ft.MTPModel(small_llama, SHAPES[shape]).eval()
@@ -71,9 +73,10 @@ def test_saved_together_it_loads_bit_for_bit(small_llama, tmp_path: Path, shape:
     assert not again.training
     tokens = torch.arange(12).unsqueeze(0)
     assert torch.equal(again(tokens).depth_losses, model(tokens).depth_losses)
-    assert sorted(path.suffix for path in (tmp_path / "m").iterdir()) == [".json"] * 3 + [
-        ".safetensors"
-    ] * 2
+    assert (
+        sorted(path.suffix for path in (tmp_path / "m").iterdir())
+        == [".json"] * 3 + [".safetensors"] * 2
+    )
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt2", "deepseek_v3", "qwen3_next", "mamba"])
@@ -168,7 +171,13 @@ def test_heads_are_not_put_on_another_backbone(small_llama, saved: Path, tmp_pat
     one_line(CheckpointError, call, str(heads), expected, found, "LlamaForCausalLM")
     other = families.build("gpt2")
     call = lambda: ft.MTPModel.from_pretrained(heads, backbone=other)  # noqa: E731
-    one_line(CheckpointError, call, expected, "GPT2LMHeadModel", ft.attach(other, depth=1).backbone.fingerprint())
+    one_line(
+        CheckpointError,
+        call,
+        expected,
+        "GPT2LMHeadModel",
+        ft.attach(other, depth=1).backbone.fingerprint(),
+    )
 
 
 def test_a_backbone_that_has_changed_beside_its_heads_is_refused(saved: Path) -> None:
@@ -234,22 +243,43 @@ def test_a_foreign_config_is_refused(saved: Path, changes: dict, parts: list[str
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b'"text"', b"\xff\xfe", b"null"])
 def test_a_config_that_is_no_json_object_is_refused(saved: Path, content: bytes) -> None:
     (saved / CONFIG_FILE).write_bytes(content)
-    one_line(CheckpointError, lambda: ft.MTPModel.from_pretrained(saved), CONFIG_FILE, "not a foretoken config")
+    one_line(
+        CheckpointError,
+        lambda: ft.MTPModel.from_pretrained(saved),
+        CONFIG_FILE,
+        "not a foretoken config",
+    )
 
 
 @pytest.mark.parametrize(
     "damage",
-    [lambda b: b[:-8], lambda b: b[:40], lambda b: b"", lambda b: b"\x80\x04K\x01.", lambda b: b"text" * 99],
+    [
+        lambda b: b[:-8],
+        lambda b: b[:40],
+        lambda b: b"",
+        lambda b: b"\x80\x04K\x01.",
+        lambda b: b"text" * 99,
+    ],
 )
 def test_a_truncated_or_foreign_heads_file_is_refused(saved: Path, damage) -> None:
     file = saved / HEADS_FILE
     file.write_bytes(damage(file.read_bytes()))
-    one_line(CheckpointError, lambda: ft.MTPModel.from_pretrained(saved), str(file), "not a whole safetensors")
+    one_line(
+        CheckpointError,
+        lambda: ft.MTPModel.from_pretrained(saved),
+        str(file),
+        "not a whole safetensors",
+    )
 
 
 def test_a_missing_heads_file_is_named(saved: Path) -> None:
     (saved / HEADS_FILE).unlink()
-    one_line(CheckpointError, lambda: ft.MTPModel.from_pretrained(saved), str(saved / HEADS_FILE), "is missing")
+    one_line(
+        CheckpointError,
+        lambda: ft.MTPModel.from_pretrained(saved),
+        str(saved / HEADS_FILE),
+        "is missing",
+    )
 
 
 @pytest.mark.parametrize(
@@ -335,9 +365,14 @@ def test_saving_that_fails_leaves_the_target_untouched(
 
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "down"
-    with pytest.raises(ZeroDivisionError), replacing(target) as work:
-        (work / "a").write_text("half")
-        raise ZeroDivisionError
+
+    def fail_halfway() -> None:
+        with replacing(target) as work:
+            (work / "a").write_text("half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail_halfway()
     assert list(target.parent.iterdir()) == []
     with replacing(target) as work:
         (work / "a").write_text("one")

@@ -268,7 +268,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
 def test_a_model_without_heads_says_how_to_get_some() -> None:
     model = ft.MTPModel(families.build("llama"))
     assert model.depth == 0
-    with pytest.raises(HeadError, match="no heads.*foretoken train"):
+    with pytest.raises(HeadError, match=r"no heads.*foretoken train"):
         model.require_head()
     tokens = families.prompt(2, 10)
     output = model(tokens)

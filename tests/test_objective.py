@@ -54,7 +54,7 @@ def results(
     rows=st.integers(1, 4), length=st.integers(1, 9), chunk=st.integers(1, 200), drop=st.randoms()
 )
 def test_chunked_loss_is_as_exact_as_torch(after, rows: int, length: int, chunk: int, drop) -> None:
-    """Against float64: the error is within that of torch's own float32 loss, plus a few roundings."""
+    """Against float64: within the error of torch's own float32 loss, plus a few roundings."""
     generator = torch.Generator().manual_seed(length * 7 + rows)
     hidden = torch.randn(rows, length, HIDDEN, generator=generator)
     weight = torch.randn(VOCAB, HIDDEN, generator=generator)

@@ -18,7 +18,7 @@ def owners_of(documents: list[int]) -> list[int]:
 
 
 def naive_targets(labels: list[int], owners: list[int], depth: int) -> list[int]:
-    """Token by token: the one depth+1 places on, if it is there, in the same document, and wanted."""
+    """Token by token: the one depth+1 places on, if there, in the same document, and wanted."""
     targets = []
     for t in range(len(labels)):
         ahead = t + 1 + depth

@@ -311,11 +311,11 @@ class MTPModel(nn.Module):
         self.require_head().load_state_dict(given)
 
     def _check_fingerprint(self, reference: BackboneReference, where: str | Path) -> None:
-        found = self.backbone.fingerprint()
-        if found != reference.fingerprint:
+        found, architecture = self.backbone.fingerprint(), type(self.lm).__name__
+        if (found, architecture) != (reference.fingerprint, reference.architecture):
             raise CheckpointError(
                 f"{where}: its heads belong to a {reference.architecture} with fingerprint "
-                f"{reference.fingerprint}, this backbone is a {type(self.lm).__name__} with "
+                f"{reference.fingerprint}, this backbone is a {architecture} with "
                 f"fingerprint {found}; load the heads onto the backbone they were trained on."
             )
 

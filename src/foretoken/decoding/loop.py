@@ -22,7 +22,7 @@ class Step:
 
     Attributes:
         drafted: how many tokens were proposed to it.
-        accepted: how many of them stand.
+        accepted: how many of them stand and were emitted.
         tokens: what it emitted: the accepted tokens and the backbone's own next one (cut after an
             end-of-sequence token).
     """
@@ -90,7 +90,7 @@ def decode(
         rollback(cache, rejected)
         tokens = torch.cat([tokens, tokens.new_tensor([emitted])], dim=1)
         emitted, stopped = cut_after(emitted, stop_tokens)
-        yield Step(len(draft), verdict.accepted, tuple(emitted))
+        yield Step(len(draft), min(verdict.accepted, len(emitted)), tuple(emitted))
         room -= len(emitted)
         if stopped or room <= 0:
             return

@@ -35,7 +35,9 @@ class SequentialModule(nn.Module):
 
     def fuse(self, hidden: Tensor, ahead: Tensor) -> Tensor:
         """h'^k from h^{k-1} and Emb(x_{i+k}): two (B, T, D) → (B, T, D)."""
-        pair = (self.hidden_norm(hidden), self.embedding_norm(ahead))
+        # In the norms' own type: under autocast the states are bfloat16 and the weights float32.
+        dtype = self.hidden_norm.weight.dtype
+        pair = (self.hidden_norm(hidden.to(dtype)), self.embedding_norm(ahead.to(dtype)))
         return cast(Tensor, self.projection(torch.cat(pair, dim=-1)))
 
 

@@ -89,7 +89,7 @@ class TrainConfig(BaseModel):
     def parse(cls, values: dict[str, Any], where: str = "settings") -> Self:
         """Check plain values; the first thing wrong becomes one `InputError`."""
         try:
-            return cls(**values)
+            return cls.model_validate(values)
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])

@@ -1,20 +1,12 @@
-"""One training run on transformers' `Trainer`, which brings mixed precision, accumulation and
-resuming.
+"""One training run on transformers' `Trainer`, which brings mixed precision and resuming."""
 
-A run directory holds `config.yaml` (resolved), `metrics.jsonl`, `checkpoint-N/` to resume from
-while it runs, and `model/` at the end.
-"""
-
-import json
-import shutil
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import yaml
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -27,16 +19,15 @@ from transformers import (
     TrainingArguments,
 )
 
-from foretoken.checkpoint import is_foretoken_directory, read_heads, read_tensors
+from foretoken.checkpoint import read_heads, read_tensors
 from foretoken.data import PackedBlocks
-from foretoken.errors import BackboneError, CheckpointError, InputError
+from foretoken.errors import BackboneError, CheckpointError
 from foretoken.model import MTPModel
 from foretoken.training.config import TrainConfig
 from foretoken.training.optimizers import make_optimizer, make_schedule
+from foretoken.training.rundir import RunDirectory
 
 UNLIMITED = 10**9
-COMPLETE = "complete"
-"""A file that is written into a checkpoint last: without it the checkpoint is half-written."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +41,7 @@ class Progress:
         depth_losses: mean loss of depths 0…K in nats since the last report.
         learning_rate: now.
         tokens_per_second: since the last report.
-        seconds: since the start (of this process).
+        seconds: training time spent, over all processes of the run.
     """
 
     step: int
@@ -70,7 +61,7 @@ class TrainResult:
         directory: of the trained model.
         steps: optimiser steps done.
         tokens: tokens read, over all steps, the filling of blocks included.
-        seconds: of training in this process.
+        seconds: training time spent, over all processes of the run.
         depth_losses: of the last report.
     """
 
@@ -111,7 +102,8 @@ def train(
             f"{type(model.lm).__name__} lets packed documents attend to each other; "
             "make the blocks with one_document_per_block=True."
         )
-    _claim(out, config)
+    run = RunDirectory(out)
+    run.claim(config)
     if config.recipe == "frozen":
         model.freeze_backbone()
     if config.precision == "bf16":
@@ -121,17 +113,16 @@ def train(
         model.lm.set_attn_implementation(config.attention)
     if config.compile:
         _compile_blocks(model)
-    trainer = _MTPTrainer(model, blocks, config, out, tokenizer, backbone_path, report)
-    resume = _last_complete(out)
-    started = time.monotonic()
-    outcome = trainer.train(resume_from_checkpoint=str(resume) if resume else None)
-    seconds = time.monotonic() - started
+    resume = run.resume_point()
+    clock = _Clock(config.minutes, resume.seconds if resume else 0.0)
+    trainer = _MTPTrainer(model, blocks, config, run, clock, tokenizer, backbone_path, report)
+    outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
+    seconds = clock.seconds()
     model.eval()
-    trainer.store(out / "model")
-    for checkpoint in out.glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
+    trainer.store(run.model)
+    run.finish()
     tokens = outcome.global_step * config.batch_size * config.block_size
-    return TrainResult(out / "model", outcome.global_step, tokens, seconds, trainer.latest)
+    return TrainResult(run.model, outcome.global_step, tokens, seconds, trainer.latest)
 
 
 class _MTPTrainer(Trainer):
@@ -142,7 +133,8 @@ class _MTPTrainer(Trainer):
         model: MTPModel,
         blocks: PackedBlocks,
         config: TrainConfig,
-        out: Path,
+        run: RunDirectory,
+        clock: "_Clock",
         tokenizer: PreTrainedTokenizerBase | None,
         backbone_path: str | None,
         report: Callable[[Progress], None] | None,
@@ -152,11 +144,11 @@ class _MTPTrainer(Trainer):
         self.tokenizer_beside = tokenizer
         self.backbone_path = backbone_path
         self.total_steps = _total_steps(config, len(blocks))
-        self.clock = _Clock(config.minutes)
+        self.clock = clock
         self.latest: tuple[float, ...] = ()
         self._sums: list[Tensor] = []
         arguments = TrainingArguments(
-            output_dir=str(out),
+            output_dir=str(run.path),
             max_steps=self.total_steps or UNLIMITED,
             per_device_train_batch_size=config.batch_size,
             max_grad_norm=config.max_grad_norm,
@@ -175,7 +167,7 @@ class _MTPTrainer(Trainer):
             model=model,
             args=arguments,
             train_dataset=blocks,
-            callbacks=[_Follow(self, out / "metrics.jsonl", report)],
+            callbacks=[_Follow(self, run, report)],
         )
         self.pop_callback(_printer())
 
@@ -243,9 +235,9 @@ class _Follow(TrainerCallback):
     """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock."""
 
     def __init__(
-        self, trainer: _MTPTrainer, metrics: Path, report: Callable[[Progress], None] | None
+        self, trainer: _MTPTrainer, run: RunDirectory, report: Callable[[Progress], None] | None
     ) -> None:
-        self.trainer, self.metrics, self.report = trainer, metrics, report
+        self.trainer, self.run, self.report = trainer, run, report
         self._since = (0, time.monotonic())
 
     def on_train_begin(
@@ -280,31 +272,30 @@ class _Follow(TrainerCallback):
             tokens_per_second=tokens / max(now - since, 1e-9),
             seconds=self.trainer.clock.seconds(),
         )
-        line = {**progress.__dict__, "gradient_norm": logs.get("grad_norm")}
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        self.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
         if self.report is not None:
             self.report(progress)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        checkpoint = Path(cast(str, args.output_dir)) / f"checkpoint-{state.global_step}"
-        (checkpoint / COMPLETE).touch()
+        self.run.mark_complete(state.global_step, self.trainer.clock.seconds())
 
 
 class _Clock:
-    """Time spent, as a share of the minutes allowed."""
+    """Training time spent, over all processes of a run, as a share of the minutes allowed."""
 
-    def __init__(self, minutes: float | None) -> None:
+    def __init__(self, minutes: float | None, before: float) -> None:
         self.limit = None if minutes is None else 60 * minutes
+        self.before = before
         self._started: float | None = None
 
     def start(self) -> None:
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        return 0.0 if self._started is None else time.monotonic() - self._started
+        now = 0.0 if self._started is None else time.monotonic() - self._started
+        return self.before + now
 
     def fraction(self) -> float:
         return 0.0 if self.limit is None else self.seconds() / self.limit
@@ -329,24 +320,6 @@ def _compile_blocks(model: MTPModel) -> None:
     for module in model.modules():
         if isinstance(module, kind):
             module.compile()
-
-
-def _claim(out: Path, config: TrainConfig) -> None:
-    """Make `out` this run's directory, or find it to be so already."""
-    path = out / "config.yaml"
-    text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-    if path.is_file() and path.read_text(encoding="utf-8") != text:
-        raise InputError(f"{out}: holds a run with other settings; choose another directory.")
-    if is_foretoken_directory(out / "model") or (out / "model").exists():
-        raise InputError(f"{out}: holds a finished run; choose another directory.")
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(text, encoding="utf-8")
-
-
-def _last_complete(out: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    whole = [path.parent for path in out.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(whole, key=lambda path: int(path.name.split("-")[1]), default=None)
 
 
 def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:

@@ -1,0 +1,145 @@
+"""Put a trained run into the package: weights, tokenizer and a model card with what was measured.
+
+    python experiments/tiny/publish.py tiny-mtp --run runs/tiny-mtp --commit SHA --hardware "..."
+
+Everything in the card is measured here on the held-out files, or read from the run.
+"""
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+
+import torch
+import yaml
+
+from foretoken import MTPModel
+from foretoken.data import PackedBlocks
+from foretoken.data.stdlib import HELD_OUT, standard_library
+from foretoken.evaluation import measure_heads
+from foretoken.loading import load_tokenizer
+from foretoken.provenance import provenance, write_result
+
+ROOT = Path(__file__).parents[2]
+BUNDLED = ROOT / "src" / "foretoken" / "bundled"
+
+CARD = """---
+license: apache-2.0
+language: code
+---
+
+# {name}
+
+{what} A Llama of {backbone:,} parameters ({layers} blocks of width {width}){heads}, byte-level BPE
+with a vocabulary of {vocabulary}. It writes recognisable Python and is good for nothing but
+trying foretoken out.
+
+| | |
+|---|---|
+| data | standard library of Python {python}: {files} files, {bytes:,} bytes |
+| left out of it | tests, generated tables: see `foretoken.data.stdlib` |
+| licence | of the data: Python Software Foundation License 2; of the weights: Apache-2.0 |
+| held out | {held_out} files, listed below |
+| steps | {steps} of {batch} × {block} tokens: {tokens:,} tokens, {epochs} epochs |
+| settings | `experiments/tiny/{name}.yaml`, commit {commit} |
+| hardware | {hardware}, {minutes:.0f} minutes |
+| torch, transformers | {torch}, {transformers} |
+| held-out loss, next token | {bits:.3f} bits per byte ({nll:.3f} nats per token) |
+
+Prediction by depth on the held-out files, teacher-forced. *Agrees* is how often the prediction is
+the token that the backbone itself would choose there.
+
+| depth | top-1 | top-5 | nats per token | agrees |
+|---|---|---|---|---|
+{depths}
+
+Made by `experiments/tiny/`; the numbers are in `results/{name}.json`.
+
+Held-out files: {held_out_list}.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("name", choices=("tiny", "tiny-mtp"))
+    parser.add_argument("--run", type=Path, required=True)
+    parser.add_argument("--commit", required=True, help="of the code that trained it")
+    parser.add_argument("--hardware", required=True)
+    arguments = parser.parse_args()
+
+    target = BUNDLED / arguments.name
+    shutil.rmtree(target, ignore_errors=True)
+    shutil.copytree(arguments.run / "model", target)
+    settings = yaml.safe_load((arguments.run / "config.yaml").read_text(encoding="utf-8"))
+    metrics = (arguments.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    lines = [json.loads(line) for line in metrics]
+    steps = lines[-1]["step"]
+    tokens = steps * settings["batch_size"] * settings["block_size"]
+    minutes = sum(settings["log_every"] * 4096 / line["tokens_per_second"] for line in lines) / 60
+
+    model = MTPModel.from_pretrained(target, dtype=torch.float32)
+    blocks = PackedBlocks.from_documents(
+        standard_library("held-out"), load_tokenizer(target), settings["block_size"]
+    )
+    found = measure_heads(model, blocks)
+    rows = [{"model": arguments.name, **row} for row in found.rows()]
+    rows[0]["bits_per_byte"] = found.bits_per_byte
+    origin = provenance(settings["seed"], "cpu", torch.float32)
+    write_result(
+        ROOT / "results" / f"{arguments.name}.json",
+        "experiments/tiny",
+        {
+            "training": settings,
+            "trained_by_commit": arguments.commit,
+            "hardware": arguments.hardware,
+            "minutes": minutes,
+            "data": "stdlib:held-out",
+        },
+        rows,
+        origin,
+    )
+    train = list(standard_library("train"))
+    heads = ""
+    if model.head is not None:
+        count = sum(p.numel() for p in model.head.parameters())
+        heads = f" with {model.depth} parallel heads of {count:,} parameters"
+    card = CARD.format(
+        name=arguments.name,
+        what="n = 4 from scratch: next token and three further ones, jointly."
+        if model.head is not None
+        else "Next-token training only.",
+        backbone=sum(p.numel() for p in model.lm.parameters()),
+        layers=model.backbone.num_layers,
+        width=model.backbone.hidden_size,
+        heads=heads,
+        vocabulary=model.backbone.vocab_size,
+        python=origin["python"],
+        files=len(train),
+        bytes=sum(len(document.text.encode()) for document in train),
+        held_out=len(HELD_OUT),
+        steps=steps,
+        batch=settings["batch_size"],
+        block=settings["block_size"],
+        tokens=tokens,
+        epochs=settings["epochs"],
+        commit=arguments.commit,
+        hardware=arguments.hardware,
+        minutes=minutes,
+        torch=origin["torch"],
+        transformers=origin["transformers"],
+        bits=found.bits_per_byte,
+        nll=rows[0]["nll"],
+        depths="\n".join(
+            f"| {r['depth']} | {100 * r['top1']:.1f} % | {100 * r['top5']:.1f} % "
+            f"| {r['nll']:.3f} | {100 * r['acceptance']:.1f} % |"
+            for r in rows
+        ),
+        held_out_list=", ".join(f"`{name}`" for name in HELD_OUT),
+    )
+    (target / "README.md").write_text(card, encoding="utf-8")
+    size = sum(file.stat().st_size for file in target.iterdir())
+    print(f"{target.name}: {size / 1e6:.1f} MB, {found.bits_per_byte:.3f} bits per byte")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,483 @@
+import json
+import signal
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+
+import foretoken as ft
+from foretoken.data import PackedBlocks
+from foretoken.errors import InputError
+from foretoken.training import Progress, TrainConfig, train
+from foretoken.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
+
+VOCAB, SIZE = 48, 16
+
+
+def corpus(blocks: int = 24) -> PackedBlocks:
+    """Counting up from somewhere, in documents of 24 tokens: easy to learn at every depth."""
+    starts = np.arange(0, blocks * SIZE, 24)
+    row = np.concatenate([(7 * start + np.arange(24)) % VOCAB for start in starts])
+    tokens = row[: blocks * SIZE].reshape(blocks, SIZE).astype(np.int32)
+    return PackedBlocks(tokens, starts, num_bytes=blocks * SIZE)
+
+
+def small_model(head: str = "parallel", seed: int = 0) -> ft.MTPModel:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=VOCAB,
+        hidden_size=32,
+        intermediate_size=40,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    lm = LlamaForCausalLM(config)
+    return ft.MTPModel(lm) if head == "none" else ft.attach(lm, head, depth=2)
+
+
+def settings(**changes) -> TrainConfig:
+    values = {
+        "recipe": "pretrain",
+        "depth": 2,
+        "steps": 20,
+        "batch_size": 4,
+        "block_size": SIZE,
+        "learning_rate": 3e-3,
+        "log_every": 5,
+        "save_every": 5,
+    }
+    return TrainConfig.parse({**values, **changes})
+
+
+def weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def metrics(out: Path) -> list[dict]:
+    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- what learns --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16", "bf16-mixed"])
+@pytest.mark.parametrize("head", ["parallel", "sequential"])
+def test_frozen_moves_every_head_parameter_and_no_other(
+    tmp_path: Path, head: str, precision
+) -> None:
+    model = small_model(head)
+    for parameter in model.parameters():  # representable in bfloat16: nothing to round
+        parameter.data = parameter.data.bfloat16().float()
+    backbone, heads = weights(model.lm), weights(model.head)
+    fingerprint = model.backbone.fingerprint()
+    logits = model.lm.eval()(torch.arange(SIZE).unsqueeze(0)).logits
+    config = settings(recipe="frozen", head=head, steps=6, precision=precision)
+    result = train(model, corpus(), config, tmp_path / "run")
+    for name, tensor in model.lm.state_dict().items():
+        assert torch.equal(tensor.to(backbone[name].dtype), backbone[name]), name
+    for name, tensor in model.head.state_dict().items():
+        assert not torch.equal(tensor.float(), heads[name]), name
+    assert model.backbone.fingerprint() == fingerprint
+    plain = AutoModelForCausalLM.from_pretrained(result.directory, dtype=torch.float32).eval()
+    assert torch.equal(plain(torch.arange(SIZE).unsqueeze(0)).logits, logits)
+    assert result.steps == 6
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_pretrain_moves_every_parameter(tmp_path: Path, optimizer: str) -> None:
+    model = small_model()
+    before = weights(model)
+    train(model, corpus(), settings(steps=4, optimizer=optimizer), tmp_path / "run")
+    for name, parameter in model.named_parameters():
+        assert not torch.equal(parameter, before[name]), name
+
+
+@pytest.mark.parametrize("head", ["parallel", "sequential", "none"])
+def test_the_loss_of_every_depth_falls_and_is_written_down(tmp_path: Path, head: str) -> None:
+    model, seen = small_model(head), []
+    config = settings(head=head, steps=60, log_every=10, learning_rate=1e-2, save_every=0)
+    result = train(model, corpus(), config, tmp_path / "run", report=seen.append)
+    depths = 1 if head == "none" else 3
+    lines = metrics(tmp_path / "run")
+    assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
+    assert [tuple(line["depth_losses"]) for line in lines] == [p.depth_losses for p in seen]
+    first, last = lines[0], lines[-1]
+    for depth in range(depths):
+        assert last["depth_losses"][depth] < 0.8 * first["depth_losses"][depth]
+    assert len(last["depth_losses"]) == depths
+    assert result.depth_losses == tuple(last["depth_losses"])
+    assert (last["fraction"], last["total_steps"]) == (1.0, 60)
+    assert last["tokens_per_second"] > 0
+    assert result.tokens == 60 * 4 * SIZE
+    assert all(isinstance(progress, Progress) for progress in seen)
+
+
+def test_a_finished_run_holds_model_settings_and_metrics(tmp_path: Path) -> None:
+    model, config = small_model(), settings()
+    result = train(model, corpus(), config, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "model",
+    }
+    assert TrainConfig.from_yaml(tmp_path / "run" / "config.yaml") == config
+    again = ft.MTPModel.from_pretrained(result.directory)
+    assert equal(weights(model), weights(again))
+    assert not model.training
+
+
+def test_frozen_heads_are_stored_alone_where_the_backbone_can_be_found(tmp_path: Path) -> None:
+    model = small_model()
+    model.lm.save_pretrained(tmp_path / "backbone")
+    config = settings(recipe="frozen", steps=2)
+    where = str(tmp_path / "backbone")
+    result = train(model, corpus(), config, tmp_path / "run", backbone_path=where)
+    assert not (result.directory / "model.safetensors").exists()
+    assert equal(weights(model), weights(ft.MTPModel.from_pretrained(result.directory)))
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_does_not(tmp_path: Path) -> None:
+    trained = []
+    for run, seed in enumerate([0, 0, 1]):
+        model = small_model()
+        train(model, corpus(), settings(steps=3, seed=seed), tmp_path / str(run))
+        trained.append(weights(model))
+    assert equal(trained[0], trained[1])
+    assert not equal(trained[0], trained[2])
+
+
+# -- stopped and resumed ------------------------------------------------------------------------
+
+RECIPES = {
+    "adamw float32": {},
+    "muon bf16": {"optimizer": "muon", "precision": "bf16", "learning_rate": 1e-2},
+    "frozen": {"recipe": "frozen", "head": "sequential"},
+    "no heads": {"head": "none", "schedule": "cosine"},
+}
+
+
+class Stop(KeyboardInterrupt):
+    pass
+
+
+def stop_at(step: int):
+    def report(progress: Progress) -> None:
+        if progress.step == step:
+            raise Stop
+
+    return report
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, recipe: str) -> None:
+    config = settings(**{"log_every": 1, **RECIPES[recipe]})
+    whole = small_model(config.head)
+    train(whole, corpus(), config, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        train(small_model(config.head), corpus(), config, out, report=stop_at(12))
+    assert (out / "checkpoint-10" / "complete.json").is_file()
+    with pytest.raises(Stop):
+        train(small_model(config.head), corpus(), config, out, report=stop_at(17))
+    resumed, steps = small_model(config.head), []
+    train(resumed, corpus(), config, out, report=lambda p: steps.append(p.step))
+    assert steps == [16, 17, 18, 19, 20]
+    assert equal(weights(whole), weights(resumed))
+    assert not list(out.glob("checkpoint-*"))
+    assert equal(
+        weights(ft.MTPModel.from_pretrained(tmp_path / "whole" / "model")),
+        weights(ft.MTPModel.from_pretrained(out / "model")),
+    )
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """By SIGKILL in another process, at the moment that a checkpoint is being written."""
+    out = tmp_path / "run"
+    script = f"""
+        import os, signal, sys
+        from pathlib import Path
+
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch
+
+        torch.set_num_threads(1)
+        import foretoken.checkpoint
+        from foretoken.training import train
+        from test_training import corpus, settings, small_model
+
+        def die(*args, **kwargs):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def report(progress):
+            if progress.step == 14:
+                foretoken.checkpoint.save_file = die
+
+        train(small_model(), corpus(), settings(log_every=1), Path({str(out)!r}), report=report)
+    """
+    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    config = settings(log_every=1)
+    whole, resumed, steps = small_model(), small_model(), []
+    train(whole, corpus(), config, tmp_path / "whole")
+    train(resumed, corpus(), config, out, report=lambda p: steps.append(p.step))
+    assert steps[0] == 11
+    assert equal(weights(whole), weights(resumed))
+    leftovers = {path.name for path in out.iterdir()}
+    assert leftovers == {"config.yaml", "metrics.jsonl", "model"}
+
+
+@pytest.mark.parametrize("survivors", [True, False])
+def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, survivors: bool) -> None:
+    config = settings(log_every=1)
+    whole = small_model()
+    train(whole, corpus(), config, tmp_path / "whole")
+    out = tmp_path / "stopped"
+    with pytest.raises(Stop):
+        train(small_model(), corpus(), config, out, report=stop_at(17))
+    assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-10", "checkpoint-15"}
+    for name in ["checkpoint-15"] if survivors else ["checkpoint-15", "checkpoint-10"]:
+        (out / name / "complete.json").unlink()
+        for file in (out / name).iterdir():
+            file.write_bytes(file.read_bytes()[:20])
+    resumed, steps = small_model(), []
+    train(resumed, corpus(), config, out, report=lambda p: steps.append(p.step))
+    assert steps[0] == (11 if survivors else 1)
+    assert equal(weights(whole), weights(resumed))
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"learning_rate": 1e-4}, {"steps": 21}])
+def test_the_directory_of_another_run_is_refused(tmp_path: Path, changes: dict) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(Stop):
+        train(small_model(), corpus(), settings(log_every=1), out, report=stop_at(6))
+    before = sorted(path.name for path in out.rglob("*"))
+    with pytest.raises(InputError, match="holds a run with other settings") as caught:
+        train(small_model(), corpus(), settings(log_every=1, **changes), out)
+    assert "\n" not in str(caught.value)
+    assert sorted(path.name for path in out.rglob("*")) == before
+
+
+def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
+    train(small_model(), corpus(), settings(steps=2), tmp_path / "run")
+    with pytest.raises(InputError, match="holds a finished run"):
+        train(small_model(), corpus(), settings(steps=2), tmp_path / "run")
+
+
+def test_time_ends_a_run_too(tmp_path: Path) -> None:
+    config = settings(steps=None, minutes=0.02, learning_rate=1e-3)
+    seen: list[Progress] = []
+    result = train(small_model(), corpus(), config, tmp_path / "run", report=seen.append)
+    assert result.steps > 1
+    assert seen[-1].step == result.steps
+    assert seen[-1].total_steps is None
+    assert seen[-1].fraction == 1.0
+    assert result.seconds < 20
+
+
+def test_epochs_count_the_corpus(tmp_path: Path) -> None:
+    config = settings(steps=None, epochs=1.5)  # 24 blocks in batches of 4
+    assert train(small_model(), corpus(), config, tmp_path / "run").steps == 9
+
+
+# -- optimisers ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["adamw", "sgd"])
+def test_master_weights_step_in_float32(kind: str) -> None:
+    """At every step the weights are the float32 run's, rounded; plain bfloat16 stands still."""
+
+    def make(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        if kind == "adamw":
+            return torch.optim.AdamW(parameters, lr=1e-4)
+        return torch.optim.SGD(parameters, lr=1e-4, momentum=0.9)
+
+    start = torch.randn(20, 30).bfloat16()
+    half, single, naive = (
+        nn.Parameter(start.clone().to(t)) for t in (torch.bfloat16, torch.float32, torch.bfloat16)
+    )
+    master, exact, lossy = MasterWeights([half], make), make([single]), make([naive])
+    for _ in range(30):
+        gradient = torch.ones_like(start) + 0.1 * torch.randn_like(start)
+        half.grad, single.grad, naive.grad = gradient, gradient.float(), gradient.clone()
+        for optimizer in (master, exact, lossy):
+            optimizer.step()
+        assert torch.equal(half, single.bfloat16())
+    assert torch.equal(master.masters[0], single)
+    moved = (single - start.float()).abs().mean()
+    assert (naive.float() - single).abs().mean() > 0.2 * moved
+
+
+def test_master_weights_survive_saving() -> None:
+    def run(restart: bool) -> torch.Tensor:
+        torch.manual_seed(1)
+        weight = nn.Parameter(torch.randn(8, 8).bfloat16())
+        make = lambda ps: torch.optim.AdamW(ps, lr=1e-3)  # noqa: E731
+        optimizer = MasterWeights([weight], make)
+        for step in range(10):
+            if restart and step == 5:
+                state = optimizer.state_dict()
+                weight = nn.Parameter(torch.zeros(8, 8).bfloat16())
+                optimizer = MasterWeights([weight], make)
+                optimizer.load_state_dict(state)
+            weight.grad = torch.randn(8, 8).bfloat16()
+            optimizer.step()
+            optimizer.zero_grad()
+            assert weight.grad is None
+        return weight.detach()
+
+    assert torch.equal(run(False), run(True))
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_the_rate_set_from_outside_reaches_every_member(precision: str) -> None:
+    model = small_model()
+    optimizer = make_optimizer(model, settings(optimizer="muon", precision=precision))
+    inner = optimizer.inner if isinstance(optimizer, MasterWeights) else optimizer
+    assert isinstance(inner, Chained)
+    muon, adamw = inner.optimizers
+    assert all(p.ndim == 2 for group in muon.param_groups for p in group["params"])
+    tables = {tuple(model.backbone.embedding.weight.shape)}
+    assert not tables & {tuple(p.shape) for group in muon.param_groups for p in group["params"]}
+    count = sum(len(g["params"]) for o in (muon, adamw) for g in o.param_groups)
+    assert count == len(list(model.parameters()))
+    for restored in (False, True):
+        if restored:
+            optimizer.load_state_dict(optimizer.state_dict())
+        for group in optimizer.param_groups:
+            group["lr"] = 0.125 + restored
+        assert {g["lr"] for o in (muon, adamw) for g in o.param_groups} == {0.125 + restored}
+
+
+def test_vectors_do_not_decay() -> None:
+    model = small_model()
+    optimizer = make_optimizer(model, settings(weight_decay=0.1))
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0)
+
+
+@given(
+    done=st.floats(0, 1),
+    warmup=st.sampled_from([0.0, 0.02, 0.5]),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+)
+def test_the_rate_rises_and_falls_between_zero_and_its_peak(done, warmup, schedule) -> None:
+    config = settings(warmup=warmup, schedule=schedule)
+    factor = rate_factor(config, done)
+    assert 0 <= factor <= 1
+    later = rate_factor(config, min(1.0, done + 0.01))
+    assert later >= factor if done + 0.01 < warmup else later <= factor or done < warmup
+
+
+def test_the_rate_at_a_few_places() -> None:
+    linear = settings(warmup=0.2)
+    assert [rate_factor(linear, d) for d in (0.1, 0.2, 0.6, 1.0)] == pytest.approx([0.5, 1, 0.5, 0])
+    assert rate_factor(linear, 0.0) > 0  # the first step learns too
+    cosine = settings(warmup=0.0, schedule="cosine")
+    assert [rate_factor(cosine, d) for d in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    constant = settings(warmup=0.5, schedule="constant")
+    assert [rate_factor(constant, d) for d in (0.25, 0.5, 1)] == [0.5, 1, 1]
+
+
+# -- settings -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"depth": 0}, "depth is 0"),
+        ({"depth": -2}, "depth is -2"),
+        ({"depth": "many"}, "depth"),
+        ({"colour": "red"}, "colour"),
+        ({"steps": None}, "say when to stop"),
+        ({"steps": 0}, "steps"),
+        ({"minutes": -1}, "minutes"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"block_size": 1}, "block_size"),
+        ({"head": "medusa"}, "'medusa' is unknown; choose from parallel, sequential"),
+        ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
+        ({"recipe": "lora"}, "recipe"),
+        ({"tap": "middle"}, "tap 'middle' is unknown"),
+        ({"head": "parallel", "shared": True}, "shared"),
+        ({"loss_scale": 0}, "loss_scale"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+        ({"precision": "int8"}, "precision"),
+        ({"warmup": 1.0}, "warmup"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        TrainConfig.parse({"steps": 5, **wrong}, "run.yaml")
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).startswith("run.yaml: ")
+
+
+def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:
+    file = tmp_path / "run.yaml"
+    file.write_text(yaml.safe_dump({"steps": 5, "depth": 4, "tap": "final"}))
+    assert TrainConfig.from_yaml(file) == TrainConfig(steps=5, depth=4, tap="final")
+    assert TrainConfig.from_yaml(file, depth=1).depth == 1
+    for content, message in [
+        (b"- a\n", "must be a mapping"),
+        (b"a: [", "is not YAML"),
+        (b"\xff\xfe\xfa", "is not YAML"),
+        (b"", "say when to stop"),
+        (b"steps: 5\n7: 3\n", "7"),
+    ]:
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=message) as caught:
+            TrainConfig.from_yaml(file)
+        assert "\n" not in str(caught.value)
+        assert str(file) in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read"):
+        TrainConfig.from_yaml(tmp_path / "gone.yaml")
+
+
+def test_a_config_knows_its_head_and_weights() -> None:
+    config = settings(
+        head="sequential", shared=True, tap=1, init="copy", loss="mean", loss_scale=0.3
+    )
+    assert config.head_config() == ft.SequentialHeads.Config(
+        depth=2, tap=1, init="copy", shared=True
+    )
+    assert config.depth_weights().of(2) == pytest.approx((1.0, 0.15, 0.15))
+    assert settings(recipe="frozen").depth_weights().of(2) == (0.0, 1.0, 1.0)
+    assert settings(head="none").head_config() is None
+
+
+def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
+    from foretoken.training.rundir import RunDirectory
+
+    run = RunDirectory(tmp_path / "run")
+    run.claim(TrainConfig.parse({"steps": 10}))
+    assert run.resume_point() is None
+    for step in range(1, 8):
+        run.log({"step": step})
+    for step in (3, 5, 7):
+        (run.path / f"checkpoint-{step}").mkdir()
+    run.mark_complete(3, 1.5)
+    run.mark_complete(5, 2.5)
+    point = run.resume_point()
+    assert point is not None
+    assert (point.step, point.seconds) == (5, 2.5)
+    assert not (run.path / "checkpoint-7").exists()
+    lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
