@@ -1,9 +1,9 @@
 """Greedy output against transformers' `generate`: every family × every head × 20 prompts, float32.
 
-    python benchmarks/identity.py --json results/identity.json
+    python benchmarks/identity.py
 
-The backbones are tiny and random (`tests/families.py`), the prompts random tokens. So that drafts are
-accepted as well as rejected, each head is first fitted for a moment to the backbone's own outputs.
+The backbones are tiny and random (`tests/families.py`), the prompts random tokens. So that drafts
+are accepted as well as rejected, each head is first fitted for a moment to the backbone's outputs.
 `tokens_per_forward` shows that they are: it says nothing about real models.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--fit-steps", type=int, default=60)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, default=Path("results/identity.json"))
     arguments = parser.parse_args()
     logging.set_verbosity_error()
 
