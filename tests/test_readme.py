@@ -6,6 +6,6 @@ ROOT = Path(__file__).parents[1]
 
 
 def test_readme_figures_are_those_of_the_result_files() -> None:
-    command = [sys.executable, "benchmarks/readme.py", "--check"]
+    command = [sys.executable, "docs/fill_readme.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -1,6 +1,6 @@
 """Fill the README's marked places from committed result files; `--check` only compares.
 
-A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result file
+A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result
 becomes a table, whose columns follow from the command that wrote it.
 """
 
@@ -89,7 +89,7 @@ def main() -> None:
     old = README.read_text(encoding="utf-8")
     new = fill(old)
     if arguments.check:
-        sys.exit(old != new and "README.md does not match results/: run benchmarks/readme.py")
+        sys.exit(old != new and "README.md does not match results/: run docs/fill_readme.py")
     README.write_text(new, encoding="utf-8")
 
 
