@@ -104,7 +104,8 @@ def _find_on_hub(name: str) -> None:
     except (HFValidationError, RepositoryNotFoundError):
         reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
     except Exception as error:  # whatever the HTTP library of the day raises
-        reason = f"is no directory, and the Hub cannot be asked for it ({error})"
+        why = " ".join(str(error).split())
+        reason = f"is no directory, and the Hub cannot be asked for it ({why})"
     else:
         return
     raise InputError(f"model {name!r} {reason}; check the name.")

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import cast
 
 import typer
 
@@ -13,7 +14,6 @@ app = typer.Typer(
     help="Multi-token prediction for any Hugging Face causal language model.\n\n"
     "MODEL is a Hub id (owner/name), a local Hugging Face or foretoken directory, or one of the "
     "bundled models: tiny (next-token training only), tiny-mtp (trained with three heads).",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -27,14 +27,29 @@ app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+# Typer brings its own copy of click or uses the real one, depending on its release.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+
 def main() -> None:
     """Run the command line; what foretoken raises on purpose is one line and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        app()
+        status = app(sys.argv[1:] or ["--help"], prog_name="foretoken", standalone_mode=False)
     except ForetokenError as error:
         print(f"foretoken: {error}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
+    except _UsageError as error:
+        path = error.ctx.command_path if error.ctx else "foretoken"
+        message = " ".join(error.format_message().split()).rstrip(".")
+        print(f"foretoken: {message}; see `{path} --help`.", file=sys.stderr)
+        sys.exit(2)
+    except (typer.Abort, KeyboardInterrupt):  # the first from an older Typer
+        status = INTERRUPTED
+    if status == INTERRUPTED:
         print("foretoken: interrupted", file=sys.stderr)
-        sys.exit(130)
+    if status:
+        sys.exit(status)

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from foretoken.cli import common
+from foretoken.errors import InputError
 from foretoken.evaluation import Foretoken, SpeedTable, Transformers, compare
 from foretoken.evaluation.speed import Method
 from foretoken.model import MTPModel
@@ -42,6 +43,13 @@ def bench(
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
     texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed)
+    longest = max(text.shape[1] for text in texts)
+    context = loaded.backbone.max_length
+    if context is not None and longest + max_new_tokens > context:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
+            f"model's context of {context}; ask for fewer."
+        )
     with common.progress_bar("Decoding") as progress:
         found = compare(
             methods_of(loaded),

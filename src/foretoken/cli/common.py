@@ -9,7 +9,7 @@ import torch
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
@@ -19,9 +19,9 @@ from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
 from foretoken.provenance import provenance, write_result
 
-console = Console(highlight=False)
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
-Model = Annotated[str, typer.Argument(help="Hub id, directory, tiny or tiny-mtp.")]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, tiny or tiny-mtp.")]
 Data = Annotated[
     str,
     typer.Option(
@@ -53,7 +53,9 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError):
-        raise InputError(f"device {name!r} is not available here; use auto or cpu.") from None
+        device = torch.device("meta")
+    if device.type == "meta":  # nothing can be computed there
+        raise InputError(f"device {name!r} is not available here; use auto or cpu.")
     return device
 
 
@@ -88,7 +90,13 @@ def load_blocks(
     data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> PackedBlocks:
     """Read a corpus, packed if the model keeps documents apart; show that something happens."""
-    with console.status(f"Reading {data}"):
+    context = model.backbone.max_length
+    if context is not None and block_size > context:
+        raise InputError(
+            f"blocks of {block_size} tokens are longer than the model's context of {context}; "
+            "give a smaller --block-size."
+        )
+    with console.status(Text(f"Reading {data}")):
         return PackedBlocks.from_documents(
             read_documents(data),
             tokenizer,
@@ -104,6 +112,10 @@ def load_prompts(
 
     A longer document gives a stretch from a random place, a shorter one is used whole.
     """
+    if length < 1 or count < 1:
+        raise InputError(
+            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of 1 token."
+        )
     documents: list[Document] = list(read_documents(path))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
@@ -153,13 +165,14 @@ def progress_bar(description: str) -> Iterator[Any]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table, numbers to the right."""
-    grid = Table(title=title, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    for index, column in enumerate(columns):
-        grid.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
-    for row in rows:
-        grid.add_row(*row)
-    console.print(grid)
+    """Print a plain table, numbers to the right, never cut to the width of a terminal."""
+    lines = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    console.print(title, style="italic")
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        console.print("  ".join(cells), style="bold" if line is lines[0] else "")
 
 
 def percent(value: float) -> str:

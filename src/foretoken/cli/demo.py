@@ -102,7 +102,7 @@ def _verdict(found: list[tuple[str, SpeedTable]]) -> None:
 
 
 def _headline(number: int, text: str) -> None:
-    common.console.print(f"\n[bold]{number}. {text}[/bold]")
+    common.console.print(f"\n{number}. {text}", style="bold")
 
 
 def _fresh(out: Path) -> None:

@@ -1,12 +1,14 @@
 """`foretoken generate`: stream a continuation."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import torch
 import typer
-from rich.text import Text
+from rich.color import ColorSystem
+from rich.style import Style
 from transformers import PreTrainedTokenizerBase
 
 from foretoken.cli import common
@@ -15,6 +17,9 @@ from foretoken.errors import InputError
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
+
+CONTEXT = 8
+"""Tokens before the new ones that are decoded with them."""
 
 
 def generate(
@@ -45,8 +50,7 @@ def generate(
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
     stop = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
-    printer = _Printer(tokenizer, show_drafts)
-    common.console.print(Text(text), end="")
+    printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
     steps: list[Step] = []
     for step in loaded.stream(
         ids,
@@ -54,6 +58,8 @@ def generate(
         stop_tokens=stop,
         drafter=NoDrafter() if plain else None,
     ):
+        if not steps:  # not earlier: a prompt that is refused is not repeated
+            _write(text)
         steps.append(step)
         printer.add(step)
     printer.finish()
@@ -76,31 +82,50 @@ def generate(
 
 
 class _Printer:
-    """Writes text as it becomes whole: never half a character, coloured by depth on request."""
+    """Writes text as it becomes whole: never half a character, coloured by depth on request.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, colour: bool) -> None:
+    New tokens are decoded together with those before them, since some tokenizers drop the space in
+    front of what they decode alone.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], colour: bool
+    ) -> None:
         self.tokenizer, self.colour = tokenizer, colour
+        self.context = list(prompt[-CONTEXT:])  # written already, decoded again for its sake
         self.pending: list[int] = []
 
     def add(self, step: Step) -> None:
-        """Print a step's tokens; depth k drafted the k-th accepted one."""
+        """Write a step's tokens; depth k drafted the k-th accepted one."""
         for index, token in enumerate(step.tokens):
             self.pending.append(token)
-            text = str(self.tokenizer.decode(self.pending))
-            if not text.endswith("\ufffd"):
-                depth = index + 1 if index < step.accepted else 0
-                self._write(text, depth)
+            text = self._text()
+            if text and not text.endswith("\ufffd"):
+                self._write(text, index + 1 if index < step.accepted else 0)
 
     def finish(self) -> None:
-        """Print what is left, and end the line."""
-        if self.pending:
-            self._write(str(self.tokenizer.decode(self.pending)), 0)
-        common.console.print()
+        """Write what is left, and end the line."""
+        self._write(self._text(), 0)
+        _write("\n")
+
+    def _text(self) -> str:
+        before = str(self.tokenizer.decode(self.context))
+        return str(self.tokenizer.decode(self.context + self.pending))[len(before) :]
 
     def _write(self, text: str, depth: int) -> None:
-        self.pending.clear()
+        self.context = (self.context + self.pending)[-CONTEXT:]
+        self.pending = []
         style = DEPTH_STYLES[min(depth, len(DEPTH_STYLES) - 1)] if self.colour else ""
-        common.console.print(Text(text, style=style), end="", soft_wrap=True)
+        console = common.console
+        plain = console.color_system is None or console.no_color
+        system = None if plain else ColorSystem.STANDARD
+        _write(Style.parse(style).render(text, color_system=system))
+
+
+def _write(text: str) -> None:
+    """Write text as it is, where rich would wrap lines and replace tabs."""
+    common.console.file.write(text)
+    common.console.file.flush()
 
 
 def _prompt_text(prompt: str | None, file: Path | None) -> str:

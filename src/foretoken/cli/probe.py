@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from foretoken.cli import common
+from foretoken.errors import InputError
 from foretoken.evaluation import DepthTable, measure_marginals
 
 
@@ -27,6 +28,8 @@ def probe(
 
     Example: foretoken probe tiny --data stdlib:held-out
     """
+    if depth < 1:
+        raise InputError(f"depth is {depth}; probe at least depth 1.")
     loaded = common.load_model(model, device, dtype)
     blocks = common.load_blocks(data, loaded, common.tokenizer_of(model, loaded), block_size)
     with common.progress_bar("Marginalizing") as progress:

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsed
 from rich.progress import Progress as Bar
 
 from foretoken.cli import common
-from foretoken.loading import BUNDLED, load_causal_lm, load_tokenizer, new_causal_lm, resolve
+from foretoken.loading import BUNDLED, load_causal_lm, new_causal_lm, resolve
 from foretoken.model import MTPModel
 from foretoken.training import Progress, TrainConfig, TrainResult
 from foretoken.training import train as run_training
@@ -80,8 +80,8 @@ def train(
     settings = (
         TrainConfig.from_yaml(config, **chosen) if config else TrainConfig.parse(chosen, "train")
     )
-    tokenizer = load_tokenizer(model)
     built = build(model, settings, common.pick_device(device))
+    tokenizer = common.tokenizer_of(model, built)
     blocks = common.load_blocks(data, built, tokenizer, settings.block_size)
     with training_bar() as report:
         result = run_training(

@@ -92,6 +92,8 @@ def measure_marginals(
     """Marginalize the backbone at about `positions` random positions, 16 in a row."""
     if positions < 1:
         raise InputError(f"positions is {positions}; ask for at least 1.")
+    if depth < 0 or width < 1:
+        raise InputError(f"depth is {depth} and width {width}; use depth ≥ 0 and width ≥ 1.")
     per_row = min(16, positions)
     rows = -(-positions // per_row)
     order = torch.Generator().manual_seed(seed)
@@ -111,6 +113,7 @@ def measure_marginals(
             )
         if progress is not None:
             progress((number + 1) / rows)
+    _require_any(tallies[0])
     return DepthTable("marginalization", tallies[0].count, tallies)
 
 
@@ -122,6 +125,8 @@ def measure_heads(
     progress: Callable[[float], None] | None = None,
 ) -> DepthTable:
     """Teacher-forced predictions of the backbone (depth 0) and the heads on whole blocks."""
+    if limit is not None and limit < 1:
+        raise InputError(f"{limit} blocks were asked for; ask for at least 1.")
     head, total = model.head, min(limit or len(blocks), len(blocks))
     tallies = [_Tally() for _ in range(model.depth + 1)]
     model.eval()
@@ -129,8 +134,9 @@ def measure_heads(
         _measure_block(model, blocks[index], tallies)
         if progress is not None:
             progress((index + 1) / total)
+    _require_any(tallies[0])
     kind = head.config.kind if head is not None else "plain"
-    nats_per_token = tallies[0].nll / max(1, tallies[0].count)
+    nats_per_token = tallies[0].nll / tallies[0].count
     bytes_per_token = blocks.num_bytes / blocks.num_tokens
     bits_per_byte = nats_per_token / math.log(2) / bytes_per_token
     return DepthTable(kind, tallies[0].count, tallies, bits_per_byte)
@@ -154,6 +160,11 @@ def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tal
         ahead = own[0].roll(-depth)  # the end wraps around, where there is no target
         mass = torch.ones(len(targets), device=targets.device)
         tallies[depth].add(probabilities, targets, ahead, mass)
+
+
+def _require_any(tally: _Tally) -> None:
+    if tally.count == 0:
+        raise InputError("no position has a target at every depth; use longer blocks.")
 
 
 @torch.inference_mode()

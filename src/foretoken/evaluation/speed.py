@@ -73,7 +73,9 @@ class Transformers:
             nonlocal forwards
             forwards += 1
 
-        settings = GenerationConfig(
+        # In place of the model's own, from which `generate` would add an end-of-sequence token.
+        own = self.lm.generation_config
+        self.lm.generation_config = GenerationConfig(
             max_new_tokens=count,
             do_sample=False,
             prompt_lookup_num_tokens=self.lookup,
@@ -82,10 +84,11 @@ class Transformers:
         handle = self.lm.register_forward_pre_hook(tally)
         try:
             output = self.lm.generate(  # type: ignore[operator]
-                prompt, attention_mask=torch.ones_like(prompt), generation_config=settings
+                prompt, attention_mask=torch.ones_like(prompt)
             )
         finally:
             handle.remove()
+            self.lm.generation_config = own
         return Continuation(output[0, prompt.shape[1] :].tolist(), forwards)
 
 
@@ -140,8 +143,10 @@ def compare(
         progress: called with the share done.
 
     Raises:
-        InputError: no prompt is left to measure.
+        InputError: no prompt is left to measure, or `repeats` is less than 1.
     """
+    if repeats < 1:
+        raise InputError(f"repeats is {repeats}; time every method at least once.")
     plain = methods[0]
     lengths: list[tuple[Tensor, int]] = []
     looped = dropped = 0

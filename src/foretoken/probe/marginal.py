@@ -57,7 +57,8 @@ def marginalize(
 
     Raises:
         InputError: `depth` or `width` out of range, or the row longer than a sliding window.
-        BackboneError: the backbone's cache is no attention cache, or its logits are not finite.
+        BackboneError: the backbone's cache is no attention cache, it takes no mask of its own, or
+            its logits are not finite.
     """
     if depth < 0 or width < 1:
         raise InputError(f"depth is {depth} and width {width}; use depth ≥ 0 and width ≥ 1.")
@@ -80,12 +81,18 @@ def marginalize(
         ancestors = visible[(rows + parents).flatten()]  # (P·M', cache)
         itself = torch.eye(len(ancestors), dtype=torch.bool, device=tokens.device)
         visible = torch.cat([ancestors, itself], dim=1)
-        output = backbone(
-            leaves.reshape(1, -1),
-            attention_mask=_as_mask(visible, backbone),
-            position_ids=(positions + k).repeat_interleave(leaves.shape[1]).unsqueeze(0),
-            cache=cache,
-        )
+        try:
+            output = backbone(
+                leaves.reshape(1, -1),
+                attention_mask=_as_mask(visible, backbone),
+                position_ids=(positions + k).repeat_interleave(leaves.shape[1]).unsqueeze(0),
+                cache=cache,
+            )
+        except ValueError:  # Falcon builds its ALiBi from a mask of ones and zeros
+            raise BackboneError(
+                f"{type(backbone.model).__name__} cannot be marginalized: "
+                "it takes no attention mask of one row per token."
+            ) from None
         following = _distribution(backbone, output.final[0]).unflatten(0, leaves.shape)
         mass = strings.sum(1)
         mixture = torch.einsum("pm,pmv->pv", strings, following)

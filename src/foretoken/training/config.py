@@ -71,7 +71,7 @@ class TrainConfig(BaseModel):
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bf16-mixed", "bf16"] = "float32"
     attention: str | None = None
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     log_every: Positive = 10
     save_every: Annotated[int, Field(ge=0)] = 200
     compile: bool = False
@@ -93,7 +93,7 @@ class TrainConfig(BaseModel):
         except ValidationError as error:
             first = error.errors()[0]
             name = ".".join(str(part) for part in first["loc"])
-            what = first["msg"].removeprefix("Value error, ")
+            what = first["msg"].removeprefix("Value error, ").rstrip(".")
             raise InputError(f"{where}: {name + ': ' if name else ''}{what}.") from None
 
     @classmethod

@@ -57,8 +57,13 @@ class RunDirectory:
             )
         if self.model.exists():
             raise InputError(f"{self.path}: holds a finished run; choose another directory.")
-        self.path.mkdir(parents=True, exist_ok=True)
-        settings.write_text(text, encoding="utf-8")
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            settings.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written to ({error.strerror}); name another directory."
+            ) from None
 
     def resume_point(self) -> ResumePoint | None:
         """The newest whole checkpoint; what a killed process left behind it is removed."""

@@ -251,7 +251,8 @@ class _Follow(TrainerCallback):
     ) -> None:
         if self.trainer.clock.fraction() >= 1.0:
             control.should_training_stop = True
-            control.should_log = True
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_log = True  # what was learned since the last report
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

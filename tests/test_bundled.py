@@ -1,0 +1,146 @@
+"""The two models in the package. Where they are missing these tests fail: they belong to it."""
+
+import re
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import foretoken as ft
+from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
+from foretoken.cli.common import load_prompts
+from foretoken.data import Document, PackedBlocks
+from foretoken.data.stdlib import HELD_OUT, standard_library
+from foretoken.decoding import NoDrafter
+from foretoken.evaluation import loop_start, measure_heads
+
+NAMES = ("tiny", "tiny-mtp")
+MAX_BYTES = 12_000_000
+MAX_BITS_PER_BYTE = 1.6
+
+
+def place(name: str) -> Path:
+    return Path(str(files("foretoken") / "bundled" / name))
+
+
+@cache
+def loaded(name: str) -> ft.MTPModel:
+    return ft.MTPModel.from_pretrained(name, dtype=torch.float32)
+
+
+@cache
+def tokenizer(name: str):
+    return AutoTokenizer.from_pretrained(place(name))
+
+
+@cache
+def held_out() -> tuple[Document, ...]:
+    return tuple(standard_library("held-out"))
+
+
+@cache
+def blocks() -> PackedBlocks:
+    return PackedBlocks.from_documents(held_out(), tokenizer("tiny"), 256)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_small_and_stored_in_bfloat16(name: str) -> None:
+    assert sum(file.stat().st_size for file in place(name).rglob("*")) <= MAX_BYTES
+    stored = AutoModelForCausalLM.from_pretrained(place(name), dtype="auto")
+    assert {parameter.dtype for parameter in stored.parameters()} == {torch.bfloat16}
+    suffixes = {file.suffix for file in place(name).iterdir()}
+    assert suffixes <= {".json", ".md", ".safetensors"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_loads_here_and_in_plain_transformers(name: str) -> None:
+    plain, info = AutoModelForCausalLM.from_pretrained(
+        place(name), dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    tokens = torch.tensor([tokenizer(name)("def main(argv):\n    return")["input_ids"]])
+    model = loaded(name)
+    assert torch.equal(plain.eval()(tokens).logits, model.lm(tokens).logits)
+    assert len(tokenizer(name)) == model.backbone.vocab_size
+
+
+def test_only_tiny_mtp_has_heads() -> None:
+    assert loaded("tiny").head is None
+    assert not (place("tiny") / CONFIG_FILE).exists()
+    assert not (place("tiny") / HEADS_FILE).exists()
+    config = loaded("tiny-mtp").head.config
+    assert config == ft.ParallelHeads.Config(depth=3, tap="trunk")
+    stored = read_heads(place("tiny-mtp"))
+    assert stored.backbone.fingerprint == loaded("tiny-mtp").backbone.fingerprint()
+    assert stored.backbone.path is None
+
+
+def test_both_are_the_same_but_for_their_weights() -> None:
+    configs = [loaded(name).lm.config.to_dict() for name in NAMES]
+    for config in configs:
+        config.pop("_name_or_path", None)
+    assert configs[0] == configs[1]
+    assert tokenizer("tiny").get_vocab() == tokenizer("tiny-mtp").get_vocab()
+    fingerprints = {loaded(name).backbone.fingerprint() for name in NAMES}
+    assert len(fingerprints) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_text_survives_the_tokenizer(name: str) -> None:
+    made = tokenizer(name)
+    texts = [document.text for document in held_out()]
+    assert len(texts) > 20
+    for text in (*texts, "é 日本 🎉\t\r\n\x00", " x ", "\n\n\n"):
+        assert made.decode(made(text, add_special_tokens=False)["input_ids"]) == text
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_model_card_says_what_it_must(name: str) -> None:
+    card = (place(name) / "README.md").read_text(encoding="utf-8")
+    assert "PSF" in card or "Python Software Foundation" in card
+    for module in HELD_OUT:
+        assert f"`{module}`" in card
+    stated = re.search(r"(\d\.\d+) bits per byte", card)
+    assert stated is not None
+    assert 0.5 < float(stated[1]) < MAX_BITS_PER_BYTE
+    for word in ("hardware", "steps", "tokens", "commit"):
+        assert word in card
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_predicts_code_that_it_has_not_seen(name: str) -> None:
+    table = measure_heads(loaded(name), blocks(), limit=8)
+    assert table.bits_per_byte < MAX_BITS_PER_BYTE
+    rows = table.rows()
+    assert len(rows) == (4 if name == "tiny-mtp" else 1)
+    # Deeper is harder, and even the deepest knows more than nothing.
+    assert [row["nll"] for row in rows] == sorted(row["nll"] for row in rows)
+    assert all(row["top1"] > 0.1 for row in rows)
+
+
+def test_greedy_output_is_the_backbones_own() -> None:
+    model = loaded("tiny-mtp")
+    drafted = accepted = 0
+    for prompt in load_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 48, 5, seed=0):
+        with_heads = model.generate(prompt, max_new_tokens=48)
+        plain = model.generate(prompt, max_new_tokens=48, drafter=NoDrafter())
+        own = model.lm.generate(
+            prompt,
+            attention_mask=torch.ones_like(prompt),
+            max_new_tokens=48,
+            do_sample=False,
+        )
+        assert with_heads.new_tokens == plain.new_tokens
+        length = own.shape[1]  # shorter where it ended the document
+        assert torch.equal(own, with_heads.sequences[:, :length])
+        assert length == prompt.shape[1] + 48 or int(own[0, -1]) == model.lm.config.eos_token_id
+        until = loop_start(plain.new_tokens) or len(plain.new_tokens)
+        for step in with_heads.steps:
+            if until > 0:
+                drafted, accepted = drafted + step.drafted, accepted + step.accepted
+            until -= len(step.tokens)
+    assert accepted > drafted / 4

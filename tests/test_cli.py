@@ -1,0 +1,643 @@
+import contextlib
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers.utils import logging as transformers_logging
+
+import foretoken as ft
+import foretoken.cli
+import foretoken.cli.train
+import foretoken.loading
+from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE
+from foretoken.cli import common, main
+from foretoken.cli.generate import _Printer
+from foretoken.decoding import Step
+from foretoken.provenance import Result, read_result
+
+COMMANDS = ("demo", "info", "probe", "train", "eval", "generate", "bench")
+CONTEXT = 128
+TEXT = '''def mean(values):
+    """Return the mean of some values, é and 日本 included."""
+\ttotal = sum(values)
+    return total / len(values)
+'''
+
+
+@dataclass
+class Ran:
+    status: int
+    out: str
+    err: str
+
+
+def run(*arguments: object) -> Ran:
+    """The command line in this process."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["foretoken", *map(str, arguments)])
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main()
+            except SystemExit as stop:
+                status = int(stop.code or 0)
+    return Ran(status, out.getvalue(), err.getvalue())
+
+
+def fine(*arguments: object) -> str:
+    ran = run(*arguments)
+    assert ran.status == 0, ran.err
+    return ran.out
+
+
+def refused(*arguments: object) -> str:
+    """One line on standard error and status 2; returns the line."""
+    ran = run(*arguments)
+    assert ran.status == 2, ran
+    assert re.fullmatch(r"foretoken: \S[^\n]*\n", ran.err), ran.err
+    assert not ran.err.endswith("..\n")
+    return ran.err
+
+
+def checked(path: Path, command: str, seed: int | None) -> Result:
+    """The result file at `path`, with everything that provenance must have."""
+    result = read_result(path)
+    assert result.command == command
+    assert result.provenance["command"].startswith(f"foretoken {command} ")
+    assert result.provenance["seed"] == seed
+    assert result.provenance["dtype"] == "float32"
+    assert result.provenance["device"] == "cpu"
+    assert result.provenance["foretoken"] == ft.__version__
+    assert result.provenance["torch"] == torch.__version__
+    assert result.provenance["transformers"]
+    assert "git_sha" in result.provenance
+    assert result.rows
+    return result
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """The commands quieten transformers for the whole process."""
+    verbosity = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
+
+
+def byte_tokenizer() -> PreTrainedTokenizerFast:
+    """One token per byte, and an end-of-sequence token 0."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {"<|end|>": 0, **{c: number for number, c in enumerate(alphabet, start=1)}}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|end|>",
+        pad_token="<|end|>",
+        clean_up_tokenization_spaces=False,
+    )
+
+
+TOKENIZER = byte_tokenizer()
+
+
+def backbone(seed: int = 0) -> LlamaForCausalLM:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = LlamaConfig(
+            vocab_size=257,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=CONTEXT,
+            tie_word_embeddings=True,
+            initializer_range=0.2,
+            bos_token_id=None,
+            eos_token_id=0,
+            pad_token_id=0,
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with models and texts, which no test changes."""
+    place = tmp_path_factory.mktemp("cli")
+    for name, seed in (("plain", 0), ("other", 1)):
+        backbone(seed).save_pretrained(place / name)
+        TOKENIZER.save_pretrained(place / name)
+    torch.manual_seed(0)
+    model = ft.attach(backbone(), "parallel", depth=2, init="copy")
+    model.save_pretrained(place / "whole", tokenizer=TOKENIZER)
+    model.save_pretrained(place / "heads", backbone_path=str(place / "plain"))
+    (place / "text.py").write_text(TEXT * 12, encoding="utf-8")
+    (place / "long.txt").write_text(TEXT * 2, encoding="utf-8")
+    (place / "short.txt").write_text("hello", encoding="utf-8")
+    (place / "empty.txt").write_bytes(b"")
+    (place / "blank.txt").write_text(" \n\t\n", encoding="utf-8")
+    (place / "latin.txt").write_bytes("é".encode("latin-1"))
+    (place / "settings.yaml").write_text(
+        "depth: 1\nsteps: 6\nbatch_size: 2\nblock_size: 16\nlog_every: 1\nsave_every: 2\n",
+        encoding="utf-8",
+    )
+    (place / "wrong.yaml").write_text("depht: 2\nsteps: 1\n", encoding="utf-8")
+    (place / "no.yaml").write_text("{[", encoding="utf-8")
+    return place
+
+
+def copied(place: Path, name: str, target: Path) -> Path:
+    return Path(shutil.copytree(place / name, target / name))
+
+
+# -- help ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
+    out = fine(*arguments)
+    for command in COMMANDS:
+        assert f"\n  {command} " in out
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself(command: str) -> None:
+    out = fine(command, "--help")
+    assert f"Usage: foretoken {command} " in out
+    if command != "demo":
+        assert f"Example: foretoken {command} " in " ".join(out.split())
+        assert "MODEL" in out
+        assert "--json" in out
+
+
+def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "foretoken", "info", str(place / "whole")]
+    done = subprocess.run(
+        [*command, "--json", str(tmp_path / "info.json")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "LlamaForCausalLM" in done.stdout
+    assert read_result(tmp_path / "info.json").rows[0]["depth"] == 2
+
+
+# -- what the commands do -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("name", "head"), [("plain", None), ("whole", "parallel")])
+def test_info(place: Path, tmp_path: Path, name: str, head: str | None) -> None:
+    path = tmp_path / "info.json"
+    out = fine("info", place / name, "--json", path)
+    facts = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in out.splitlines()[:-1])
+    assert facts["family"] == "llama"
+    assert facts["layers"] == "2"
+    assert facts["vocabulary"] == "257"
+    assert facts["context"] == str(CONTEXT)
+    assert facts["drafts"] == "supported"
+    assert facts["packed documents"] == "kept apart"
+    assert facts["head"].startswith("kind parallel" if head else "none; train one")
+    result = checked(path, "info", None)
+    assert {name: value.strip() for name, value in result.settings.items()} == facts
+    row = {"model": str(place / name), "family": "llama", "head": head, "depth": 2 if head else 0}
+    assert result.rows == [row]
+    assert out.splitlines()[-1] == f"Result file: {path}"
+
+
+def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    fine("info", place / "heads", "--dtype", "bfloat16", "--json", path)
+    assert read_result(path).provenance["dtype"] == "bfloat16"
+
+
+def test_probe(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "new" / "probe.json"
+    options = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
+    out = fine("probe", place / "plain", "--data", place / "text.py", *options, "--json", path)
+    result = checked(path, "probe", 3)
+    assert [row["depth"] for row in result.rows] == [0, 1, 2]
+    assert all(row["method"] == "marginalization" for row in result.rows)
+    assert all(row["positions"] == 32 for row in result.rows)
+    assert result.rows[0]["covered_mass"] == 1
+    assert result.settings["width"] == 4
+    assert "covered mass" in out
+    for row in result.rows:  # what was printed is what was written
+        assert f"{row['nll']:.3f}" in out
+
+
+@pytest.mark.parametrize(("name", "method"), [("heads", "parallel"), ("plain", "plain")])
+def test_eval(place: Path, tmp_path: Path, name: str, method: str) -> None:
+    path = tmp_path / "eval.json"
+    options = ("--block-size", 32, "--blocks", 3, "--json", path)
+    out = fine("eval", place / name, "--data", place / "text.py", *options)
+    result = checked(path, "eval", None)
+    assert [row["depth"] for row in result.rows] == ([0, 1, 2] if method == "parallel" else [0])
+    assert {row["method"] for row in result.rows} == {method}
+    assert result.rows[0]["positions"] == 3 * 31
+    assert f"{result.rows[0]['bits_per_byte']:.3f} bits per byte" in out
+
+
+def test_bench(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    options = ("--count", 2, "--prompt-tokens", 12, "--max-new-tokens", 10, "--repeats", 1)
+    prompts = ("--prompts", place / "text.py", "--include-loops", "--seed", 5, "--json", path)
+    out = fine("bench", place / "whole", *prompts, *options)
+    result = checked(path, "bench", 5)
+    rows = [row for row in result.rows if "tokens" in row]
+    names = ["plain", "parallel", "transformers", "transformers-prompt-lookup"]
+    assert [row["method"] for row in rows] == names
+    assert all(row["identical"] == row["prompts"] == 2 for row in rows)
+    assert all(row["tokens"] == 20 for row in rows)
+    assert rows[0]["speedup"] == rows[0]["tokens_per_forward"] == 1
+    assert result.settings["loops"] == "included"
+    for name in names:
+        assert f" {name} " in out  # whole: a table is not cut to the width of no terminal
+    assert "…" not in out
+
+
+@pytest.mark.parametrize("options", [("--plain",), ()])
+def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
+    path, prompt = tmp_path / "generate.json", "def é(x):\t  \r\n" + 70 * "-" + 20 * " y"
+    options = (*options, "--max-new-tokens", "16", "--json", str(path))
+    ran = run("generate", place / "whole", "--prompt", prompt, *options)
+    ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
+    expected = ft.MTPModel.from_pretrained(place / "plain", dtype=torch.float32).generate(
+        ids, max_new_tokens=16, stop_tokens=(0,)
+    )
+    text = TOKENIZER.decode(expected.new_tokens)
+    assert ran.out == f"{prompt}{text}\nResult file: {path}\n"
+    result = checked(path, "generate", None)
+    (row,) = result.rows
+    assert row["method"] == ("plain" if "--plain" in options else "parallel")
+    assert row["tokens"] == len(expected.new_tokens)
+    assert row["tokens_per_forward"] == row["tokens"] / row["forwards"]
+    assert ran.err.startswith(f"{row['tokens']} tokens in {row['forwards']} forward passes")
+
+
+def test_generate_reads_files_and_standard_input(place: Path, monkeypatch) -> None:
+    text, options = (place / "short.txt").read_text(), ("--max-new-tokens", 4)
+    given = fine("generate", place / "plain", "--prompt", text, *options)
+    file = fine("generate", place / "plain", "--prompt-file", place / "short.txt", *options)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    piped = fine("generate", place / "plain", "--prompt", "-", *options)
+    assert given == file == piped
+    assert given.startswith("hello")
+
+
+# -- streaming ----------------------------------------------------------------------------------
+
+
+class Recorder(io.StringIO):
+    """Standard output that remembers every single write."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.writes.append(text)
+        return super().write(text)
+
+
+def streamed(tokenizer, prompt: list[int], steps: list[Step], colour: bool = False) -> list[str]:
+    recorder = Recorder()
+    with contextlib.redirect_stdout(recorder):
+        printer = _Printer(tokenizer, prompt, colour)
+        for step in steps:
+            printer.add(step)
+        printer.finish()
+    return recorder.writes
+
+
+TEXTS = st.text(st.sampled_from("ab \t\r\né日本🎉\u0301\x0b"), max_size=12)
+
+
+@given(prompt=TEXTS, text=TEXTS, sizes=st.lists(st.integers(1, 7), min_size=1))
+def test_never_half_a_character(prompt: str, text: str, sizes: list[int]) -> None:
+    before, ids = TOKENIZER(prompt)["input_ids"], TOKENIZER(text)["input_ids"]
+    steps, rest = [], list(ids)
+    while rest:
+        size = sizes[len(steps) % len(sizes)]
+        steps.append(Step(size - 1, len(rest[:size]) - 1, tuple(rest[:size])))
+        rest = rest[size:]
+    writes = streamed(TOKENIZER, before, steps)
+    assert "".join(writes) == text + "\n"
+    assert not any("\ufffd" in write for write in writes)
+    assert len([write for write in writes if write]) == len(text) + 1  # as soon as it is whole
+
+
+@given(st.lists(st.integers(1, 256), max_size=30))
+def test_bytes_that_are_no_text_come_out_as_decoded(ids: list[int]) -> None:
+    writes = streamed(TOKENIZER, [], [Step(0, 0, (token,)) for token in ids])
+    assert "".join(writes) == TOKENIZER.decode(ids) + "\n"
+
+
+@pytest.mark.data
+def test_spaces_between_words_survive(data_dir: Path) -> None:
+    """A sentencepiece tokenizer drops the space in front of what it decodes alone."""
+    tokenizer = AutoTokenizer.from_pretrained(data_dir / "models" / "stories260K")
+    prompt, text = "Once upon a time", "Once upon a time, there was a little girl named Lily. “é”"
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert ids[: len(before)] == before
+    writes = streamed(tokenizer, before, [Step(0, 0, (i,)) for i in ids[len(before) :]])
+    assert "".join(writes) == text[len(prompt) :] + "\n"
+
+
+def test_accepted_tokens_are_coloured_by_depth(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = TOKENIZER("abcdé")["input_ids"]
+    # Accepted at depths 1 and 2, then one of the backbone's own; é in two parts.
+    steps = [Step(2, 2, tuple(ids[:3])), Step(2, 0, (ids[3],)), Step(2, 2, tuple(ids[4:]))]
+    console = Console(force_terminal=True, color_system="standard", no_color=False)
+    monkeypatch.setattr(common, "console", console)
+    green, cyan, plain = "\x1b[30;42m", "\x1b[30;46m", "\x1b[0m"
+    assert [write for write in streamed(TOKENIZER, [], steps, colour=True) if write] == [
+        f"{green}a{plain}",
+        f"{cyan}b{plain}",
+        "c",
+        "d",
+        f"{cyan}é{plain}",
+        "\n",
+    ]
+    assert "".join(streamed(TOKENIZER, [], steps)) == "abcdé\n"
+    monkeypatch.setattr(common, "console", Console(force_terminal=False))
+    assert "".join(streamed(TOKENIZER, [], steps, colour=True)) == "abcdé\n"
+
+
+def test_show_drafts_changes_no_text(place: Path) -> None:
+    options = ("--prompt", "def f", "--max-new-tokens", 16)
+    shown = fine("generate", place / "whole", *options, "--show-drafts")
+    assert shown == fine("generate", place / "whole", *options)
+
+
+# -- training -----------------------------------------------------------------------------------
+
+
+def train_options(place: Path, out: Path) -> tuple[object, ...]:
+    data = ("--data", place / "text.py", "--out", out)
+    return ("train", place / "plain", *data, "--config", place / "settings.yaml")
+
+
+def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
+    out, path = tmp_path / "run", tmp_path / "train.json"
+    settings = ("--data", place / "text.py", "--head", "sequential", "--depth", 2, "--steps", 3)
+    sizes = ("--batch-size", 2, "--block-size", 16, "--seed", 4)
+    fine("train", place / "plain", *settings, *sizes, "--out", out, "--json", path)
+    result = checked(path, "train", 4)
+    assert [row["depth"] for row in result.rows] == [0, 1, 2]
+    assert all(row["method"] == "sequential" for row in result.rows)
+    assert all(row["tokens"] == 3 * 2 * 16 for row in result.rows)
+    assert all(row["nll"] > 0 for row in result.rows)
+    assert result.settings["depth"] == 2
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "metrics.jsonl", "model"]
+    assert sorted(p.name for p in (out / "model").iterdir()) == [CONFIG_FILE, HEADS_FILE]
+    loaded = ft.MTPModel.from_pretrained(out / "model")
+    assert loaded.head.config.kind == "sequential"
+    assert "kind sequential" in fine("info", out / "model")
+    fine("eval", out / "model", "--data", place / "text.py", "--block-size", 16, "--blocks", 1)
+    # The same command again finds the run finished.
+    before = (out / "model" / HEADS_FILE).read_bytes()
+    message = refused("train", place / "plain", *settings, *sizes, "--out", out)
+    assert "finished run" in message
+    assert (out / "model" / HEADS_FILE).read_bytes() == before
+
+
+def test_pretrain_from_a_config_alone(place: Path, tmp_path: Path) -> None:
+    options = ("--recipe", "pretrain", "--head", "none", "--steps", 2, "--block-size", 16)
+    data = ("--data", place / "text.py", "--out", tmp_path / "run")
+    fine("train", place / "plain", *options, *data)
+    trained = tmp_path / "run" / "model"
+    assert AutoTokenizer.from_pretrained(trained)("a")["input_ids"] == TOKENIZER("a")["input_ids"]
+    model = ft.MTPModel.from_pretrained(trained)
+    assert model.head is None
+    assert model.backbone.fingerprint() != ft.MTPModel(backbone()).backbone.fingerprint()
+    assert fine("generate", trained, "--prompt", "x", "--max-new-tokens", 2).startswith("x")
+
+
+def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) -> None:
+    fine(*train_options(place, tmp_path / "straight"))
+    out = tmp_path / "interrupted"
+
+    @contextlib.contextmanager
+    def interrupting() -> Iterator[Callable]:
+        def report(progress) -> None:
+            if progress.step == 5:
+                raise KeyboardInterrupt
+
+        yield report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(foretoken.cli.train, "training_bar", interrupting)
+        ran = run(*train_options(place, out))
+    assert ran.status == 130
+    assert ran.err.strip() == "foretoken: interrupted"
+    assert not (out / "model").exists()
+    other = refused(*train_options(place, out), "--learning-rate", 0.5)
+    assert "other settings" in other
+    fine(*train_options(place, out))
+    straight = tmp_path / "straight" / "model" / HEADS_FILE
+    assert (out / "model" / HEADS_FILE).read_bytes() == straight.read_bytes()
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert sorted(p.name for p in out.iterdir()) == ["config.yaml", "metrics.jsonl", "model"]
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+MODEL, DATA = "{place}/plain", "--data {place}/text.py"
+TRAIN = f"train {MODEL} {DATA} --block-size 16 --out {{tmp}}/out"
+BENCH = f"bench {MODEL} --prompts {{place}}/text.py --include-loops"
+BAD = [
+    # What is read.
+    (f"probe {MODEL} --data {{place}}/nowhere.txt", "no file or folder at"),
+    (f"eval {MODEL} --data {{place}}/empty.txt --block-size 16", "every document is empty"),
+    (f"eval {MODEL} --data {{place}}/blank.txt --block-size 16", "every document is empty"),
+    (f"eval {MODEL} --data {{place}}/latin.txt --block-size 16", "not UTF-8"),
+    (
+        f"eval {MODEL} --data {{place}}/plain/model.safetensors --block-size 16",
+        "must end in one of",
+    ),
+    (f"eval {MODEL} --data {{place}}/short.txt --block-size 64", "one block takes 64"),
+    (f"probe {MODEL} --data {{place}}/short.txt", "one block takes 128"),
+    (f"probe {MODEL} --data stdlib:tests", "use stdlib:train or stdlib:held-out"),
+    (f"probe {MODEL} --data {{place}}/[/b]x.txt", "[/b]x.txt"),
+    (f"bench {MODEL} --prompts {{place}}/nowhere", "no file or folder at"),
+    (f"bench {MODEL} --prompts {{place}}/empty.txt", "every document is empty"),
+    (f"generate {MODEL} --prompt-file {{place}}/nowhere", "cannot be read"),
+    (f"generate {MODEL} --prompt-file {{place}}/latin.txt", "UTF-8"),
+    # Which model.
+    ("info no-such-model", "give a directory, a Hub id"),
+    ("info {place}/text.py", "is a file, not a model directory"),
+    ("info {place}", "cannot be loaded"),
+    (f"train {{place}}/heads {DATA} --steps 1 --out {{tmp}}/out", "cannot be loaded"),
+    # How deep, how wide, how many.
+    (f"probe {MODEL} {DATA} --depth 0", "depth is 0"),
+    (f"probe {MODEL} {DATA} --depth -1", "depth is -1"),
+    (f"probe {MODEL} {DATA} --width 0", "width 0"),
+    (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
+    (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
+    (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),
+    (f"eval {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
+    (f"eval {MODEL} {DATA} --block-size 1 --blocks 2", "longer blocks"),
+    (f"eval {MODEL} {DATA} --block-size 16 --blocks 0", "0 blocks"),
+    (f"eval {MODEL} {DATA} --block-size 16 --blocks -1", "-1 blocks"),
+    (f"{BENCH} --count 0", "at least 1"),
+    (f"{BENCH} --count -1", "at least 1"),
+    (f"{BENCH} --prompt-tokens 0", "at least 1"),
+    (f"{BENCH} --max-new-tokens 0", "max_new_tokens is 0"),
+    (f"{BENCH} --max-new-tokens 8 --repeats 0", "repeats is 0"),
+    (f"{BENCH} --prompt-tokens 100 --max-new-tokens 29", f"context of {CONTEXT}"),
+    (f"generate {MODEL} --prompt x --max-new-tokens 0", "max_new_tokens is 0"),
+    (f"generate {MODEL} --prompt x --max-new-tokens -2", "max_new_tokens is -2"),
+    (f"generate {MODEL} --prompt-file {{place}}/long.txt", "shorten the prompt"),
+    (f"generate {MODEL} --prompt-file {{place}}/empty.txt", "the prompt is empty"),
+    (f"generate {MODEL}", "--prompt or --prompt-file"),
+    (f"generate {MODEL} --prompt x --prompt-file y", "--prompt or --prompt-file"),
+    # Where, and in which type.
+    (f"info {MODEL} --device nonsense", "device 'nonsense'"),
+    (f"info {MODEL} --device meta", "device 'meta'"),
+    (f"info {MODEL} --dtype nonsense", "dtype 'nonsense'"),
+    (f"{TRAIN} --steps 1 --device nonsense", "device 'nonsense'"),
+    # Training.
+    (TRAIN, "say when to stop"),
+    (f"{TRAIN} --steps 0", "steps"),
+    (f"{TRAIN} --steps 1 --depth 0", "depth is 0"),
+    (f"{TRAIN} --steps 1 --depth -2", "depth is -2"),
+    (f"{TRAIN} --steps 1 --head oracle", "head 'oracle' is unknown"),
+    (f"{TRAIN} --steps 1 --head none", "goes with recipe 'pretrain'"),
+    (f"{TRAIN} --steps 1 --recipe magic", "recipe"),
+    (f"{TRAIN} --steps 1 --tap 9", "has 2 blocks"),
+    (f"{TRAIN} --steps 1 --tap -1", "tap '-1'"),
+    (f"{TRAIN} --steps 1 --shared", "shared"),
+    (f"{TRAIN} --steps 1 --seed -1", "seed"),
+    (f"{TRAIN} --steps 1 --learning-rate nan", "learning_rate"),
+    (f"{TRAIN} --config {{place}}/nowhere.yaml", "cannot be read"),
+    (f"{TRAIN} --config {{place}}/wrong.yaml", "depht"),
+    (f"{TRAIN} --config {{place}}/no.yaml", "is not YAML"),
+    (
+        f"train {MODEL} --data {{place}}/nowhere --steps 1 --block-size 16 --out {{tmp}}/out",
+        "no file or folder",
+    ),
+    (
+        f"train {MODEL} --data {{place}}/blank.txt --steps 1 --block-size 16 --out {{tmp}}/out",
+        "is empty",
+    ),
+    (
+        f"train {MODEL} --data {{place}}/short.txt --steps 1 --block-size 64 --out {{tmp}}/out",
+        "one block takes 64",
+    ),
+    (
+        f"train {MODEL} {DATA} --steps 1 --block-size 16 --out {{place}}/text.py",
+        "cannot be written",
+    ),
+    (f"train {MODEL} {DATA} --steps 1 --block-size 16 --out {{place}}/text.py/x", "cannot be wri"),
+    # How it is called.
+    ("nonsense", "No such command 'nonsense'"),
+    ("info", "Missing argument 'MODEL'; see `foretoken info --help`"),
+    (f"info {MODEL} --nonsense", "No such option: --nonsense"),
+    (f"info {MODEL} one-more", "unexpected extra argument"),
+    (f"probe {MODEL}", "Missing option '--data'"),
+    (f"probe {MODEL} {DATA} --depth two", "Invalid value for '--depth'"),
+    (f"train {MODEL} {DATA}", "Missing option '--out'"),
+    (f"info {MODEL} --json {{place}}/text.py/x.json", "cannot write the result file"),
+    (f"info {MODEL} --json {{place}}", "cannot write the result file"),
+]
+
+
+def contents(folder: Path) -> set[str]:
+    return {str(path) for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize(("command", "part"), BAD, ids=[command for command, _ in BAD])
+def test_bad_input_is_one_line(place: Path, tmp_path: Path, command: str, part: str) -> None:
+    before = contents(place)
+    words = [word.format(place=place, tmp=tmp_path) for word in command.split(" ")]
+    assert part in refused(*words)
+    assert contents(tmp_path) == set()  # nothing half-written
+    assert contents(place) == before
+
+
+def test_a_hub_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("no\n  network")
+
+    monkeypatch.setattr(foretoken.loading, "model_info", fail)
+    assert "(no network); check the name" in refused("info", "nobody/nothing")
+
+
+def test_heads_of_another_backbone(place: Path, tmp_path: Path) -> None:
+    heads = copied(place, "heads", tmp_path)
+    config = json.loads((heads / CONFIG_FILE).read_text())
+    config["backbone"]["path"] = str(place / "other")
+    (heads / CONFIG_FILE).write_text(json.dumps(config))
+    for command in (["info"], ["generate", "--prompt", "x"]):
+        message = refused(command[0], heads, *command[1:])
+        assert config["backbone"]["fingerprint"] in message
+        assert "load the heads onto the backbone they were trained on" in message
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", HEADS_FILE])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[:-8], lambda b: b[:20], lambda _: b"PK\x03\x04" * 9]
+)
+def test_truncated_and_foreign_tensor_files(place: Path, tmp_path: Path, name, damage) -> None:
+    model = copied(place, "whole", tmp_path)
+    file = model / name
+    file.write_bytes(damage(file.read_bytes()))
+    refused("info", model)
+
+
+def test_tensors_of_another_model(place: Path, tmp_path: Path) -> None:
+    model = copied(place, "whole", tmp_path)
+    shutil.copy(place / "whole" / HEADS_FILE, model / "model.safetensors")
+    assert "lacks" in refused("info", model)
+    shutil.copy(place / "plain" / "model.safetensors", model / HEADS_FILE)
+    shutil.copy(place / "plain" / "model.safetensors", model / "model.safetensors")
+    assert "do not fit their own config" in refused("info", model)
+
+
+def test_a_tokenizer_of_another_model(place: Path, tmp_path: Path) -> None:
+    model = copied(place, "plain", tmp_path)
+    larger = byte_tokenizer()
+    larger.add_tokens(["<one>", "<more>"])
+    larger.save_pretrained(model)
+    data = ("--data", place / "text.py")
+    for command in (("generate", "--prompt", "x"), ("eval", *data), ("probe", *data)):
+        assert "do not belong together" in refused(command[0], model, *command[1:])
+    out = ("--steps", 1, "--block-size", 16, "--out", tmp_path / "out")
+    assert "do not belong together" in refused("train", model, *data, *out)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_earlier_result_file_survives_a_failure(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "info.json"
+    fine("info", place / "plain", "--json", path)
+    before = path.read_bytes()
+    refused("info", "no-such-model", "--json", path)
+    assert path.read_bytes() == before
+    assert contents(tmp_path) == {str(path)}
+
+
+def test_a_bug_is_not_dressed_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def bug(*_: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(common, "load_model", bug)
+    with pytest.raises(ZeroDivisionError):
+        run("info", place / "plain")

@@ -1,0 +1,465 @@
+import math
+from collections.abc import Iterable
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import example, given
+from hypothesis import strategies as st
+from torch import Tensor
+
+import families
+import foretoken as ft
+from foretoken.data import PackedBlocks
+from foretoken.decoding import NoDrafter, Step
+from foretoken.errors import InputError
+from foretoken.evaluation import (
+    DepthTable,
+    Foretoken,
+    Transformers,
+    acceptance_by_depth,
+    compare,
+    loop_start,
+    measure_heads,
+    measure_marginals,
+    speed,
+)
+from foretoken.evaluation.loops import MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
+from foretoken.evaluation.speed import Continuation
+
+# -- loops --------------------------------------------------------------------------------------
+
+
+def naive_loop_start(tokens: list[int]) -> int | None:
+    """By the definition: the earliest second cycle over all periods and starts."""
+    found = [
+        start + period
+        for period in range(1, MAX_PERIOD + 1)
+        for start in range(len(tokens) - max(MIN_REPEATS * period, MIN_LENGTH) + 1)
+        if all(tokens[i] == tokens[i + period] for i in range(start, len(tokens) - period))
+    ]
+    return min(found, default=None)
+
+
+@given(
+    prefix=st.integers(0, 30),
+    period=st.integers(1, 70),
+    repeats=st.integers(1, 5),
+    extra=st.integers(0, 69),
+)
+@example(prefix=0, period=1, repeats=3, extra=0)
+@example(prefix=5, period=64, repeats=3, extra=0)
+def test_a_loop_starts_where_its_cycle_comes_again(prefix, period, repeats, extra) -> None:
+    length = repeats * period + extra % period
+    tokens = [*range(-prefix, 0), *(i % period for i in range(length))]
+    loops = period <= MAX_PERIOD and length >= max(MIN_REPEATS * period, MIN_LENGTH)
+    assert loop_start(tokens) == (prefix + period if loops else None)
+
+
+@given(st.lists(st.integers(0, 2), max_size=40))
+def test_loops_are_those_of_the_definition(tokens: list[int]) -> None:
+    assert loop_start(tokens) == naive_loop_start(tokens)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "start"),
+    [
+        ([], None),
+        ([7], None),
+        ([7] * (MIN_LENGTH - 1), None),
+        ([7] * MIN_LENGTH, 1),
+        ([1, 2] * 5 + [1], None),
+        ([1, 2] * 6, 2),
+        ([9, 1, 2] + [1, 2] * 5, 3),
+        ([2, 1, 2] + [1, 2] * 5, 2),  # what stands before belongs to the cycle
+        (list(range(5)) * 2 + list(range(4)), None),
+        (list(range(5)) * 3, 5),
+        (list(range(MAX_PERIOD)) * 3, MAX_PERIOD),
+        (list(range(MAX_PERIOD + 1)) * 4, None),
+        ([7] * 30 + [8], None),  # it must last to the end
+        (list(range(100)), None),
+    ],
+)
+def test_boundary_cases_of_loops(tokens: list[int], start: int | None) -> None:
+    assert loop_start(tokens) == start
+
+
+# -- by depth -----------------------------------------------------------------------------------
+
+SIZE = 12
+STARTS = (0, 5, 17, 18, 30)
+
+
+def packed(blocks: int = 4, vocab: int = families.VOCAB) -> PackedBlocks:
+    """Four blocks; documents begin at `STARTS`, one in the middle of every block but the last."""
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, vocab, (blocks, SIZE), generator=generator).numpy().astype(np.int32)
+    return PackedBlocks(tokens, np.array(STARTS), num_bytes=120)
+
+
+def filled(vocab: int = families.VOCAB) -> PackedBlocks:
+    """Three blocks of one document each; the first and last are filled up with zeros."""
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(1, vocab, (3, SIZE), generator=generator).numpy().astype(np.int32)
+    lengths = np.array([7, SIZE, 9])
+    for block, length in zip(tokens, lengths, strict=True):
+        block[length:] = 0
+    return PackedBlocks(tokens, np.array([0, 12, 24]), num_bytes=80, lengths=lengths)
+
+
+def documents(blocks: PackedBlocks, indices: Iterable[int]) -> list[Tensor]:
+    """The stretches of documents in the blocks, each a row of its own."""
+    rows = []
+    for index in indices:
+        block = blocks[index]
+        tokens = block["input_ids"][block.get("labels", block["input_ids"]) >= 0]
+        starts = (block["position_ids"][: len(tokens)] == 0).nonzero().flatten().tolist()
+        rows += [tokens[a:b] for a, b in zip(starts, [*starts[1:], len(tokens)], strict=True)]
+    return rows
+
+
+@torch.inference_mode()
+def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
+    """Every document alone, every position by hand."""
+    sums = [dict.fromkeys(("n", "top1", "top5", "nll", "acceptance"), 0.0) for _ in range(4)]
+    for row in rows:
+        tokens = row.unsqueeze(0)
+        own = model.lm(tokens, use_cache=False).logits[0]
+        predictions = [own]
+        if model.head is not None:
+            output = model.backbone(tokens, layers=model.tap.layers)
+            for hidden in model.depth_hidden(tokens, output):
+                predictions.append(model.lm.lm_head(hidden)[0])
+        for total, logits, k in zip(sums, predictions, range(4), strict=False):
+            for t in range(len(row) - 1 - k):
+                target, chances = int(row[t + 1 + k]), logits[t].double().log_softmax(-1)
+                ranked = chances.argsort(descending=True).tolist()
+                total["n"] += 1
+                total["top1"] += ranked[0] == target
+                total["top5"] += target in ranked[:5]
+                total["nll"] -= float(chances[target])
+                total["acceptance"] += ranked[0] == int(own[t + k].argmax())
+    sums = sums[: model.depth + 1]
+    means = [{name: total[name] / total["n"] for name in total} for total in sums]
+    return [{**mean, "n": total["n"]} for mean, total in zip(means, sums, strict=True)]
+
+
+def check(table: DepthTable, expected: list[dict[str, float]]) -> None:
+    rows = table.rows()
+    assert [row["depth"] for row in rows] == list(range(len(expected)))
+    assert table.positions == expected[0]["n"]
+    for row, mean in zip(rows, expected, strict=True):
+        assert row["positions"] == mean["n"]
+        for name in ("top1", "top5", "nll", "acceptance"):
+            assert row[name] == pytest.approx(mean[name], abs=1e-5), (row["depth"], name)
+
+
+@pytest.mark.parametrize("corpus", [packed, filled])
+@pytest.mark.parametrize("head", ["parallel", "sequential"])
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_heads_are_measured_as_a_naive_loop_would(family: str, head: str, corpus) -> None:
+    # Copies of a block, with a final norm before the shared output, predict more than nothing.
+    model = ft.attach(families.build(family), head, depth=2, tap="final", init="copy").eval()
+    model.lm.lm_head = model.lm.get_output_embeddings()  # the same name in both families
+    blocks = corpus()
+    table = measure_heads(model, blocks)
+    expected = naive(model, documents(blocks, range(len(blocks))))
+    check(table, expected)
+    assert table.method == head
+    assert all(row["covered_mass"] == 1 for row in table.rows())
+    nats = expected[0]["nll"] / (blocks.num_bytes / blocks.num_tokens)
+    assert table.bits_per_byte == pytest.approx(nats / math.log(2), rel=1e-5)
+
+
+def test_a_limit_reads_the_first_blocks() -> None:
+    model, blocks, seen = ft.MTPModel(families.build("llama")).eval(), packed(), []
+    model.lm.lm_head = model.lm.get_output_embeddings()
+    table = measure_heads(model, blocks, limit=2, progress=seen.append)
+    check(table, naive(model, documents(blocks, range(2))))
+    assert table.method == "plain"
+    assert seen == [0.5, 1.0]
+    assert (
+        measure_heads(model, blocks, limit=99).positions == measure_heads(model, blocks).positions
+    )
+
+
+def test_the_loss_is_that_of_training() -> None:
+    model, blocks = ft.attach(families.build("llama"), depth=2).eval(), packed()
+    batch = [blocks[index] for index in range(len(blocks))]
+    output = model(
+        torch.stack([block["input_ids"] for block in batch]),
+        position_ids=torch.stack([block["position_ids"] for block in batch]),
+    )
+    found = [row["nll"] for row in measure_heads(model, blocks).rows()]
+    torch.testing.assert_close(torch.tensor(found), output.depth_losses, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("limit", [0, -1])
+def test_no_blocks_are_no_measurement(limit: int) -> None:
+    with pytest.raises(InputError, match="at least 1"):
+        measure_heads(ft.MTPModel(families.build("llama")), packed(), limit=limit)
+
+
+def one_token_blocks() -> PackedBlocks:
+    return PackedBlocks(np.zeros((3, 1), np.int32), np.array([0]), num_bytes=3)
+
+
+def test_blocks_without_a_target_are_refused() -> None:
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(InputError, match="longer blocks"):
+        measure_heads(model, one_token_blocks())
+    with pytest.raises(InputError, match="longer blocks"):
+        measure_marginals(model, one_token_blocks(), depth=1, width=2, positions=4)
+
+
+def whole_rows(depth: int) -> PackedBlocks:
+    """Blocks of one document with 16 positions that have a target at every depth."""
+    generator = torch.Generator().manual_seed(1)
+    size = 17 + depth
+    tokens = torch.randint(0, 13, (3, size), generator=generator).numpy().astype(np.int32)
+    return PackedBlocks(tokens, np.arange(3) * size, num_bytes=3 * size)
+
+
+def test_marginals_over_every_token_are_the_naive_ones() -> None:
+    model, blocks, seen = ft.MTPModel(families.build("llama")).eval(), whole_rows(1), []
+    width = families.VOCAB
+    table = measure_marginals(
+        model, blocks, depth=1, width=width, positions=48, progress=seen.append
+    )
+    sums = np.zeros((2, 4))
+    with torch.inference_mode():
+        for row in documents(blocks, range(3)):
+            own = model.lm(row.unsqueeze(0)).logits[0].double().softmax(-1)
+            for t in range(16):
+                prefix = row[: t + 1].expand(width, -1)
+                rows = torch.cat([prefix, torch.arange(width).unsqueeze(1)], dim=1)
+                after = model.lm(rows).logits[:, -1].double().softmax(-1)
+                for k, chances in enumerate((own[t], own[t] @ after)):
+                    ranked, target = chances.argsort(descending=True), row[t + 1 + k]
+                    sums[k] += (
+                        float(ranked[0] == target),
+                        float((ranked[:5] == target).any()),
+                        -float(chances[target].log()),
+                        float(ranked[0] == own[t + k].argmax()),
+                    )
+    names = ("top1", "top5", "nll", "acceptance")
+    expected = [{"n": 48, **dict(zip(names, total / 48, strict=True))} for total in sums]
+    check(table, expected)
+    assert table.method == "marginalization"
+    assert [row["covered_mass"] for row in table.rows()] == pytest.approx([1, 1], abs=1e-5)
+    assert seen == [pytest.approx(share) for share in (1 / 3, 2 / 3, 1)]
+
+
+def test_positions_are_drawn_by_the_seed() -> None:
+    model, blocks = ft.MTPModel(families.build("llama")), packed()
+
+    def rows(seed: int, positions: int = 3):
+        return measure_marginals(
+            model, blocks, depth=1, width=4, positions=positions, seed=seed
+        ).rows()
+
+    assert rows(0) == rows(0)
+    assert rows(0) != rows(1)
+    assert rows(0)[0]["positions"] == rows(0)[1]["positions"] == 3
+    assert measure_marginals(model, filled(), depth=2, width=2, positions=99).positions == 4 + 6 + 9
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"positions": 0}, {"depth": -1}, {"depth": -9}, {"width": 0}, {"positions": -4}]
+)
+def test_a_measurement_of_nothing_is_refused(wrong: dict[str, int]) -> None:
+    options = {"depth": 1, "width": 2, "positions": 4, **wrong}
+    with pytest.raises(InputError):
+        measure_marginals(ft.MTPModel(families.build("llama")), packed(), **options)
+
+
+# -- speed --------------------------------------------------------------------------------------
+
+
+def steps(*pairs: tuple[int, int]) -> list[Step]:
+    return [Step(drafted, accepted, tuple(range(accepted + 1))) for drafted, accepted in pairs]
+
+
+@pytest.mark.parametrize(
+    ("pairs", "shares"),
+    [
+        ([], {}),
+        ([(0, 0), (0, 0)], {}),
+        ([(0, 0), (2, 2), (2, 1), (2, 0), (2, 0)], {1: 0.5, 2: 0.5}),
+        ([(3, 3), (1, 1), (1, 0)], {1: 2 / 3, 2: 1.0, 3: 1.0}),
+        ([(3, 0), (3, 0)], {1: 0.0}),  # depth 2 was never reached
+        ([(2, 1), (2, 1)], {1: 1.0, 2: 0.0}),
+    ],
+)
+def test_acceptance_counts_the_steps_that_reached_a_depth(pairs, shares) -> None:
+    assert acceptance_by_depth(steps(*pairs)) == pytest.approx(shares)
+
+
+class Clock:
+    now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+
+class Fake:
+    """Continues prompt (1, 1) = [[p]] with `texts[p]`, at a known cost per call."""
+
+    def __init__(self, name: str, clock: Clock, texts, costs, forwards: int, taken=()) -> None:
+        self.name, self.clock, self.texts, self.taken = name, clock, texts, tuple(taken)
+        self.costs, self.forwards = iter(costs), forwards
+        self.calls: list[tuple[int, int]] = []
+
+    def __call__(self, prompt: Tensor, count: int) -> Continuation:
+        self.calls.append((int(prompt), count))
+        self.clock.now += next(self.costs)
+        return Continuation(self.texts[int(prompt)][:count], self.forwards, self.taken)
+
+
+NEWS = list(range(29))
+LOOPS_AT_17 = [*range(15), 50, 51, *[50, 51] * 6]
+LOOPS_AT_ONCE = [7] * 40
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(speed, "time", clock)
+    return clock
+
+
+def prompts(count: int) -> list[Tensor]:
+    return [torch.tensor([[index]]) for index in range(count)]
+
+
+def test_a_comparison_adds_up(clock: Clock) -> None:
+    texts = [NEWS, LOOPS_AT_17, LOOPS_AT_ONCE]
+    wrong = [[*NEWS[:-1], 99], *texts[1:]]
+    untimed, first, second = [1000.0] * 3, [4.0, 2.0, 900.0], [3.0, 800.0, 1.0]
+    plain = Fake("plain", clock, texts, [*untimed, *first, *second], 10)
+    fast = Fake("fast", clock, texts, [2.0, 1.0, 700.0, 0.5, 1.5, 600.0], 5, steps((2, 1), (2, 2)))
+    bad = Fake("bad", clock, wrong, [7.0] * 6, 4)
+    seen: list[float] = []
+    table = compare(
+        [plain, fast, bad], prompts(3), max_new_tokens=29, repeats=3, progress=seen.append
+    )
+    assert (table.prompts, table.looped, table.dropped) == (2, 2, 1)
+    # All 29 tokens of the first prompt, and 17 of the second, before it begins to loop.
+    asked = [(0, 29)] * 3 + [(1, 17)] * 3
+    assert plain.calls == [(0, 29), (1, 29), (2, 29), *asked]
+    assert fast.calls == bad.calls == asked
+    common = {"prompts": 2, "tokens": 46}
+    expected = [
+        {"method": "plain", "identical": 2, "forwards": 20, "seconds": 7.0, "speedup": 1.0},
+        {"method": "fast", "identical": 2, "forwards": 10, "seconds": 3.5, "speedup": 2.0},
+        {"method": "bad", "identical": 1, "forwards": 8, "seconds": 14.0, "speedup": 0.5},
+    ]
+    for row, facts in zip(table.rows[:3], expected, strict=True):
+        rates = {
+            "tokens_per_forward": 46 / facts["forwards"],
+            "tokens_per_second": 46 / facts["seconds"],
+        }
+        assert row == pytest.approx({**facts, **common, **rates})
+    assert table.rows[3:] == [
+        {"method": "fast", "depth": 1, "acceptance": 1.0},
+        {"method": "fast", "depth": 2, "acceptance": 0.5},
+    ]
+    assert seen == [0.5, 1.0]
+
+
+def test_who_begins_changes_from_turn_to_turn(clock: Clock) -> None:
+    order: list[str] = []
+
+    def follow(name: str):
+        def method(prompt: Tensor, count: int) -> Continuation:
+            order.append(name)
+            clock.now += 1
+            return Continuation(NEWS, 20)
+
+        method.name = name
+        return method
+
+    compare([follow("p"), follow("q")], prompts(2), max_new_tokens=20, repeats=2)
+    assert "".join(order) == "pp" + "pq" + "qp" + "qp" + "pq"
+
+
+def test_loops_can_be_included(clock: Clock) -> None:
+    texts = [LOOPS_AT_17, LOOPS_AT_ONCE]
+    plain = Fake("plain", clock, texts, [1.0] * 4, 20)
+    table = compare([plain], prompts(2), max_new_tokens=29, repeats=1, exclude_loops=False)
+    assert (table.prompts, table.looped, table.dropped) == (2, 2, 0)
+    assert table.rows[0]["tokens"] == 58
+
+
+def test_short_requests_are_long_enough(clock: Clock) -> None:
+    """Fewer tokens asked for than `min_tokens` is no reason to drop a prompt."""
+    plain = Fake("plain", clock, [NEWS], [1.0] * 2, 4)
+    table = compare([plain], prompts(1), max_new_tokens=4, repeats=1)
+    assert (table.prompts, table.dropped) == (1, 0)
+
+
+def test_nothing_but_loops_is_refused(clock: Clock) -> None:
+    plain = Fake("plain", clock, [LOOPS_AT_ONCE] * 2, [1.0] * 2, 20)
+    with pytest.raises(InputError, match="none of the 2 prompts is left"):
+        compare([plain], prompts(2), max_new_tokens=20, repeats=1)
+    with pytest.raises(InputError, match="none of the 0 prompts is left"):
+        compare([plain], [], max_new_tokens=20)
+
+
+@pytest.mark.parametrize("repeats", [0, -1])
+def test_nothing_timed_is_refused(clock: Clock, repeats: int) -> None:
+    with pytest.raises(InputError, match=f"repeats is {repeats}"):
+        compare(
+            [Fake("plain", clock, [NEWS], [1.0], 1)], prompts(1), max_new_tokens=4, repeats=repeats
+        )
+
+
+def test_the_real_methods_agree_and_count_their_passes() -> None:
+    model = ft.attach(families.build("llama"), depth=2).eval()
+    prompt = families.prompt()
+    plain = Foretoken(model, plain=True)(prompt, 12)
+    heads = Foretoken(model)(prompt, 12)
+    own = Transformers(model)(prompt, 12)
+    lookup = Transformers(model, lookup=3)(prompt, 12)
+    assert len(plain.tokens) == 12
+    assert plain.tokens == heads.tokens == own.tokens == lookup.tokens
+    assert plain.forwards == own.forwards == 12
+    assert heads.forwards == len(heads.steps) <= 12
+    assert lookup.forwards <= 12
+    names = [Foretoken(model, plain=True).name, Foretoken(model).name, Foretoken(model, "x").name]
+    assert names == ["plain", "parallel", "x"]
+    assert Transformers(model).name == "transformers"
+    assert Transformers(model, lookup=3).name == "transformers-prompt-lookup"
+    assert plain.tokens == model.generate(prompt, max_new_tokens=12, drafter=NoDrafter()).new_tokens
+
+
+@pytest.mark.parametrize("lookup", [None, 3])
+def test_transformers_goes_on_after_an_end_of_sequence_token(lookup: int | None) -> None:
+    """Every method makes as many tokens as asked for, whatever the model's own settings say."""
+    model = ft.MTPModel(families.build("llama")).eval()
+    prompt = families.prompt()
+    expected = Foretoken(model, plain=True)(prompt, 12).tokens
+    own = model.lm.generation_config
+    own.update(eos_token_id=expected[3], repetition_penalty=3.0)
+    before = own.to_dict()
+    assert Transformers(model, lookup=lookup)(prompt, 12).tokens == expected
+    assert model.lm.generation_config is own
+    assert own.to_dict() == before
+
+
+def test_without_heads_there_is_only_plain_decoding() -> None:
+    with pytest.raises(ft.HeadError, match="no heads"):
+        Foretoken(ft.MTPModel(families.build("llama")))
+
+
+def test_a_comparison_of_real_methods() -> None:
+    model = ft.attach(families.build("llama"), depth=2).eval()
+    methods = [Foretoken(model, plain=True), Foretoken(model), Transformers(model)]
+    table = compare(
+        methods, [families.prompt(seed=s) for s in range(2)], max_new_tokens=8, repeats=1
+    )
+    rows = [SimpleNamespace(**row) for row in table.rows if "tokens" in row]
+    assert [row.identical for row in rows] == [2, 2, 2]
+    assert [row.tokens for row in rows] == [16, 16, 16]
+    assert rows[0].tokens_per_forward == rows[0].speedup == 1

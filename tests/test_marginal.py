@@ -1,0 +1,212 @@
+from functools import cache
+from itertools import product
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+import families
+from foretoken.backbone import Backbone
+from foretoken.errors import BackboneError, InputError
+from foretoken.loading import load_causal_lm, load_tokenizer
+from foretoken.probe import Marginal, marginalize
+
+VOCAB = 11
+POSITIONS = (0, 3, 8)
+MASKED = ["llama", "mistral", "gemma2", "gpt2", "opt", "deepseek_v3", "cohere", "gpt_oss"]
+
+
+@cache
+def toy(family: str) -> PreTrainedModel:
+    """A model of `family` with a vocabulary that can be enumerated."""
+    make = families.FAMILIES[family]
+
+    def small():
+        config = make()
+        config.vocab_size = VOCAB
+        return config
+
+    with mock.patch.dict(families.FAMILIES, {family: small}):
+        return families.build(family)
+
+
+def row(length: int = 9) -> Tensor:
+    return families.prompt(1, length) % VOCAB
+
+
+def next_tokens(model: PreTrainedModel, prefix: Tensor, strings: Tensor) -> Tensor:
+    """(N, k+1, V): log p of every token of `strings` (N, k) after `prefix`, and of what follows."""
+    rows = torch.cat([prefix.expand(len(strings), -1), strings], dim=1)
+    logits = model(rows, use_cache=False).logits[:, len(prefix) - 1 :]
+    return logits.double().log_softmax(-1)
+
+
+@torch.inference_mode()
+def brute_force(
+    model: PreTrainedModel, prefix: Tensor, depth: int, strings: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """(V,) and (N,): the sum over `strings` (all by default), and the strings' probabilities."""
+    size = model.config.get_text_config().vocab_size
+    if strings is None:
+        every = list(product(range(size), repeat=depth))
+        strings = torch.tensor(every, dtype=torch.long).reshape(size**depth, depth)
+    chances = next_tokens(model, prefix, strings)
+    own = chances[:, :depth].gather(2, strings.unsqueeze(2)).squeeze(2).sum(1).exp()
+    return own @ chances[:, depth].exp(), own
+
+
+def beam(model: PreTrainedModel, prefix: Tensor, depth: int, width: int) -> Tensor:
+    """(≤ width, depth): the strings that the probe is meant to keep."""
+    strings = torch.empty(1, 0, dtype=torch.long)
+    for _ in range(depth):
+        longer = torch.tensor(
+            [[*string, token] for string in strings.tolist() for token in range(VOCAB)]
+        )
+        chances = brute_force(model, prefix, longer.shape[1], longer)[1]
+        strings = longer[chances.topk(min(width, len(longer))).indices]
+    return strings
+
+
+def run(model: PreTrainedModel, tokens: Tensor, positions, depth: int, width: int):
+    where = torch.tensor(positions)
+    return list(marginalize(Backbone(model), tokens, where, depth, width))
+
+
+def differ(found: Marginal, expected: list[Tensor]) -> float:
+    return float((found.probabilities - torch.stack(expected)).abs().max())
+
+
+# -- against brute force ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", MASKED)
+def test_every_string_is_summed_over(family: str) -> None:
+    model, tokens = toy(family), row()
+    found = run(model, tokens, POSITIONS, 2, VOCAB**2)
+    assert [marginal.depth for marginal in found] == [0, 1, 2]
+    for marginal in found:
+        expected = [brute_force(model, tokens[0, : t + 1], marginal.depth)[0] for t in POSITIONS]
+        assert differ(marginal, expected) < 1e-5
+        torch.testing.assert_close(marginal.covered_mass, torch.ones(len(POSITIONS)))
+
+
+def test_in_double_precision_little_is_left() -> None:
+    model = families.build("llama").double()
+    tokens = families.prompt(1, 7)
+    found = run(model, tokens, (0, 6), 1, families.VOCAB)
+    for marginal in found:
+        expected = [brute_force(model, tokens[0, : t + 1], marginal.depth)[0] for t in (0, 6)]
+        assert differ(marginal, expected) < 1e-6
+
+
+@pytest.mark.data
+def test_real_weights_agree_with_brute_force(data_dir: Path) -> None:
+    where = data_dir / "models" / "stories260K"
+    model = load_causal_lm(where, dtype=torch.float32)
+    text = "Once upon a time, there was a little girl"
+    tokens = torch.tensor([load_tokenizer(where)(text)["input_ids"]])
+    positions = (0, tokens.shape[1] - 1)
+    found = run(model, tokens, positions, 1, model.config.vocab_size)
+    for marginal in found:
+        expected = [brute_force(model, tokens[0, : t + 1], marginal.depth)[0] for t in positions]
+        assert differ(marginal, expected) < 1e-5
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "deepseek_v3"])
+@pytest.mark.parametrize("width", [1, 3, 20])
+def test_a_narrow_sum_is_over_the_likeliest_strings(family: str, width: int) -> None:
+    model, tokens = toy(family), row()
+    for marginal in run(model, tokens, POSITIONS, 2, width)[1:]:
+        for index, t in enumerate(POSITIONS):
+            prefix = tokens[0, : t + 1]
+            strings = beam(model, prefix, marginal.depth, width)
+            part, chances = brute_force(model, prefix, marginal.depth, strings)
+            mass = chances.sum()
+            assert float(marginal.covered_mass[index]) == pytest.approx(float(mass), abs=1e-5)
+            expected = part + (1 - mass) / VOCAB  # what is not covered is spread evenly
+            assert float((marginal.probabilities[index] - expected).abs().max()) < 1e-5
+
+
+# -- what always holds --------------------------------------------------------------------------
+
+
+def test_distributions_sum_to_one_and_mass_grows_with_width() -> None:
+    before = torch.zeros(3, len(POSITIONS))
+    for width in (1, 2, 5, 11, 30, 121):
+        found = run(toy("llama"), row(), POSITIONS, 2, width)
+        for marginal in found:
+            assert marginal.probabilities.shape == (len(POSITIONS), VOCAB)
+            assert bool((marginal.probabilities >= 0).all())
+            torch.testing.assert_close(
+                marginal.probabilities.sum(1), torch.ones(len(POSITIONS)), rtol=0, atol=1e-5
+            )
+        mass = torch.stack([marginal.covered_mass for marginal in found])
+        assert bool((mass >= before - 1e-6).all())
+        assert bool((mass <= 1 + 1e-5).all())
+        assert bool((mass[0] == 1).all())
+        before = mass
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_positions_do_not_see_each_other(family: str) -> None:
+    together = run(toy(family), row(), (8, 2, 5, 2), 2, 4)
+    for index, position in enumerate((8, 2, 5, 2)):
+        alone = run(toy(family), row(), (position,), 2, 4)
+        for one, many in zip(alone, together, strict=True):
+            torch.testing.assert_close(one.probabilities[0], many.probabilities[index])
+            torch.testing.assert_close(one.covered_mass[0], many.covered_mass[index])
+
+
+def test_a_position_sees_nothing_that_comes_after_it() -> None:
+    tokens = row()
+    whole = run(toy("llama"), tokens, (4,), 2, 6)
+    for length in (5, 7):
+        for one, other in zip(
+            run(toy("llama"), tokens[:, :length], (4,), 2, 6), whole, strict=True
+        ):
+            torch.testing.assert_close(one.probabilities, other.probabilities)
+
+
+def test_the_row_may_fill_the_sliding_window() -> None:
+    model, tokens = toy("mistral"), row(families.WINDOW - 1)
+    last = families.WINDOW - 2
+    found = run(model, tokens, (last,), 1, VOCAB)[1]
+    assert differ(found, [brute_force(model, tokens[0], 1)[0]]) < 1e-5
+
+
+# -- refusals -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("depth", "width"), [(-1, 4), (-5, 4), (1, 0), (1, -2), (0, 0)])
+def test_depth_and_width_must_make_sense(depth: int, width: int) -> None:
+    with pytest.raises(InputError, match=f"depth is {depth} and width {width}"):
+        run(toy("llama"), row(), POSITIONS, depth, width)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2"])
+def test_a_row_longer_than_the_sliding_window_is_refused(family: str) -> None:
+    with pytest.raises(InputError, match=f"sliding window of {families.WINDOW}; use shorter"):
+        run(toy(family), row(families.WINDOW), (0,), 1, 2)
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba"])
+def test_a_recurrent_backbone_is_refused(family: str) -> None:
+    with pytest.raises(BackboneError, match="cannot be rolled back"):
+        run(toy(family), row(), (0,), 1, 2)
+
+
+def test_a_backbone_without_masks_of_its_own_is_refused() -> None:
+    with pytest.raises(BackboneError, match="FalconForCausalLM cannot be marginalized"):
+        run(toy("falcon_alibi"), row(), (0,), 1, 2)
+
+
+def test_weights_that_are_no_numbers_are_refused() -> None:
+    model = families.build("llama")
+    backbone = Backbone(model)
+    with torch.no_grad():
+        next(iter(model.model.layers[1].parameters())).fill_(float("nan"))
+    with pytest.raises(BackboneError, match="not finite"):
+        list(marginalize(backbone, row(), torch.tensor([0]), 1, 2))
