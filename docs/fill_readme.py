@@ -41,7 +41,7 @@ def depths(result: Result) -> list[list[str]]:
             f"{100 * _number(row['top1']):.1f} %",
             f"{100 * _number(row['top5']):.1f} %",
             f"{row['nll']:.3f}",
-            f"{100 * _number(row['acceptance']):.1f} %",
+            f"{100 * _number(row['agreement']):.1f} %",
         ]
         for row in result.rows
     ]

@@ -547,6 +547,11 @@ BAD = [
         "cannot be written",
     ),
     (f"train {MODEL} {DATA} --steps 1 --block-size 16 --out {{place}}/text.py/x", "cannot be wri"),
+    # The demo, before it begins.
+    ("demo --minutes 0 --out {tmp}/out", "minutes"),
+    ("demo --seed -1 --out {tmp}/out", "seed"),
+    ("demo --count 0 --out {tmp}/out", "count is 0"),
+    ("demo --out {place}/text.py", "cannot be written to"),
     # How it is called.
     ("nonsense", "No such command 'nonsense'"),
     ("info", "Missing argument 'MODEL'; see `foretoken info --help`"),

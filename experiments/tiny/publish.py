@@ -75,7 +75,7 @@ def main() -> None:
     lines = [json.loads(line) for line in metrics]
     steps = lines[-1]["step"]
     tokens = steps * settings["batch_size"] * settings["block_size"]
-    minutes = sum(settings["log_every"] * 4096 / line["tokens_per_second"] for line in lines) / 60
+    minutes = lines[-1]["seconds"] / 60
 
     model = MTPModel.from_pretrained(target, dtype=torch.float32)
     blocks = PackedBlocks.from_documents(
@@ -131,7 +131,7 @@ def main() -> None:
         nll=rows[0]["nll"],
         depths="\n".join(
             f"| {r['depth']} | {100 * r['top1']:.1f} % | {100 * r['top5']:.1f} % "
-            f"| {r['nll']:.3f} | {100 * r['acceptance']:.1f} % |"
+            f"| {r['nll']:.3f} | {100 * r['agreement']:.1f} % |"
             for r in rows
         ),
         held_out_list=", ".join(f"`{name}`" for name in HELD_OUT),

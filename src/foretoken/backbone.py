@@ -158,21 +158,6 @@ class Backbone:
             final = self(tokens, position_ids=positions).final[:, 4:]
         return _same(final[0], final[1])
 
-    def fingerprint(self) -> str:
-        """A short hash that tells this backbone from any other, whatever type it is loaded in.
-
-        It covers every parameter's name and shape and up to 256 evenly spread values of each,
-        rounded to bfloat16, so that it takes moments for a large model too.
-        """
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            flat = parameter.detach().reshape(-1)
-            sample = flat[:: max(1, flat.numel() // 256)][:256]
-            rounded = sample.to(torch.bfloat16).float().cpu().numpy()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(rounded.tobytes())
-        return digest.hexdigest()[:16]
-
     # -- what it does ---------------------------------------------------------------------------
 
     def embed(self, tokens: Tensor) -> Tensor:
@@ -181,7 +166,7 @@ class Backbone:
 
     def unembed(self, final: Tensor) -> Tensor:
         """Logits with the family's own scaling and soft-capping: (..., D) → (..., V)."""
-        logits = self.logit_scale(cast(Tensor, self.output(final)))
+        logits = self.logit_scale(cast(Tensor, self.output(final.to(self.dtype))))
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
@@ -228,6 +213,8 @@ class Backbone:
         stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
         """
         rehearsal = copy.copy(self.decoder)
+        for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the decoder itself
+            rehearsal.__dict__.pop(hooked, None)
         rehearsal._modules = dict(self.decoder._modules)
         recorder = _Recorder(self.blocks_return_tuples)
         stand_ins = [_StandIn(block, recorder) for block in self.blocks]
@@ -238,7 +225,12 @@ class Backbone:
             past_key_values=cache,
             use_cache=cache is not None,
         )
-        return cast(BlockCall, recorder.call)
+        if recorder.call is None:
+            raise BackboneError(
+                f"{_name(self.model)} cannot draft in sequence: its decoder does not go through "
+                "its list of blocks."
+            )
+        return recorder.call
 
     def new_block(self, init: BlockInit = "fresh") -> nn.Module:
         """A trainable block like the model's last one, which writes to layer 0 of its cache."""
@@ -475,6 +467,22 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash that tells a backbone from any other, in float32 as in bfloat16.
+
+    It covers every parameter's name and shape and up to 256 evenly spread values of each, rounded
+    to bfloat16, so that it takes moments for a large model too.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 256)][:256]
+        rounded = sample.to(torch.bfloat16).float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(rounded.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def _find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:

@@ -106,10 +106,9 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def replacing(target: Path, superseded: Collection[str] = ()) -> Iterator[Path]:
-    """Give a temporary directory whose files appear in `target` all at once, or not at all.
+    """Give a temporary directory that becomes `target` when all of it is written, or not at all.
 
-    Where `target` exists its other files stay, except those named in `superseded`, and the files of
-    the same name are replaced.
+    Where `target` exists its other files stay, except those that match a pattern in `superseded`.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists() and not target.is_dir():
@@ -119,11 +118,23 @@ def replacing(target: Path, superseded: Collection[str] = ()) -> Iterator[Path]:
         yield work
         work.chmod(0o755)
         if target.exists():
-            for file in sorted(work.iterdir()):
-                os.replace(file, target / file.name)
-            for name in superseded:
-                (target / name).unlink(missing_ok=True)
+            _keep_others(target, work, superseded)
+            old = work.with_name(work.name + ".old")
+            os.replace(target, old)
+            os.replace(work, target)
+            shutil.rmtree(old)
         else:
             os.replace(work, target)
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def _keep_others(target: Path, work: Path, superseded: Collection[str]) -> None:
+    """Copy into `work` what `target` holds beside the files written anew."""
+    for path in target.iterdir():
+        if (work / path.name).exists() or any(path.match(pattern) for pattern in superseded):
+            continue
+        if path.is_dir():
+            shutil.copytree(path, work / path.name, symlinks=True)
+        else:
+            shutil.copy2(path, work / path.name, follow_symlinks=False)

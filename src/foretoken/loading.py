@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from huggingface_hub import model_info, try_to_load_from_cache
+from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from safetensors import SafetensorError
+from torch import nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,6 +23,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from foretoken.checkpoint import CONFIG_FILE
 from foretoken.errors import BackboneError, CheckpointError, InputError
 
 BUNDLED = ("tiny", "tiny-mtp")
@@ -37,8 +38,7 @@ def resolve(name: str | Path) -> str:
     if path.is_dir() and str(name):
         return str(name)
     if isinstance(name, str) and name.count("/") == 1 and not path.exists():
-        _find_on_hub(name)
-        return name
+        return _find_on_hub(name)
     problem = "is a file, not a model directory" if path.is_file() else "does not exist"
     raise InputError(
         f"model {str(name)!r} {problem}; "
@@ -46,12 +46,11 @@ def resolve(name: str | Path) -> str:
     )
 
 
-def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTrainedModel:
-    """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
+def load_causal_lm(name: str | Path) -> PreTrainedModel:
+    """Load a causal LM with every tensor from its checkpoint, as stored, in evaluation mode.
 
     Args:
         name: a directory, a Hub id, or a bundled model.
-        dtype: of the weights; "auto" is the type they are stored in.
 
     Raises:
         CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
@@ -61,7 +60,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTr
     with _explained(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype=dtype,
+            dtype="auto",
             output_loading_info=True,
             use_safetensors=True,
             ignore_mismatched_sizes=True,  # reported below, by name
@@ -76,6 +75,16 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | str = "auto") -> PreTr
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
     return cast(PreTrainedModel, model.eval())
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the weights in place, and of nothing else.
+
+    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
@@ -95,19 +104,26 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(where))
 
 
-def _find_on_hub(name: str) -> None:
-    """Say at once that a model cannot be had, where transformers would retry for a minute."""
+def _find_on_hub(name: str) -> str:
+    """A Hub id, or the local snapshot of a repository that holds heads.
+
+    Says at once that a model cannot be had, where transformers would retry for a minute.
+    """
     try:
+        if isinstance(heads := try_to_load_from_cache(name, CONFIG_FILE), str):
+            return str(Path(heads).parent)
         if isinstance(try_to_load_from_cache(name, "config.json"), str):
-            return
-        model_info(name, timeout=10)
+            return name
+        held = model_info(name, timeout=10).siblings or ()
+        if any(file.rfilename == CONFIG_FILE for file in held):
+            return snapshot_download(name)
     except (HFValidationError, RepositoryNotFoundError):
         reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
     except Exception as error:  # whatever the HTTP library of the day raises
         why = " ".join(str(error).split())
         reason = f"is no directory, and the Hub cannot be asked for it ({why})"
     else:
-        return
+        return name
     raise InputError(f"model {name!r} {reason}; check the name.")
 
 
@@ -117,7 +133,7 @@ def _explained(where: str, what: str = "the model") -> Iterator[None]:
     try:
         with _quiet("transformers.modeling_utils"):
             yield
-    except (OSError, ValueError, KeyError, SafetensorError, RuntimeError) as error:
+    except Exception as error:  # a broken config.json can break transformers anywhere
         reason = " ".join(str(error).split())
         if "Unrecognized configuration class" in reason:
             raise BackboneError(f"{where}: is not a causal language model.") from None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foretoken.backbone import Backbone, BackboneOutput
+from foretoken.backbone import Backbone, BackboneOutput, fingerprint
 from foretoken.checkpoint import (
     CONFIG_FILE,
     HEADS_FILE,
@@ -26,7 +26,7 @@ from foretoken.checkpoint import (
 from foretoken.decoding import Drafter, Exact, Generation, NoDrafter, Step, decode, drafter_for
 from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.heads import Head, HeadConfig, Parts, Tap, head_class
-from foretoken.loading import load_causal_lm, resolve
+from foretoken.loading import cast_parameters, load_causal_lm, resolve
 from foretoken.objective import DepthWeights, cross_entropy
 from foretoken.targets import depth_targets, tokens_ahead
 
@@ -62,6 +62,7 @@ class MTPModel(nn.Module):
         self.backbone_trains = True
         self.tokenizer_path: str | None = None
         self.head: Head | None = None
+        self.tap = Tap.resolve("final", self.backbone.num_layers)
         if head is not None:
             self.tap = Tap.resolve(head.tap, self.backbone.num_layers)
             self.head = self._build(head)
@@ -169,7 +170,7 @@ class MTPModel(nn.Module):
         input_ids: Tensor,
         *,
         max_new_tokens: int,
-        stop_tokens: Collection[int] = (),
+        stop_tokens: Collection[int] | None = None,
         drafter: Drafter | None = None,
     ) -> Iterator[Step]:
         """`generate`, one step at a time.
@@ -177,7 +178,8 @@ class MTPModel(nn.Module):
         Args:
             input_ids: (1, T), the prompt.
             max_new_tokens: how many tokens to emit.
-            stop_tokens: end after the first of these; the default ends nowhere earlier.
+            stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
+                model's generation config. `()` ends nowhere earlier.
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
         """
         if drafter is None:
@@ -193,8 +195,14 @@ class MTPModel(nn.Module):
             drafter,
             Exact(),
             max_new_tokens=max_new_tokens,
-            stop_tokens=stop_tokens,
+            stop_tokens=self.stop_tokens if stop_tokens is None else stop_tokens,
         )
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens of the model's generation config."""
+        ids = getattr(self.lm.generation_config, "eos_token_id", None)
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
     def generate(
         self,
@@ -202,7 +210,7 @@ class MTPModel(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
-        stop_tokens: Collection[int] = (),
+        stop_tokens: Collection[int] | None = None,
         drafter: Drafter | None = None,
     ) -> Generation:
         """Continue a prompt greedily: the backbone's own tokens, in fewer forward passes.
@@ -241,7 +249,7 @@ class MTPModel(nn.Module):
             path: a directory, a Hub id, or the name of a bundled model.
             backbone: put the heads on this model instead of the one they refer to; it must be the
                 same one, by fingerprint.
-            dtype: of the weights, as in transformers; "auto" is the type they are stored in.
+            dtype: of the weights; "auto" is the type they are stored in.
             device: where to put the model.
 
         Raises:
@@ -254,10 +262,14 @@ class MTPModel(nn.Module):
             source = (
                 where if stored is None or stored.backbone.path is None else stored.backbone.path
             )
-            backbone = load_causal_lm(source, dtype=dtype)
+            backbone = load_causal_lm(source)
             tokenizer_path = source
         else:
             tokenizer_path = where
+        if stored is not None:
+            _check_fingerprint(backbone, stored.backbone, where)
+        if isinstance(dtype, torch.dtype):
+            cast_parameters(backbone, dtype)
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
         try:
@@ -266,14 +278,13 @@ class MTPModel(nn.Module):
             raise CheckpointError(f"{Path(where) / CONFIG_FILE}: {error}") from None
         model.tokenizer_path = tokenizer_path
         if stored is not None:
-            model._check_fingerprint(stored.backbone, where)
             model.load_heads(stored, where)
         return model.eval()
 
     def save_pretrained(
         self, path: str | Path, *, backbone_path: str | None = None, tokenizer: Any = None
     ) -> None:
-        """Write the model to a directory, all files or none.
+        """Write the model to a directory, all of it or nothing.
 
         Args:
             path: where to. Existing files of the same names are replaced.
@@ -281,8 +292,10 @@ class MTPModel(nn.Module):
                 None stores the backbone beside them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
         """
-        # Without heads, those of an earlier save go: they would not fit the new backbone.
-        superseded = (CONFIG_FILE, HEADS_FILE) if self.head is None else ()
+        # What an earlier save left and this one does not write would not fit any more.
+        superseded = [CONFIG_FILE, HEADS_FILE]
+        if backbone_path is None:
+            superseded.append("model*.safetensors*")
         with replacing(Path(path), superseded) as work:
             if backbone_path is None:
                 self.lm.save_pretrained(work)
@@ -290,7 +303,7 @@ class MTPModel(nn.Module):
                 tokenizer.save_pretrained(work)
             if self.head is not None:
                 reference = BackboneReference(
-                    self.backbone.fingerprint(), type(self.lm).__name__, backbone_path
+                    fingerprint(self.lm), type(self.lm).__name__, backbone_path
                 )
                 stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
                 write_heads(work, stored)
@@ -310,14 +323,17 @@ class MTPModel(nn.Module):
             )
         self.require_head().load_state_dict(given)
 
-    def _check_fingerprint(self, reference: BackboneReference, where: str | Path) -> None:
-        found, architecture = self.backbone.fingerprint(), type(self.lm).__name__
-        if (found, architecture) != (reference.fingerprint, reference.architecture):
-            raise CheckpointError(
-                f"{where}: its heads belong to a {reference.architecture} with fingerprint "
-                f"{reference.fingerprint}, this backbone is a {architecture} with "
-                f"fingerprint {found}; load the heads onto the backbone they were trained on."
-            )
+
+def _check_fingerprint(
+    lm: PreTrainedModel, reference: BackboneReference, where: str | Path
+) -> None:
+    found, architecture = fingerprint(lm), type(lm).__name__
+    if (found, architecture) != (reference.fingerprint, reference.architecture):
+        raise CheckpointError(
+            f"{where}: its heads belong to a {reference.architecture} with fingerprint "
+            f"{reference.fingerprint}, this backbone is a {architecture} with "
+            f"fingerprint {found}; load the heads onto the backbone they were trained on."
+        )
 
 
 def _head_config(stored: StoredHeads) -> HeadConfig:

@@ -55,6 +55,7 @@ FIELDS: tuple[str, ...] = (
     "nll",  # nats per token
     "covered_mass",
     "acceptance",  # share of drafted tokens that stand
+    "agreement",  # share of predictions that are the backbone's own choice, teacher-forced
     "positions",  # how many a mean is over
     "seconds",
     "peak_memory_bytes",

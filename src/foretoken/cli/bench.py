@@ -10,6 +10,9 @@ from foretoken.evaluation import Foretoken, SpeedTable, Transformers, compare
 from foretoken.evaluation.speed import Method
 from foretoken.model import MTPModel
 
+PROMPT_LOOKUP = 10
+"""Tokens that transformers' prompt lookup drafts; 10 is what its documentation uses."""
+
 
 def bench(
     model: common.Model,
@@ -66,6 +69,7 @@ def bench(
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
+        "prompt_lookup": PROMPT_LOOKUP,
         "loops": "included" if include_loops else "excluded",
         "looped": found.looped,
         "dropped": found.dropped,
@@ -81,7 +85,7 @@ def methods_of(model: MTPModel) -> list[Method]:
         Foretoken(model, plain=True),
         *heads,
         Transformers(model),
-        Transformers(model, lookup=3),
+        Transformers(model, lookup=PROMPT_LOOKUP),
     ]
 
 

@@ -11,6 +11,7 @@ from foretoken.cli import common
 from foretoken.cli.bench import methods_of, show_speed
 from foretoken.cli.probe import show_depths
 from foretoken.cli.train import build, reference, show_result, training_bar
+from foretoken.errors import ForetokenError, InputError
 from foretoken.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -35,6 +36,9 @@ def demo(
     """
     began = time.monotonic()
     common.quiet_transformers()
+    if count < 1:
+        raise InputError(f"count is {count}; decode at least 1 prompt.")
+    config = _training(minutes, seed)
     _fresh(out)
     tokenizer = load_tokenizer("tiny")
 
@@ -51,7 +55,7 @@ def demo(
     common.save_json(out / "probe.json", "probe", tiny, seed, settings, rows)
 
     _headline(2, f"Training heads on tiny, its own weights frozen ({minutes:g} minutes)")
-    trained = _train_heads(out, minutes, seed)
+    trained = _train_heads(out, config)
     blocks = common.load_blocks(HELD_OUT, trained, tokenizer, 256)
     depths = measure_heads(trained, blocks, limit=64)
     show_depths(depths, "The new heads, held-out code")
@@ -72,12 +76,16 @@ def demo(
     common.console.print(f"Done in {time.monotonic() - began:.0f} s. Everything is in {out}/.")
 
 
-def _train_heads(out: Path, minutes: float, seed: int) -> MTPModel:
-    config = TrainConfig(
-        recipe="frozen", head="parallel", depth=3, minutes=minutes, seed=seed, init="copy",
-        batch_size=16, block_size=256, optimizer="muon", learning_rate=1e-3,
-        matrix_learning_rate=0.01, save_every=0,
-    )  # fmt: skip
+def _training(minutes: float, seed: int) -> TrainConfig:
+    settings = {
+        "recipe": "frozen", "head": "parallel", "depth": 3, "minutes": minutes, "seed": seed,
+        "init": "copy", "batch_size": 16, "block_size": 256, "optimizer": "muon",
+        "learning_rate": 1e-3, "matrix_learning_rate": 0.01, "save_every": 0,
+    }  # fmt: skip
+    return TrainConfig.parse(settings, "demo")
+
+
+def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
     model = build("tiny", config, common.pick_device("cpu"))
     blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
     with training_bar() as report:
@@ -95,10 +103,15 @@ def _compare(name: str, model: MTPModel, count: int, seed: int) -> SpeedTable:
 
 
 def _verdict(found: list[tuple[str, SpeedTable]]) -> None:
-    measured = [row for _, table in found for row in table.rows if "identical" in row]
-    same = sum(row["identical"] for row in measured)
-    total = sum(row["prompts"] for row in measured)
-    common.console.print(f"Identical to plain decoding: {same} of {total} outputs.")
+    """Count the outputs of the heads; one that differs is an error."""
+    measured = [row for _, table in found for row in table.rows if row["method"] == "parallel"]
+    same = sum(row.get("identical", 0) for row in measured)
+    total = sum(row.get("prompts", 0) for row in measured)
+    common.console.print(f"With heads, {same} of {total} outputs are identical to plain decoding.")
+    if same != total:
+        raise ForetokenError(
+            f"{total - same} outputs differ from plain decoding; please report it."
+        )
 
 
 def _headline(number: int, text: str) -> None:
@@ -107,5 +120,11 @@ def _headline(number: int, text: str) -> None:
 
 def _fresh(out: Path) -> None:
     """Start over, touching only what an earlier demo wrote."""
-    shutil.rmtree(out / "heads", ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(
+            f"{out}: cannot be written to ({error.strerror}); name another directory."
+        ) from None
+    if (out / "heads" / "config.yaml").is_file():
+        shutil.rmtree(out / "heads")

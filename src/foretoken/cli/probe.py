@@ -57,7 +57,7 @@ def show_depths(found: DepthTable, title: str) -> None:
             common.percent(row["top1"]),
             common.percent(row["top5"]),
             f"{row['nll']:.3f}",
-            common.percent(row["acceptance"]),
+            common.percent(row["agreement"]),
             common.percent(row["covered_mass"]),
         )
         for row in found.rows()

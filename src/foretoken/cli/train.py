@@ -10,8 +10,16 @@ import typer
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
+from foretoken.checkpoint import is_foretoken_directory
 from foretoken.cli import common
-from foretoken.loading import BUNDLED, load_causal_lm, new_causal_lm, resolve
+from foretoken.errors import InputError
+from foretoken.loading import (
+    BUNDLED,
+    cast_parameters,
+    load_causal_lm,
+    new_causal_lm,
+    resolve,
+)
 from foretoken.model import MTPModel
 from foretoken.training import Progress, TrainConfig, TrainResult
 from foretoken.training import train as run_training
@@ -108,8 +116,13 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
     if config.recipe == "pretrain":
         backbone = new_causal_lm(name, config.seed)
     else:
-        dtype = torch.float32 if device.type == "cpu" else "auto"
-        backbone = load_causal_lm(name, dtype=dtype)
+        if is_foretoken_directory(Path(resolve(name))):
+            raise InputError(
+                f"{name}: has heads already; name the backbone that new ones are to be trained on."
+            )
+        backbone = load_causal_lm(name)
+        if device.type == "cpu":
+            cast_parameters(backbone, torch.float32)
     backbone.to(device)  # type: ignore[arg-type]
     return MTPModel(backbone, config.head_config())
 

@@ -90,7 +90,8 @@ def decode(
         rollback(cache, rejected)
         tokens = torch.cat([tokens, tokens.new_tensor([emitted])], dim=1)
         emitted, stopped = cut_after(emitted, stop_tokens)
-        yield Step(len(draft), min(verdict.accepted, len(emitted)), tuple(emitted))
+        counted = len(emitted) if stopped else len(draft)  # nothing counts behind a stop token
+        yield Step(min(len(draft), counted), min(verdict.accepted, counted), tuple(emitted))
         room -= len(emitted)
         if stopped or room <= 0:
             return

@@ -1,7 +1,7 @@
 """Prediction by depth on held-out text, teacher-forced: the probe's marginalization and heads
 alike.
 
-*Accuracy* compares a prediction with the text, *acceptance* with what the backbone itself would
+*Accuracy* compares a prediction with the text, *agreement* with what the backbone itself would
 choose at that place after reading the true tokens in between: the share of drafts that greedy
 verification would let pass, place by place.
 
@@ -31,7 +31,7 @@ class _Tally:
     top1: float = 0.0
     top5: float = 0.0
     nll: float = 0.0
-    acceptance: float = 0.0
+    agreement: float = 0.0
     covered_mass: float = 0.0
 
     def add(self, probabilities: Tensor, targets: Tensor, own: Tensor, mass: Tensor) -> None:
@@ -45,12 +45,12 @@ class _Tally:
         self.top1 += float(hits[:, 0].sum())
         self.top5 += float(hits.any(1).sum())
         self.nll -= float(likelihood.log().sum())
-        self.acceptance += float((best[:, 0] == own).sum())
+        self.agreement += float((best[:, 0] == own).sum())
         self.covered_mass += float(mass[valid].sum())
 
     def record(self) -> dict[str, Any]:
         n = max(1, self.count)
-        fields = ("top1", "top5", "nll", "acceptance", "covered_mass")
+        fields = ("top1", "top5", "nll", "agreement", "covered_mass")
         return {name: getattr(self, name) / n for name in fields}
 
 
@@ -72,7 +72,7 @@ class DepthTable:
     bits_per_byte: float = float("nan")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Flat records of depths 0…K: top1, top5, nll (nats), acceptance, covered_mass."""
+        """Flat records of depths 0…K: top1, top5, nll (nats), agreement, covered_mass."""
         return [
             {"method": self.method, "depth": depth, "positions": tally.count, **tally.record()}
             for depth, tally in enumerate(self.tallies)

@@ -7,6 +7,9 @@ nothing. Measurements are therefore taken up to where a continuation begins to l
 from collections.abc import Sequence
 
 MAX_PERIOD = 64
+LOOK_AHEAD = 2 * MAX_PERIOD
+"""Tokens to decode beyond those that are measured, so that a loop that has just begun is seen."""
+
 MIN_REPEATS = 3
 MIN_LENGTH = 12
 

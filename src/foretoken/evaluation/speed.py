@@ -17,7 +17,7 @@ from transformers import GenerationConfig
 
 from foretoken.decoding import NoDrafter, Step
 from foretoken.errors import InputError
-from foretoken.evaluation.loops import loop_start
+from foretoken.evaluation.loops import LOOK_AHEAD, loop_start
 from foretoken.model import MTPModel
 
 
@@ -55,7 +55,7 @@ class Foretoken:
 
     def __call__(self, prompt: Tensor, count: int) -> Continuation:
         drafter = NoDrafter() if self.plain else None
-        result = self.model.generate(prompt, max_new_tokens=count, drafter=drafter)
+        result = self.model.generate(prompt, max_new_tokens=count, drafter=drafter, stop_tokens=())
         return Continuation(result.new_tokens, result.forwards, result.steps)
 
 
@@ -151,9 +151,10 @@ def compare(
     lengths: list[tuple[Tensor, int]] = []
     looped = dropped = 0
     for prompt in prompts:
-        start = loop_start(plain(prompt, max_new_tokens).tokens)
-        looped += start is not None
-        length = max_new_tokens if start is None or not exclude_loops else start
+        start = loop_start(plain(prompt, max_new_tokens + LOOK_AHEAD).tokens)
+        loops = start is not None and start < max_new_tokens
+        looped += loops
+        length = start if exclude_loops and loops and start is not None else max_new_tokens
         if length < min(min_tokens, max_new_tokens):
             dropped += 1
         else:

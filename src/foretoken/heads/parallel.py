@@ -30,5 +30,6 @@ class ParallelHeads(Head):
         self.norms = nn.ModuleList(parts.norm() for _ in range(config.depth))
 
     def forward(self, tapped: Tensor, embed_ahead: EmbedAhead, run: RunBlock) -> Iterator[Tensor]:
+        tapped = tapped.to(next(self.parameters()).dtype)
         for depth, (block, norm) in enumerate(zip(self.blocks, self.norms, strict=True), start=1):
             yield norm(run(block, tapped, depth))

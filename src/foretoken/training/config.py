@@ -82,6 +82,11 @@ class TrainConfig(BaseModel):
             raise ValueError("say when to stop: epochs, steps or minutes")
         if self.head == "none" and self.recipe != "pretrain":
             raise ValueError("head 'none' leaves nothing to train; it goes with recipe 'pretrain'")
+        if self.recipe == "frozen" and self.precision == "bf16":
+            raise ValueError(
+                "precision 'bf16' rounds the backbone, which recipe 'frozen' must leave as it is; "
+                "use 'bf16-mixed'"
+            )
         self.head_config()
         return self
 

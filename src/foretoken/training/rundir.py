@@ -1,6 +1,7 @@
 """A run's directory: what is in it, whose it is, and where an interrupted run goes on.
 
 config.yaml       the resolved settings; a run with others is refused
+source.json       the backbone's fingerprint and the size of the data; likewise
 metrics.jsonl     one line per report
 checkpoint-N/     to resume from, while the run lasts
 model/            at the end
@@ -47,19 +48,34 @@ class RunDirectory:
         """Where the trained model goes."""
         return self.path / "model"
 
-    def claim(self, config: TrainConfig) -> None:
-        """Make the directory this run's, or find it to be so already."""
-        settings = self.path / "config.yaml"
-        text = yaml.safe_dump(config.model_dump(), sort_keys=False)
-        if settings.is_file() and settings.read_text(encoding="utf-8") != text:
+    def claim(self, config: TrainConfig, source: dict[str, Any]) -> None:
+        """Make the directory this run's, or find it to be so already.
+
+        `source` tells the backbone and the data: a run goes on with those it began with.
+        """
+        settings, origin = self.path / "config.yaml", self.path / "source.json"
+        texts = {
+            settings: yaml.safe_dump(config.model_dump(), sort_keys=False),
+            origin: json.dumps(source, indent=2) + "\n",
+        }
+        if settings.is_file():
+            for path, text in texts.items():
+                if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                    other = "settings" if path == settings else "backbone or data"
+                    raise InputError(
+                        f"{self.path}: holds a run with other {other}, see {path.name} in it; "
+                        "choose another directory."
+                    )
+        elif self.path.is_dir() and any(self.path.iterdir()):
             raise InputError(
-                f"{self.path}: holds a run with other settings; choose another directory."
+                f"{self.path}: is not empty and holds no run; choose another directory."
             )
         if self.model.exists():
             raise InputError(f"{self.path}: holds a finished run; choose another directory.")
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            settings.write_text(text, encoding="utf-8")
+            for path, text in texts.items():
+                path.write_text(text, encoding="utf-8")
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written to ({error.strerror}); name another directory."
@@ -67,8 +83,8 @@ class RunDirectory:
 
     def resume_point(self) -> ResumePoint | None:
         """The newest whole checkpoint; what a killed process left behind it is removed."""
-        whole = {path.parent: path for path in self.path.glob(f"checkpoint-*/{COMPLETE}")}
-        for pattern in ("checkpoint-*", ".checkpoint-*", ".model.*"):
+        whole = {path.parent: path for path in self.path.glob(f"checkpoint-[0-9]*/{COMPLETE}")}
+        for pattern in ("checkpoint-[0-9]*", ".checkpoint-*", ".model.*"):
             for left_over in self.path.glob(pattern):
                 if left_over not in whole:
                     shutil.rmtree(left_over)
@@ -92,7 +108,7 @@ class RunDirectory:
 
     def finish(self) -> None:
         """The model is saved: checkpoints have served."""
-        for checkpoint in self.path.glob("checkpoint-*"):
+        for checkpoint in self.path.glob("checkpoint-[0-9]*"):
             shutil.rmtree(checkpoint)
 
     @property

@@ -1,5 +1,6 @@
 """One training run on transformers' `Trainer`, which brings mixed precision and resuming."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -7,6 +8,8 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
@@ -19,9 +22,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from foretoken.checkpoint import read_heads, read_tensors
+from foretoken.backbone import fingerprint
+from foretoken.checkpoint import replacing
 from foretoken.data import PackedBlocks
-from foretoken.errors import BackboneError, CheckpointError
+from foretoken.errors import BackboneError, CheckpointError, ForetokenError, InputError
+from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
 from foretoken.training.config import TrainConfig
 from foretoken.training.optimizers import make_optimizer, make_schedule
@@ -97,20 +102,20 @@ def train(
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
         InputError: `out` belongs to a run with other settings.
     """
-    if not (blocks.one_document_per_block or model.backbone.isolates_documents):
-        raise BackboneError(
-            f"{type(model.lm).__name__} lets packed documents attend to each other; "
-            "make the blocks with one_document_per_block=True."
-        )
+    if config.attention is not None:
+        _set_attention(model, config.attention)
+    _check_blocks(model, blocks)
     run = RunDirectory(out)
-    run.claim(config)
+    source = {
+        "backbone": fingerprint(model.lm),
+        "blocks": len(blocks),
+        "tokens": blocks.num_tokens,
+        "bytes": blocks.num_bytes,
+    }
+    run.claim(config, source)
     if config.recipe == "frozen":
         model.freeze_backbone()
-    if config.precision == "bf16":
-        for parameter in model.parameters():  # not buffers: rotary frequencies must stay exact
-            parameter.data = parameter.data.to(torch.bfloat16)
-    if config.attention is not None:
-        model.lm.set_attn_implementation(config.attention)
+    _set_precision(model, config.precision)
     if config.compile:
         _compile_blocks(model)
     resume = run.resume_point()
@@ -163,6 +168,7 @@ class _MTPTrainer(Trainer):
             disable_tqdm=True,
             use_cpu=model.backbone.device.type == "cpu",
         )
+        arguments._n_gpu = 1  # else Trainer would wrap the model in DataParallel; use torchrun
         super().__init__(
             model=model,
             args=arguments,
@@ -221,14 +227,14 @@ class _MTPTrainer(Trainer):
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint's model part: what learns, and nothing else."""
+        """A checkpoint's model part."""
         if self.args.should_save:
-            self.store(Path(output_dir or cast(str, self.args.output_dir)))
+            _save_weights(cast(MTPModel, self.model), Path(output_dir or str(self.args.output_dir)))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        load_into(cast(MTPModel, self.model), Path(resume_from_checkpoint))
+        _load_weights(cast(MTPModel, self.model), Path(resume_from_checkpoint))
 
 
 class _Follow(TrainerCallback):
@@ -273,6 +279,11 @@ class _Follow(TrainerCallback):
             tokens_per_second=tokens / max(now - since, 1e-9),
             seconds=self.trainer.clock.seconds(),
         )
+        if not all(map(math.isfinite, progress.depth_losses)):
+            raise ForetokenError(
+                f"the loss is not finite at step {state.global_step} (by depth "
+                f"{progress.depth_losses}); lower the learning rate or raise the precision."
+            )
         self.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
         if self.report is not None:
             self.report(progress)
@@ -302,18 +313,59 @@ class _Clock:
         return 0.0 if self.limit is None else self.seconds() / self.limit
 
 
-def load_into(model: MTPModel, directory: Path) -> None:
-    """Put a checkpoint's weights into a model that is already built."""
-    if model.head is not None:
-        model.load_heads(read_heads(directory), directory)
-    weights = directory / "model.safetensors"
-    if weights.is_file():
-        outcome = model.lm.load_state_dict(read_tensors(weights), strict=False)
-        tied = set(getattr(model.lm, "_tied_weights_keys", None) or ())
-        lost = [name for name in outcome.missing_keys if name not in tied]
-        if lost or outcome.unexpected_keys:
-            name = (lost + outcome.unexpected_keys)[0]
-            raise CheckpointError(f"{weights}: does not fit the model: {name}.")
+def _save_weights(model: MTPModel, directory: Path) -> None:
+    """A checkpoint's weights: of what learns, tensor by tensor as the modules hold them."""
+    with replacing(directory) as work:
+        if model.head is not None:
+            save_model(model.head, str(work / "head.safetensors"))
+        if model.backbone_trains:
+            save_model(model.lm, str(work / "backbone.safetensors"))
+
+
+def _load_weights(model: MTPModel, directory: Path) -> None:
+    """The inverse of `_save_weights`."""
+    try:
+        if model.head is not None:
+            load_model(model.head, directory / "head.safetensors", strict=True)
+        if model.backbone_trains:
+            load_model(model.lm, directory / "backbone.safetensors", strict=True)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{directory}: does not fit the model ({error}); remove it to go on without it."
+        ) from None
+
+
+def _set_attention(model: MTPModel, implementation: str) -> None:
+    try:
+        model.lm.set_attn_implementation(implementation)
+    except (ValueError, ImportError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"attention {implementation!r} cannot be used: {reason}") from None
+
+
+def _set_precision(model: MTPModel, precision: str) -> None:
+    """What learns is float32, unless the optimiser keeps float32 copies (`bf16`)."""
+    if precision == "bf16":
+        cast_parameters(model, torch.bfloat16)
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _check_blocks(model: MTPModel, blocks: PackedBlocks) -> None:
+    """Blocks must fit the context, and keep documents apart where the backbone does not."""
+    if not (blocks.one_document_per_block or model.backbone.isolates_documents):
+        raise BackboneError(
+            f"{type(model.lm).__name__} lets packed documents attend to each other; "
+            "make the blocks with one_document_per_block=True."
+        )
+    length, context = len(blocks[0]["input_ids"]), model.backbone.max_length
+    if context is not None and length > context:
+        raise InputError(
+            f"blocks of {length} tokens are longer than the model's context of {context}; "
+            "use a smaller block size."
+        )
 
 
 def _compile_blocks(model: MTPModel) -> None:
