@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretoken as ft
+from foretoken.backbone import fingerprint
 from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
 from foretoken.cli.common import load_prompts
 from foretoken.data import Document, PackedBlocks
@@ -42,8 +43,8 @@ def held_out() -> tuple[Document, ...]:
 
 
 @cache
-def blocks() -> PackedBlocks:
-    return PackedBlocks.from_documents(held_out(), tokenizer("tiny"), 256)
+def blocks(name: str) -> PackedBlocks:
+    return PackedBlocks.from_documents(held_out(), tokenizer(name), 256)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -75,7 +76,7 @@ def test_only_tiny_mtp_has_heads() -> None:
     config = loaded("tiny-mtp").head.config
     assert config == ft.ParallelHeads.Config(depth=3, tap="trunk")
     stored = read_heads(place("tiny-mtp"))
-    assert stored.backbone.fingerprint == loaded("tiny-mtp").backbone.fingerprint()
+    assert stored.backbone.fingerprint == fingerprint(loaded("tiny-mtp").lm)
     assert stored.backbone.path is None
 
 
@@ -85,7 +86,7 @@ def test_both_are_the_same_but_for_their_weights() -> None:
         config.pop("_name_or_path", None)
     assert configs[0] == configs[1]
     assert tokenizer("tiny").get_vocab() == tokenizer("tiny-mtp").get_vocab()
-    fingerprints = {loaded(name).backbone.fingerprint() for name in NAMES}
+    fingerprints = {fingerprint(loaded(name).lm) for name in NAMES}
     assert len(fingerprints) == 2
 
 
@@ -113,7 +114,7 @@ def test_the_model_card_says_what_it_must(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_predicts_code_that_it_has_not_seen(name: str) -> None:
-    table = measure_heads(loaded(name), blocks(), limit=8)
+    table = measure_heads(loaded(name), blocks(name), limit=8)
     assert table.bits_per_byte < MAX_BITS_PER_BYTE
     rows = table.rows()
     assert len(rows) == (4 if name == "tiny-mtp" else 1)

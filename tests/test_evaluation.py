@@ -25,7 +25,7 @@ from foretoken.evaluation import (
     measure_marginals,
     speed,
 )
-from foretoken.evaluation.loops import MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
+from foretoken.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
 from foretoken.evaluation.speed import Continuation
 
 # -- loops --------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def documents(blocks: PackedBlocks, indices: Iterable[int]) -> list[Tensor]:
 @torch.inference_mode()
 def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
     """Every document alone, every position by hand."""
-    sums = [dict.fromkeys(("n", "top1", "top5", "nll", "acceptance"), 0.0) for _ in range(4)]
+    sums = [dict.fromkeys(("n", "top1", "top5", "nll", "agreement"), 0.0) for _ in range(4)]
     for row in rows:
         tokens = row.unsqueeze(0)
         own = model.lm(tokens, use_cache=False).logits[0]
@@ -139,7 +139,7 @@ def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
                 total["top1"] += ranked[0] == target
                 total["top5"] += target in ranked[:5]
                 total["nll"] -= float(chances[target])
-                total["acceptance"] += ranked[0] == int(own[t + k].argmax())
+                total["agreement"] += ranked[0] == int(own[t + k].argmax())
     sums = sums[: model.depth + 1]
     means = [{name: total[name] / total["n"] for name in total} for total in sums]
     return [{**mean, "n": total["n"]} for mean, total in zip(means, sums, strict=True)]
@@ -151,7 +151,7 @@ def check(table: DepthTable, expected: list[dict[str, float]]) -> None:
     assert table.positions == expected[0]["n"]
     for row, mean in zip(rows, expected, strict=True):
         assert row["positions"] == mean["n"]
-        for name in ("top1", "top5", "nll", "acceptance"):
+        for name in ("top1", "top5", "nll", "agreement"):
             assert row[name] == pytest.approx(mean[name], abs=1e-5), (row["depth"], name)
 
 
@@ -243,7 +243,7 @@ def test_marginals_over_every_token_are_the_naive_ones() -> None:
                         -float(chances[target].log()),
                         float(ranked[0] == own[t + k].argmax()),
                     )
-    names = ("top1", "top5", "nll", "acceptance")
+    names = ("top1", "top5", "nll", "agreement")
     expected = [{"n": 48, **dict(zip(names, total / 48, strict=True))} for total in sums]
     check(table, expected)
     assert table.method == "marginalization"
@@ -347,7 +347,7 @@ def test_a_comparison_adds_up(clock: Clock) -> None:
     assert (table.prompts, table.looped, table.dropped) == (2, 2, 1)
     # All 29 tokens of the first prompt, and 17 of the second, before it begins to loop.
     asked = [(0, 29)] * 3 + [(1, 17)] * 3
-    assert plain.calls == [(0, 29), (1, 29), (2, 29), *asked]
+    assert plain.calls == [*((p, 29 + LOOK_AHEAD) for p in range(3)), *asked]
     assert fast.calls == bad.calls == asked
     common = {"prompts": 2, "tokens": 46}
     expected = [
@@ -390,6 +390,14 @@ def test_loops_can_be_included(clock: Clock) -> None:
     table = compare([plain], prompts(2), max_new_tokens=29, repeats=1, exclude_loops=False)
     assert (table.prompts, table.looped, table.dropped) == (2, 2, 0)
     assert table.rows[0]["tokens"] == 58
+
+
+def test_a_loop_counts_where_it_begins_among_what_is_measured(clock: Clock) -> None:
+    """It may show only behind that; one that begins behind it does not matter."""
+    late = [*range(18), *[50, 51] * 40]
+    plain = Fake("plain", clock, [late], [1.0] * 4, 20)
+    found = [compare([plain], prompts(1), max_new_tokens=n, repeats=1) for n in (20, 21)]
+    assert [(table.looped, table.rows[0]["tokens"]) for table in found] == [(0, 20), (1, 20)]
 
 
 def test_short_requests_are_long_enough(clock: Clock) -> None:

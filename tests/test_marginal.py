@@ -105,7 +105,7 @@ def test_in_double_precision_little_is_left() -> None:
 @pytest.mark.data
 def test_real_weights_agree_with_brute_force(data_dir: Path) -> None:
     where = data_dir / "models" / "stories260K"
-    model = load_causal_lm(where, dtype=torch.float32)
+    model = load_causal_lm(where).float()
     text = "Once upon a time, there was a little girl"
     tokens = torch.tensor([load_tokenizer(where)(text)["input_ids"]])
     positions = (0, tokens.shape[1] - 1)

@@ -65,6 +65,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, required=True)
     parser.add_argument("--commit", required=True, help="of the code that trained it")
     parser.add_argument("--hardware", required=True)
+    parser.add_argument("--steps", type=int, help="where the metrics end before the last step")
     arguments = parser.parse_args()
 
     target = BUNDLED / arguments.name
@@ -73,7 +74,7 @@ def main() -> None:
     settings = yaml.safe_load((arguments.run / "config.yaml").read_text(encoding="utf-8"))
     metrics = (arguments.run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     lines = [json.loads(line) for line in metrics]
-    steps = lines[-1]["step"]
+    steps = arguments.steps or lines[-1]["step"]
     tokens = steps * settings["batch_size"] * settings["block_size"]
     minutes = lines[-1]["seconds"] / 60
 

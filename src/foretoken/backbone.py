@@ -158,6 +158,10 @@ class Backbone:
             final = self(tokens, position_ids=positions).final[:, 4:]
         return _same(final[0], final[1])
 
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.model)
+
     # -- what it does ---------------------------------------------------------------------------
 
     def embed(self, tokens: Tensor) -> Tensor:

@@ -1,6 +1,5 @@
 """`foretoken info`: what was found in a model."""
 
-from foretoken.backbone import fingerprint
 from foretoken.cli import common
 from foretoken.decoding.cache import require_rollback
 from foretoken.errors import BackboneError
@@ -43,7 +42,7 @@ def _facts(model: MTPModel) -> dict[str, str]:
         "embedding scale": _scale(backbone.embed_scale),
         "logit scale": _scale(backbone.logit_scale),
         "logit soft-cap": str(backbone.softcap or "none"),
-        "fingerprint": fingerprint(model.lm),
+        "fingerprint": backbone.fingerprint(),
         "packed documents": "kept apart" if backbone.isolates_documents else "leak into each other",
         "drafts": _drafts(model),
     }

@@ -22,7 +22,6 @@ from transformers import (
     TrainingArguments,
 )
 
-from foretoken.backbone import fingerprint
 from foretoken.checkpoint import replacing
 from foretoken.data import PackedBlocks
 from foretoken.errors import BackboneError, CheckpointError, ForetokenError, InputError
@@ -107,7 +106,7 @@ def train(
     _check_blocks(model, blocks)
     run = RunDirectory(out)
     source = {
-        "backbone": fingerprint(model.lm),
+        "backbone": model.backbone.fingerprint(),
         "blocks": len(blocks),
         "tokens": blocks.num_tokens,
         "bytes": blocks.num_bytes,
