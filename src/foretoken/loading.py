@@ -46,11 +46,12 @@ def resolve(name: str | Path) -> str:
     )
 
 
-def load_causal_lm(name: str | Path) -> PreTrainedModel:
-    """Load a causal LM with every tensor from its checkpoint, as stored, in evaluation mode.
+def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
 
     Args:
         name: a directory, a Hub id, or a bundled model.
+        dtype: of the weights; None is the type they are stored in.
 
     Raises:
         CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
@@ -74,6 +75,8 @@ def load_causal_lm(name: str | Path) -> PreTrainedModel:
             raise CheckpointError(
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
+    if dtype is not None:
+        cast_parameters(model, dtype)
     return cast(PreTrainedModel, model.eval())
 
 

@@ -15,7 +15,6 @@ from foretoken.cli import common
 from foretoken.errors import InputError
 from foretoken.loading import (
     BUNDLED,
-    cast_parameters,
     load_causal_lm,
     new_causal_lm,
     resolve,
@@ -120,9 +119,7 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
             raise InputError(
                 f"{name}: has heads already; name the backbone that new ones are to be trained on."
             )
-        backbone = load_causal_lm(name)
-        if device.type == "cpu":
-            cast_parameters(backbone, torch.float32)
+        backbone = load_causal_lm(name, torch.float32 if device.type == "cpu" else None)
     backbone.to(device)  # type: ignore[arg-type]
     return MTPModel(backbone, config.head_config())
 
