@@ -216,13 +216,8 @@ class Backbone:
         The decoder's own code prepares the arguments: it runs with every block replaced by a
         stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
         """
-        rehearsal = copy.copy(self.decoder)
-        for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the decoder itself
-            rehearsal.__dict__.pop(hooked, None)
-        rehearsal._modules = dict(self.decoder._modules)
-        recorder = _Recorder(self.blocks_return_tuples)
-        stand_ins = [_StandIn(block, recorder) for block in self.blocks]
-        rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
+        rehearsal, recorder = self._rehearsal
+        recorder.forget()
         rehearsal(
             inputs_embeds=hidden,
             position_ids=position_ids,
@@ -235,6 +230,18 @@ class Backbone:
                 "its list of blocks."
             )
         return recorder.call
+
+    @cached_property
+    def _rehearsal(self) -> tuple[nn.Module, "_Recorder"]:
+        """The decoder with stand-ins for blocks, sharing every other module with the real one."""
+        rehearsal = copy.copy(self.decoder)
+        for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the decoder itself
+            rehearsal.__dict__.pop(hooked, None)
+        recorder = _Recorder(self.blocks_return_tuples)
+        rehearsal._modules = dict(self.decoder._modules)
+        stand_ins = [_StandIn(block, recorder) for block in self.blocks]
+        rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
+        return rehearsal, recorder
 
     def new_block(self, init: BlockInit = "fresh") -> nn.Module:
         """A trainable block like the model's last one, which writes to layer 0 of its cache."""
@@ -343,6 +350,9 @@ class _Recorder:
 
     returns_tuples: bool
     call: BlockCall | None = None
+
+    def forget(self) -> None:
+        self.call = None
 
 
 class _StandIn(nn.Module):
