@@ -23,7 +23,7 @@ DATA = "stdlib:held-out"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny-mtp")
-    parser.add_argument("--count", type=int, default=64)
+    parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)

@@ -119,18 +119,27 @@ def load_prompts(
     documents: list[Document] = list(read_documents(path))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
+    prefix = prompt_ids(tokenizer, "")
     prompts: list[torch.Tensor] = []
     for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
         tokens = tokenizer(documents[index].text, add_special_tokens=False)["input_ids"]
         if len(tokens) < 1:
             continue
         start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
-        prompts.append(torch.tensor([tokens[start : start + length]]))
+        prompts.append(torch.tensor([prefix + tokens[start : start + length]]))
         if len(prompts) == count:
             break
     if not prompts:
         raise InputError(f"{path}: no prompt in it has a single token.")
     return prompts
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()
+    return ids
 
 
 def save_json(

@@ -46,10 +46,10 @@ def generate(
     text = _prompt_text(prompt, prompt_file)
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    ids = torch.tensor([tokenizer(text, add_special_tokens=False)["input_ids"]], dtype=torch.long)
+    ids = torch.tensor([common.prompt_ids(tokenizer, text)], dtype=torch.long)
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
-    stop = () if tokenizer.eos_token_id is None else (int(tokenizer.eos_token_id),)
+    stop = {*loaded.stop_tokens, tokenizer.eos_token_id} - {None}
     printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
     steps: list[Step] = []
     for step in loaded.stream(
@@ -77,7 +77,14 @@ def generate(
         "forwards": len(steps),
         "tokens_per_forward": count / len(steps),
     }
-    settings = {"prompt": text, "max_new_tokens": max_new_tokens}
+    written = [token for step in steps for token in step.tokens]
+    settings = {
+        "prompt": text,
+        "max_new_tokens": max_new_tokens,
+        "text": tokenizer.decode(written),
+        "token_ids": written,
+        "accepted": [step.accepted for step in steps],
+    }
     common.save_json(json, "generate", loaded, None, settings, [row])
 
 
@@ -109,8 +116,11 @@ class _Printer:
         _write("\n")
 
     def _text(self) -> str:
-        before = str(self.tokenizer.decode(self.context))
-        return str(self.tokenizer.decode(self.context + self.pending))[len(before) :]
+        before, both = (
+            str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+            for tokens in (self.context, self.context + self.pending)
+        )
+        return both[len(before) :]
 
     def _write(self, text: str, depth: int) -> None:
         self.context = (self.context + self.pending)[-CONTEXT:]
