@@ -145,7 +145,7 @@ def training_bar() -> Iterator[Any]:
     """A bar with the loss of every depth; yields what `train` reports to."""
     columns = (
         TextColumn("Training"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=10),
         TaskProgressColumn(),
         TextColumn("{task.fields[numbers]}"),
         TimeElapsedColumn(),
@@ -158,7 +158,7 @@ def training_bar() -> Iterator[Any]:
             bar.update(
                 task,
                 completed=progress.fraction,
-                numbers=f"step {progress.step}, loss by depth {losses}, "
+                numbers=f"step {progress.step}, loss {losses}, "
                 f"{progress.tokens_per_second:,.0f} tokens/s",
             )
 
