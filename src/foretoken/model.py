@@ -173,7 +173,7 @@ class MTPModel(nn.Module):
         stop_tokens: Collection[int] | None = None,
         drafter: Drafter | None = None,
     ) -> Iterator[Step]:
-        """`generate`, one step at a time.
+        """`generate`, one step at a time. Puts the model into evaluation mode.
 
         Args:
             input_ids: (1, T), the prompt.

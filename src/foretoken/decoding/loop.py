@@ -60,7 +60,6 @@ class Generation:
         return len(self.new_tokens) / max(1, self.forwards)
 
 
-@torch.inference_mode()
 def decode(
     backbone: Backbone,
     prompt: Tensor,
@@ -73,9 +72,22 @@ def decode(
     """Continue `prompt` (1, T), yielding every step as it is committed.
 
     Exactly `max_new_tokens` tokens are emitted, fewer only where a stop token is among them or the
-    model's context is full.
+    model's context is full. A prompt that cannot be continued is refused at once, see
+    `check_prompt`.
     """
     tokens, room = check_prompt(backbone, prompt, max_new_tokens)
+    return _decode(backbone, tokens, drafter, rule, room, stop_tokens)
+
+
+@torch.inference_mode()
+def _decode(
+    backbone: Backbone,
+    tokens: Tensor,
+    drafter: Drafter,
+    rule: AcceptanceRule,
+    room: int,
+    stop_tokens: Collection[int],
+) -> Iterator[Step]:
     cache = new_cache()
     window, draft = tokens, tokens.new_empty(0)
     while True:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from transformers import (
     PreTrainedTokenizerBase,
+    PrinterCallback,
     Trainer,
     TrainerCallback,
     TrainerControl,
@@ -174,7 +175,7 @@ class _MTPTrainer(Trainer):
             train_dataset=blocks,
             callbacks=[_Follow(self, run, report)],
         )
-        self.pop_callback(_printer())
+        self.pop_callback(PrinterCallback)
 
     def compute_loss(
         self,
@@ -381,9 +382,3 @@ def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:
     if config.epochs:
         limits.append(max(1, round(config.epochs * per_epoch)))
     return min(limits, default=None)
-
-
-def _printer() -> Any:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
