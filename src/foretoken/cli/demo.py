@@ -28,6 +28,7 @@ def demo(
     minutes: Annotated[float, typer.Option(help="How long to train the heads.")] = 2.0,
     count: Annotated[int, typer.Option(help="Prompts to decode.")] = 16,
     seed: common.Seed = 0,
+    json: common.Json = None,
 ) -> None:
     """Walk the whole way on the bundled models and Python's standard library: about five minutes.
 
@@ -72,6 +73,7 @@ def demo(
     rows = [{"model": name, **row} for name, table in found for row in table.rows]
     settings = {"prompts": HELD_OUT, "count": count, "prompt_tokens": 64, "max_new_tokens": 128}
     common.save_json(out / "bench.json", "bench", trained, seed, settings, rows)
+    common.save_json(json, "demo", trained, seed, settings, rows)
     _verdict(found)
     common.console.print(f"Done in {time.monotonic() - began:.0f} s. Everything is in {out}/.")
 
