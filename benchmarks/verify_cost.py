@@ -4,7 +4,7 @@
 
 Speculative decoding counts on a pass over a few tokens costing little more than a pass over one. On
 a CPU that depends on the matrix library's kernels for a few rows. Rows of the result: `tokens` is
-the width, `seconds` the median; method `linear` is one 1024 → 2816 product, far larger than the caches.
+the width, `seconds` the median; method `linear` is one 1024 → 2816 product, larger than the caches.
 """
 
 import argparse

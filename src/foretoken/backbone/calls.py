@@ -1,0 +1,102 @@
+"""A block's call: recorded in one pass of the model, repeated with another block.
+
+A head's block is called *exactly as the model calls its own last block*: the arguments of that call
+(attention mask, rotary embedding, positions, whatever the family passes) are recorded and handed on
+with the hidden state and the cache exchanged. That is why no mask or rotary code is written here,
+and why packed documents, sliding windows and padding mean for the heads what they mean for the
+backbone.
+
+Shapes: B batch, T time, D hidden, L layers.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from torch import Tensor, nn
+from transformers import Cache
+
+
+@dataclass(frozen=True)
+class BlockCall:
+    """How the model called its last block, ready to be repeated with another block beside it."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
+        """Run `block` on `hidden` (B, T, D) → (B, T, D) with the recorded mask and positions.
+
+        `cache` takes the place of the backbone's. It must have as many tokens as the backbone's
+        cache had at the recorded call, or the recorded mask would not fit.
+        """
+
+        def swap(value: Any) -> Any:
+            return cache if isinstance(value, Cache) else value
+
+        kwargs = {name: swap(value) for name, value in self.kwargs.items()}
+        return hidden_of(block(hidden, *map(swap, self.args), **kwargs))
+
+
+@dataclass(frozen=True)
+class BackboneOutput:
+    """One pass of the backbone.
+
+    Attributes:
+        final: (B, T, D) after the final norm: what the output head reads.
+        states: (B, T, D) each; `states[l]` is the residual stream entering block `l`, and
+            `states[L]` leaves the last block (before the final norm). Only the layers asked for.
+        call: how the last block was called.
+    """
+
+    final: Tensor
+    states: dict[int, Tensor]
+    call: BlockCall
+
+
+@dataclass
+class Trace:
+    """What hooks saw in one forward pass."""
+
+    block_inputs: dict[int, Tensor] = field(default_factory=dict)
+    last_output: Any = None
+    call: BlockCall | None = None
+
+
+@dataclass
+class Recorder:
+    """Keeps the last call that a stand-in received, and knows how the family's blocks answer."""
+
+    returns_tuples: bool
+    call: BlockCall | None = None
+
+    def forget(self) -> None:
+        self.call = None
+
+
+class StandIn(nn.Module):
+    """Takes a block's place in a rehearsal: same attributes, no work."""
+
+    def __init__(self, block: nn.Module, recorder: Recorder) -> None:
+        super().__init__()
+        self.__dict__["_block"] = block
+        self.__dict__["_recorder"] = recorder
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["_block"], name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        hidden, self._recorder.call = split_call(args, kwargs)
+        return (hidden,) if self._recorder.returns_tuples else hidden
+
+
+def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:
+    """A block's hidden state, and the rest of its call."""
+    if args:
+        return args[0], BlockCall(args[1:], dict(kwargs))
+    rest = dict(kwargs)
+    return rest.pop("hidden_states"), BlockCall((), rest)
+
+
+def hidden_of(output: Any) -> Tensor:
+    """The hidden state of what a block returns: a tensor, or a tuple that begins with it."""
+    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
