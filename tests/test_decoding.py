@@ -420,3 +420,18 @@ def test_real_weights_decode_as_in_transformers(data_dir: Path, shape: str) -> N
         again = model.generate(row, max_new_tokens=60, drafter=oracle)
         assert torch.equal(again.sequences, own)
         assert again.tokens_per_forward > 2
+
+
+@pytest.mark.parametrize("eos", [5, [5, 9]])
+def test_generation_ends_where_the_model_says(eos: int | list[int]) -> None:
+    lm = families.build("llama")
+    prompt = families.prompt(1, 9, 3)
+    free = lm.generate(prompt, do_sample=False, max_new_tokens=24)[0, 9:].tolist()
+    ids = [free[10]] if isinstance(eos, int) else [free[14], free[10]]
+    lm.generation_config.eos_token_id = ids[0] if isinstance(eos, int) else ids
+    lm.generation_config.pad_token_id = 0
+    model = ft.attach(lm, "parallel", depth=3)
+    expected = lm.generate(prompt, do_sample=False, max_new_tokens=24)
+    assert expected.shape[1] < 9 + 24
+    assert torch.equal(model.generate(prompt, max_new_tokens=24).sequences, expected)
+    assert len(model.generate(prompt, max_new_tokens=24, stop_tokens=()).new_tokens) == 24

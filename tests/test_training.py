@@ -482,3 +482,75 @@ def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
     assert not (run.path / "checkpoint-7").exists()
     lines = (run.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.parametrize("head", ["parallel", "sequential"])
+def test_heads_learn_in_float32_on_a_half_precision_backbone(head: str, tmp_path: Path) -> None:
+    """As on a GPU, where a backbone is loaded as stored: small steps must not be rounded away."""
+    model = small_model(head)
+    model.to(torch.bfloat16)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    config = settings(recipe="frozen", head=head, learning_rate=1e-5)
+    train(model, corpus(), config, tmp_path / "run")
+    heads = dict(model.head.named_parameters())
+    assert all(p.dtype == torch.float32 for p in heads.values())
+    matrices = {name: p for name, p in heads.items() if p.ndim == 2}
+    for name, parameter in matrices.items():
+        moved = (parameter != before[f"head.{name}"].float()).float().mean()
+        assert moved > 0.9, name
+    assert all(torch.equal(p, before[f"lm.{name}"]) for name, p in model.lm.named_parameters())
+    result = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
+    assert len(result.new_tokens) == 8
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
+    model = small_model()
+    with torch.no_grad():
+        next(model.head.parameters()).fill_(float("inf"))
+    with pytest.raises(ft.ForetokenError, match="not finite at step"):
+        train(model, corpus(), settings(), tmp_path / "run")
+    assert not (tmp_path / "run" / "model").exists()
+
+
+def test_a_directory_with_other_files_is_not_touched(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoint-500").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoint-500" / "precious").write_text("mine")
+    with pytest.raises(ft.InputError, match="not empty"):
+        train(small_model(), corpus(), settings(), tmp_path / "run")
+    assert (tmp_path / "run" / "checkpoint-500" / "precious").read_text() == "mine"
+
+
+def test_a_run_goes_on_with_the_backbone_that_it_began_with(tmp_path: Path) -> None:
+    def stop(progress) -> None:
+        if progress.step == 10:
+            raise KeyboardInterrupt
+
+    config = settings(recipe="frozen")
+    with pytest.raises(KeyboardInterrupt):
+        train(small_model(seed=0), corpus(), config, tmp_path / "run", report=stop)
+    with pytest.raises(ft.InputError, match="other backbone or data"):
+        train(small_model(seed=5), corpus(), config, tmp_path / "run")
+    with pytest.raises(ft.InputError, match="other backbone or data"):
+        train(small_model(seed=0), corpus(30), config, tmp_path / "run")
+
+
+def test_mixture_of_experts_resumes(tmp_path: Path) -> None:
+    """transformers renames experts when it saves a model; checkpoints must not."""
+    import families
+
+    def stop(progress) -> None:
+        if progress.step == 2:
+            raise KeyboardInterrupt
+
+    def build() -> ft.MTPModel:
+        torch.manual_seed(0)
+        return ft.attach(families.build("mixtral"), "parallel", depth=1)
+
+    config = settings(depth=1, steps=3, save_every=1, log_every=1)
+    train(build(), corpus(), config, tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        train(build(), corpus(), config, tmp_path / "run", report=stop)
+    train(build(), corpus(), config, tmp_path / "run")
+    for name in ("model.safetensors", "heads.safetensors"):
+        whole, resumed = (tmp_path / d / "model" / name for d in ("whole", "run"))
+        assert whole.read_bytes() == resumed.read_bytes()

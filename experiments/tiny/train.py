@@ -56,6 +56,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
 
     if arguments.threads:
@@ -64,7 +65,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     blocks = PackedBlocks.from_documents(standard_library("train"), tokenizer, config.block_size)
     torch.manual_seed(config.seed)
-    backbone = LlamaForCausalLM(backbone_config(len(tokenizer)))
+    backbone = LlamaForCausalLM(backbone_config(len(tokenizer))).to(arguments.device)
     model = MTPModel(backbone, config.head_config())
     print(
         f"{len(blocks)} blocks, {sum(p.numel() for p in model.parameters())} parameters", flush=True
