@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="where the metrics end before the last step")
     arguments = parser.parse_args()
 
+    origin = provenance(0, "cpu", torch.float32)  # before anything here changes the checkout
     target = BUNDLED / arguments.name
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(arguments.run / "model", target)
@@ -85,7 +86,6 @@ def main() -> None:
     found = measure_heads(model, blocks)
     rows = [{"model": arguments.name, **row} for row in found.rows()]
     rows[0]["bits_per_byte"] = found.bits_per_byte
-    origin = provenance(settings["seed"], "cpu", torch.float32)
     write_result(
         ROOT / "results" / f"{arguments.name}.json",
         "experiments/tiny",
