@@ -36,7 +36,7 @@ def median(action: Callable[[], object], repeats: int) -> float:
 @torch.inference_mode()
 def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, object]]:
     model = common.load_model(name, "cpu", str(dtype).removeprefix("torch."))
-    backbone, head = model.backbone, model.require_head()
+    backbone = model.backbone
     tokens = torch.randint(backbone.vocab_size, (1, PAST))
     weight, rows = torch.randn(2816, 1024).to(dtype), []
     for width in WIDTHS:
@@ -53,7 +53,7 @@ def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, objec
         output = backbone(window, layers=model.tap.layers)
 
         def draft(window: torch.Tensor = window, output: object = output) -> None:
-            for final in model.depth_hidden(window, output, head):  # type: ignore[arg-type]
+            for final in model.depth_hidden(window, output):  # type: ignore[arg-type]
                 backbone.unembed(final[:, -1]).argmax(-1)
 
         x = torch.randn(width, 1024).to(dtype)

@@ -5,6 +5,7 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -100,17 +101,14 @@ class MTPModel(nn.Module):
             self.lm.eval()
         return self
 
-    def depth_hidden(
-        self, tokens: Tensor, output: BackboneOutput, head: Head | None = None
-    ) -> Iterator[Tensor]:
-        """What the output head reads for depths 1…K over a whole row, (B, T, D) each, one at a
-        time.
+    def depth_hidden(self, tokens: Tensor, output: BackboneOutput) -> Iterator[Tensor]:
+        """What the output head reads for depths 1…K over a row, (B, T, D) each, one at a time.
 
         Args:
             tokens: (B, T), the row that `output` was computed from.
             output: a pass of the backbone that kept `self.tap.layers`.
         """
-        head = head or self.require_head()
+        head = self.require_head()
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
             return output.call(block, hidden)
@@ -136,22 +134,16 @@ class MTPModel(nn.Module):
             labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are.
             weights: of the depths; by default Gloeckle's sum, and no depth 0 for a frozen backbone.
         """
-        head = self.require_head() if self.depth else None
         labels = input_ids if labels is None else labels
         if weights is None:
             weights = DepthWeights(backbone=1.0 if self.backbone_trains else 0.0)
         with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
-            output = self.backbone(
-                input_ids, position_ids=position_ids, layers=self.tap.layers if head else ()
-            )
+            output = self.backbone(input_ids, position_ids=position_ids, layers=self.tap.layers)
         losses = []
         total = output.final.new_zeros((), dtype=torch.float32)
-        for depth, weight in enumerate(weights.of(self.depth)):
-            if depth == 0:
-                hidden = output.final
-                ahead = self.depth_hidden(input_ids, output, head) if head else iter(())
-            else:
-                hidden = next(ahead)
+        deeper = self.depth_hidden(input_ids, output) if self.depth else ()
+        hiddens = chain((output.final,), deeper)  # one after another, as they are computed
+        for depth, (weight, hidden) in enumerate(zip(weights.of(self.depth), hiddens, strict=True)):
             targets = depth_targets(labels, depth, position_ids)
             learns = weight > 0 and (depth > 0 or self.backbone_trains)
             with torch.set_grad_enabled(learns and torch.is_grad_enabled()):

@@ -49,9 +49,9 @@ class _Tally:
         self.covered_mass += float(mass[valid].sum())
 
     def record(self) -> dict[str, Any]:
-        n = max(1, self.count)
+        """Means; not a number where there was no position."""
         fields = ("top1", "top5", "nll", "agreement", "covered_mass")
-        return {name: getattr(self, name) / n for name in fields}
+        return {n: getattr(self, n) / self.count if self.count else math.nan for n in fields}
 
 
 @dataclass
@@ -62,8 +62,9 @@ class DepthTable:
         method: `marginalization` or the head's kind.
         positions: how many positions the mean of depth 0 is over.
         tallies: one per depth.
-        bits_per_byte: of depth 0, over whole blocks; the first token of a block is not predicted
-            and counts as one of mean length.
+        bits_per_byte: of depth 0; bytes per token are those of the whole corpus, also where only
+            some of its blocks are read. The first token of a block is not predicted and counts as
+            one of mean length.
     """
 
     method: str
