@@ -378,7 +378,7 @@ def test_vectors_do_not_decay() -> None:
 @given(
     done=st.floats(0, 1),
     warmup=st.sampled_from([0.0, 0.02, 0.5]),
-    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+    schedule=st.sampled_from(["linear", "cosine", "wsd", "constant"]),
 )
 def test_the_rate_rises_and_falls_between_zero_and_its_peak(done, warmup, schedule) -> None:
     config = settings(warmup=warmup, schedule=schedule)
@@ -394,6 +394,8 @@ def test_the_rate_at_a_few_places() -> None:
     assert rate_factor(linear, 0.0) > 0  # the first step learns too
     cosine = settings(warmup=0.0, schedule="cosine")
     assert [rate_factor(cosine, d) for d in (0, 0.5, 1)] == pytest.approx([1, 0.5, 0])
+    wsd = settings(warmup=0.1, schedule="wsd", cooldown=0.2)
+    assert [rate_factor(wsd, d) for d in (0.1, 0.8, 0.9, 1)] == pytest.approx([1, 1, 0.5, 0])
     constant = settings(warmup=0.5, schedule="constant")
     assert [rate_factor(constant, d) for d in (0.25, 0.5, 1)] == [0.5, 1, 1]
 

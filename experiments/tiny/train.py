@@ -29,7 +29,7 @@ def backbone_config(vocab_size: int) -> LlamaConfig:
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=10,
+        num_hidden_layers=20,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=64,

@@ -34,8 +34,11 @@ class TrainConfig(BaseModel):
         learning_rate: of AdamW at its peak.
         matrix_learning_rate: of Muon at its peak.
         weight_decay: of matrices.
-        schedule: how the rate falls after warm-up: `linear` or `cosine` to zero, or `constant`.
+        schedule: how the rate falls after warm-up: `linear` or `cosine` to zero; `wsd` stays at the
+            peak and falls linearly over the last part (warm-up, stable, decay: Hu et al. 2024,
+            "MiniCPM", section 4), so that a run can be lengthened; or `constant`.
         warmup: share of the run over which the rate rises.
+        cooldown: share of the run over which `wsd` falls.
         max_grad_norm: longer gradients are cut to this length.
         precision: `float32`; `bf16-mixed`, matrix products in bfloat16 over float32 weights
             (autocast); or `bf16`, weights and activations in bfloat16 and the optimiser's own
@@ -66,8 +69,9 @@ class TrainConfig(BaseModel):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     matrix_learning_rate: Annotated[float, Field(gt=0)] = 0.02
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     warmup: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    cooldown: Annotated[float, Field(gt=0, le=1)] = 0.2
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     precision: Literal["float32", "bf16-mixed", "bf16"] = "float32"
     attention: str | None = None

@@ -141,6 +141,8 @@ def rate_factor(config: TrainConfig, done: float) -> float:
     match config.schedule:
         case "constant":
             return 1.0
+        case "wsd":
+            return min(1.0, max(0.0, 1.0 - done) / config.cooldown)
         case "cosine":
             return 0.5 * (1.0 - math.cos(math.pi * left))
         case _:
