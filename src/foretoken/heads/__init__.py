@@ -1,12 +1,23 @@
 """Head designs. One file each; `HEADS` is the list that the command line and checkpoints go by."""
 
 from foretoken.errors import InputError
-from foretoken.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
+from foretoken.heads.base import (
+    BlockInit,
+    BlockKind,
+    EmbedAhead,
+    Head,
+    HeadConfig,
+    Parts,
+    RunBlock,
+)
 from foretoken.heads.parallel import ParallelHeads
+from foretoken.heads.residual import ResidualHeads
 from foretoken.heads.sequential import SequentialHeads
-from foretoken.heads.taps import Tap
+from foretoken.heads.taps import FINAL, States, Tap, WeightedTap
 
-HEADS: dict[str, type[Head]] = {head.Config.kind: head for head in (ParallelHeads, SequentialHeads)}
+HEADS: dict[str, type[Head]] = {
+    head.Config.kind: head for head in (ParallelHeads, SequentialHeads, ResidualHeads)
+}
 """Every design by its kind."""
 
 
@@ -19,14 +30,20 @@ def head_class(kind: str) -> type[Head]:
 
 
 __all__ = [
+    "FINAL",
     "HEADS",
+    "BlockInit",
+    "BlockKind",
     "EmbedAhead",
     "Head",
     "HeadConfig",
     "ParallelHeads",
     "Parts",
+    "ResidualHeads",
     "RunBlock",
     "SequentialHeads",
+    "States",
     "Tap",
+    "WeightedTap",
     "head_class",
 ]

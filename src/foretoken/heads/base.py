@@ -1,4 +1,4 @@
-"""What every head is: a module that turns tapped hidden states into one prediction per depth.
+"""What every head is: a module that turns states of the backbone into one prediction per depth.
 
 A head knows nothing of Hugging Face. It is built from `Parts` (how to make a block and a norm that
 suit the backbone) and its blocks are run by the caller's `RunBlock`, which knows masks, positions
@@ -8,14 +8,17 @@ Shapes: B batch, T time, K depths, D hidden.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 
 from torch import Tensor, nn
 
 from foretoken.errors import InputError
-from foretoken.heads.taps import check_tap
+from foretoken.heads.taps import States, check_tap, make_tap
+
+BlockInit = Literal["fresh", "copy"]
+BlockKind = Literal["same", "dense"]
 
 
 class RunBlock(Protocol):
@@ -36,11 +39,13 @@ class Parts:
 
     Attributes:
         hidden_size: D.
+        num_layers: L, blocks of the backbone.
         block: makes a decoder block.
         norm: makes a norm like the backbone's final one.
     """
 
     hidden_size: int
+    num_layers: int
     block: Callable[[], nn.Module]
     norm: Callable[[], nn.Module]
 
@@ -51,21 +56,32 @@ class HeadConfig:
 
     Attributes:
         depth: K ≥ 1, how many tokens beyond the next one are predicted.
-        tap: which hidden state is read, see `foretoken.heads.taps`.
+        tap: which hidden states are read, see `foretoken.heads.taps`.
         init: weights of new blocks: `"fresh"` or a `"copy"` of the backbone's last block.
+        block: what new blocks are on a mixture of experts: the `"same"` as the backbone's last
+            block, or `"dense"`, with one feed-forward network of the active experts' size.
     """
 
     kind: ClassVar[str]
     depth: int
     tap: str | int = "final"
-    init: Literal["fresh", "copy"] = "fresh"
+    init: BlockInit = "fresh"
+    block: BlockKind = "same"
 
     def __post_init__(self) -> None:
         if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
             raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
-        if self.init not in ("fresh", "copy"):
-            raise InputError(f"init is {self.init!r}; use 'fresh' or 'copy'.")
         check_tap(self.tap)
+        self._choose("init", BlockInit)
+        self._choose("block", BlockKind)
+        if (self.init, self.block) == ("copy", "dense"):
+            raise InputError("a dense block cannot be a copy; use init 'fresh'.")
+
+    def _choose(self, name: str, allowed: Any) -> None:
+        """Raise unless the field `name` is one of a `Literal`'s values."""
+        if getattr(self, name) not in get_args(allowed):
+            choices = " or ".join(map(repr, get_args(allowed)))
+            raise InputError(f"{name} is {getattr(self, name)!r}; use {choices}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the head's kind under `kind`."""
@@ -82,13 +98,21 @@ class HeadConfig:
 
 
 class Head(nn.Module, ABC):
-    """Predicts depths 1…K."""
+    """Predicts depths 1…K.
+
+    Attributes:
+        chained: whether a depth's state is computed from another depth's. Depths of a chain start
+            from one tap and are differentiated together; others stand alone.
+    """
 
     Config: ClassVar[type[HeadConfig]]
 
-    def __init__(self, config: HeadConfig, parts: Parts) -> None:
+    def __init__(self, config: HeadConfig, parts: Parts, *, chained: bool) -> None:
         super().__init__()
         self.config = config
+        self.chained = chained
+        depths = 1 if chained else config.depth
+        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths)
 
     @property
     def depth(self) -> int:
@@ -96,11 +120,14 @@ class Head(nn.Module, ABC):
         return self.config.depth
 
     @abstractmethod
-    def forward(self, tapped: Tensor, embed_ahead: EmbedAhead, run: RunBlock) -> Iterator[Tensor]:
-        """Yield, for depth 1…K, what the backbone's output head reads, (B, T, D) each.
+    def forward(
+        self, states: States, embed_ahead: EmbedAhead, run: RunBlock, depths: Sequence[int]
+    ) -> list[Tensor]:
+        """What the backbone's output head reads at `depths`, (B, T, D) each.
 
         Args:
-            tapped: (B, T, D), the tap.
+            states: the tap's `layers` of one pass of the backbone.
             embed_ahead: embeddings of the tokens ahead, for heads that read them.
             run: runs a block.
+            depths: which of 1…K, in rising order.
         """

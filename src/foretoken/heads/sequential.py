@@ -11,7 +11,7 @@ h^0 is the backbone's final hidden state; embedding and output head are the back
 `shared=True` one module serves every depth (FastMTP's recursion).
 """
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, cast
 
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from foretoken.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
+from foretoken.heads.taps import States
 
 
 class SequentialModule(nn.Module):
@@ -55,9 +56,9 @@ class SequentialHeads(Head):
         kind: ClassVar[str] = "sequential"
         shared: bool = False
 
-    def __init__(self, config: HeadConfig, parts: Parts) -> None:
-        super().__init__(config, parts)
-        count = 1 if getattr(config, "shared", False) else config.depth
+    def __init__(self, config: "SequentialHeads.Config", parts: Parts) -> None:
+        super().__init__(config, parts, chained=True)
+        count = 1 if config.shared else config.depth
         self.chain = nn.ModuleList(SequentialModule(parts) for _ in range(count))
 
     def module(self, depth: int) -> SequentialModule:
@@ -69,8 +70,12 @@ class SequentialHeads(Head):
         module = self.module(depth)
         return run(module.block, module.fuse(hidden, ahead), depth)
 
-    def forward(self, tapped: Tensor, embed_ahead: EmbedAhead, run: RunBlock) -> Iterator[Tensor]:
-        hidden = tapped
-        for depth in range(1, self.depth + 1):
+    def forward(
+        self, states: States, embed_ahead: EmbedAhead, run: RunBlock, depths: Sequence[int]
+    ) -> list[Tensor]:
+        hidden, wanted = self.tap(states, 1), []
+        for depth in range(1, max(depths) + 1):
             hidden = self.step(hidden, embed_ahead(depth), depth, run)
-            yield self.module(depth).norm(hidden)
+            if depth in depths:
+                wanted.append(self.module(depth).norm(hidden))
+        return wanted

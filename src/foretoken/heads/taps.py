@@ -1,54 +1,122 @@
-"""Taps: which hidden state of the backbone a head reads.
+"""Taps: which hidden states of the backbone a head reads.
 
-A tap is written `"final"` (after the final norm, what the output head reads), `"trunk"` (the
-residual stream before the last block: Gloeckle et al. 2024, section 2, where the model's own last
-block is the next-token head), or an integer `l` (the residual stream entering block `l`; `l = L`
-leaves the last block, before the final norm).
+final       after the final norm, what the output head reads
+trunk       the residual stream before the last block (Gloeckle et al. 2024, section 2: the model's
+            own last block is then the next-token head)
+last        the residual stream leaving the last block, before the final norm
+l           an integer, the residual stream entering block `l`; `L` is the same as `last`
+weighted    a learned weighted sum of all residual states 0…L, one softmax of weights per depth
+            (weighted hidden states, WHS: Mehra et al. 2025, arXiv 2502.09419)
+fused       a low, a middle and a high residual state, concatenated and projected back to D
+            (EAGLE-3: Li et al. 2025, arXiv 2503.01840; its layers 2, L//2 and L-3)
+
+Shapes: B batch, T time, K depths, D hidden, L blocks.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from foretoken.errors import HeadError, InputError
 
+FINAL = -1
+"""The final hidden state, in a mapping from layers to states."""
 
-@dataclass(frozen=True)
-class Tap:
-    """A resolved tap: the residual stream entering `layer`, or the final hidden state (None)."""
+TAPS = ("final", "trunk", "last", "weighted", "fused")
+"""Taps that have a name."""
 
-    layer: int | None
+States = Mapping[int, Tensor]
+"""(B, T, D) by layer: `FINAL`, or 0…L for the residual stream entering that block."""
 
-    @classmethod
-    def resolve(cls, name: str | int, num_layers: int) -> "Tap":
-        """Find `name` in a backbone of `num_layers` blocks."""
-        match check_tap(name):
-            case "final":
-                return cls(None)
-            case "trunk":
-                return cls(num_layers - 1)
-            case layer if int(layer) <= num_layers:
-                return cls(int(layer))
-            case layer:
-                raise HeadError(
-                    f"tap {layer} lies past the backbone's last layer: it has {num_layers} blocks."
-                )
 
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """The residual states that the backbone has to keep for this tap."""
-        return () if self.layer is None else (self.layer,)
+class Tap(nn.Module, ABC):
+    """Reads a head's input from the states of one pass.
 
-    def read(self, final: Tensor, states: Mapping[int, Tensor]) -> Tensor:
-        """(B, T, D) of this tap from one pass of the backbone."""
-        return final if self.layer is None else states[self.layer]
+    Attributes:
+        layers: the states that it reads.
+    """
+
+    layers: tuple[int, ...]
+
+    @abstractmethod
+    def forward(self, states: States, depth: int) -> Tensor:
+        """(B, T, D) that depth `depth` (1…K) starts from."""
+
+
+class LayerTap(Tap):
+    """One layer's state, the same for every depth."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layers = (layer,)
+
+    def forward(self, states: States, depth: int) -> Tensor:
+        return states[self.layers[0]]
+
+
+class WeightedTap(Tap):
+    """Weighted hidden states; all layers weigh the same at first.
+
+    The logits of the weights are one vector per depth, so that optimisers treat them as the vectors
+    they are: no weight decay, no orthogonalisation.
+    """
+
+    def __init__(self, num_layers: int, depths: int) -> None:
+        super().__init__()
+        self.layers = tuple(range(num_layers + 1))
+        self.logits = nn.ParameterList(torch.zeros(num_layers + 1) for _ in range(depths))
+
+    def weights(self, depth: int) -> Tensor:
+        """(L+1,) what each layer counts for `depth`; they sum to 1."""
+        return cast(Tensor, self.logits[min(depth, len(self.logits)) - 1]).float().softmax(0)
+
+    def forward(self, states: States, depth: int) -> Tensor:
+        weights = self.weights(depth).to(states[0].dtype)
+        total = weights[0] * states[0]
+        for layer in self.layers[1:]:
+            total = total + weights[layer] * states[layer]
+        return total
+
+
+class FusedTap(Tap):
+    """Low, middle and high features, projected together."""
+
+    def __init__(self, num_layers: int, hidden_size: int) -> None:
+        super().__init__()
+        self.layers = tuple(sorted({min(2, num_layers), num_layers // 2, max(num_layers - 3, 0)}))
+        self.projection = nn.Linear(len(self.layers) * hidden_size, hidden_size, bias=False)
+
+    def forward(self, states: States, depth: int) -> Tensor:
+        features = torch.cat([states[layer] for layer in self.layers], dim=-1)
+        return cast(Tensor, self.projection(features.to(self.projection.weight.dtype)))
+
+
+def make_tap(name: str | int, num_layers: int, hidden_size: int, depths: int) -> Tap:
+    """The tap called `name` on a backbone of `num_layers` blocks, read at `depths` depths."""
+    match check_tap(name):
+        case "final":
+            return LayerTap(FINAL)
+        case "trunk":
+            return LayerTap(num_layers - 1)
+        case "last":
+            return LayerTap(num_layers)
+        case "weighted":
+            return WeightedTap(num_layers, depths)
+        case "fused":
+            return FusedTap(num_layers, hidden_size)
+        case layer if int(layer) <= num_layers:
+            return LayerTap(int(layer))
+        case layer:
+            raise HeadError(
+                f"tap {layer} lies past the backbone's last layer: it has {num_layers} blocks."
+            )
 
 
 def check_tap(name: str | int) -> str | int:
     """Return `name` if it is written like a tap, else raise `InputError`."""
-    if name in ("final", "trunk") or (
-        isinstance(name, int) and not isinstance(name, bool) and name >= 0
-    ):
+    if name in TAPS or (isinstance(name, int) and not isinstance(name, bool) and name >= 0):
         return name
-    raise InputError(f"tap {name!r} is unknown; use 'final', 'trunk' or a layer number from 0.")
+    raise InputError(f"tap {name!r} is unknown; use {', '.join(TAPS)}, or a layer number from 0.")

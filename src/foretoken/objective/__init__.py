@@ -1,6 +1,8 @@
-"""The training objective: cross-entropy per depth, and how the depths are weighted."""
+"""The training objective: what each depth learns, how the depths are weighted, and the order in
+which their gradients are computed."""
 
-from foretoken.objective.loss import cross_entropy
-from foretoken.objective.weights import DepthWeights
+from foretoken.objective.config import ObjectiveConfig
+from foretoken.objective.gradients import depth_by_depth
+from foretoken.objective.loss import Lesson, Soft, lesson_loss, marginal_soft, backbone_soft
 
-__all__ = ["DepthWeights", "cross_entropy"]
+__all__ = ["ObjectiveConfig", "Lesson"]
