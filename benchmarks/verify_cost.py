@@ -47,10 +47,10 @@ def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, objec
         def verify(
             window: torch.Tensor = window, cache: object = cache, width: int = width
         ) -> None:
-            backbone(window, layers=model.tap.layers, cache=cache)  # type: ignore[arg-type]
+            backbone(window, layers=model.layers, cache=cache)  # type: ignore[arg-type]
             rollback(cache, width)  # type: ignore[arg-type]
 
-        output = backbone(window, layers=model.tap.layers)
+        output = backbone(window, layers=model.layers)
 
         def draft(window: torch.Tensor = window, output: object = output) -> None:
             for final in model.depth_hidden(window, output):  # type: ignore[arg-type]

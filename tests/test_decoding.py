@@ -106,7 +106,7 @@ class Checked:
 
     def __init__(self, model: ft.MTPModel) -> None:
         self.model, self.drafts = model, 0
-        self.inner = drafter_for(model.backbone, model.require_head(), model.tap)
+        self.inner = drafter_for(model.backbone, model.require_head())
         self.layers = self.inner.layers
 
     def draft(self, committed: Committed, limit: int) -> Tensor:
@@ -114,7 +114,7 @@ class Checked:
         assert draft.shape == (min(self.model.depth, limit),)
         last = committed.tokens.shape[1] - 2  # the position the heads predict from
         row = torch.cat([committed.tokens, draft.unsqueeze(0)], dim=1)
-        output = self.model.backbone(row, layers=self.model.tap.layers)
+        output = self.model.backbone(row, layers=self.model.layers)
         torch.testing.assert_close(
             committed.output.final[:, committed.kept - 1],
             output.final[:, last],
@@ -348,7 +348,7 @@ def test_heads_without_a_drafter_are_refused() -> None:
             raise NotImplementedError
 
     with pytest.raises(HeadError, match="kind 'parallel' cannot draft"):
-        drafter_for(model.backbone, Other(ft.ParallelHeads.Config(depth=1), None), model.tap)
+        drafter_for(model.backbone, Other(ft.ParallelHeads.Config(depth=1), None))
 
 
 # -- rule and loop ------------------------------------------------------------------------------

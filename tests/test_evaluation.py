@@ -128,7 +128,7 @@ def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
         own = model.lm(tokens, use_cache=False).logits[0]
         predictions = [own]
         if model.head is not None:
-            output = model.backbone(tokens, layers=model.tap.layers)
+            output = model.backbone(tokens, layers=model.layers)
             for hidden in model.depth_hidden(tokens, output):
                 predictions.append(model.lm.lm_head(hidden)[0])
         for total, logits, k in zip(sums, predictions, range(4), strict=False):

@@ -30,7 +30,7 @@ def attached(family: str, shape: str, depth: int = 2) -> ft.MTPModel:
 def depth_states(
     model: ft.MTPModel, tokens: Tensor, positions: Tensor | None = None
 ) -> list[Tensor]:
-    output = model.backbone(tokens, position_ids=positions, layers=model.tap.layers)
+    output = model.backbone(tokens, position_ids=positions, layers=model.layers)
     return list(model.depth_hidden(tokens, output))
 
 
@@ -112,7 +112,7 @@ def test_parallel_heads_equal_one_block_and_norm_each(family: str) -> None:
     model = ft.attach(families.build(family), depth=2, init="copy")
     tokens = families.prompt(2, 30)
     with torch.no_grad():
-        output = model.backbone(tokens, layers=model.tap.layers)
+        output = model.backbone(tokens, layers=model.layers)
         for state in model.depth_hidden(tokens, output):
             torch.testing.assert_close(state, output.final)
 

@@ -127,7 +127,7 @@ def test_the_models_loss_equals_an_eager_loop_over_depths(family: str, head: str
     labels = tokens.masked_fill(torch.rand(2, 10) < 0.2, IGNORE)
     output = model(tokens, position_ids=positions, labels=labels, weights=weights)
 
-    seen = model.backbone(tokens, position_ids=positions, layers=model.tap.layers)
+    seen = model.backbone(tokens, position_ids=positions, layers=model.layers)
     states = [seen.final, *model.depth_hidden(tokens, seen)]
     expected = []
     for depth, hidden in enumerate(states):

@@ -3,9 +3,8 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
@@ -26,10 +25,18 @@ from foretoken.checkpoint import (
 )
 from foretoken.decoding import Drafter, Exact, Generation, NoDrafter, Step, decode, drafter_for
 from foretoken.errors import CheckpointError, HeadError, InputError
-from foretoken.heads import Head, HeadConfig, Parts, Tap, head_class
+from foretoken.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretoken.loading import cast_parameters, load_causal_lm, resolve
-from foretoken.objective import DepthWeights, cross_entropy
-from foretoken.targets import depth_targets, tokens_ahead
+from foretoken.objective import (
+    BackboneTarget,
+    MarginalTarget,
+    Objective,
+    ObjectiveConfig,
+    Target,
+    depth_by_depth,
+    depth_loss,
+)
+from foretoken.targets import depth_targets, states_ahead, tokens_ahead
 
 
 @dataclass
@@ -38,7 +45,8 @@ class MTPOutput:
 
     Attributes:
         loss: the weighted sum, a scalar.
-        depth_losses: (K+1,) mean cross-entropy of depths 0…K in nats, detached.
+        depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
+            depth learns from a teacher.
     """
 
     loss: Tensor
@@ -54,6 +62,10 @@ class MTPModel(nn.Module):
     Args:
         model: the backbone, any `AutoModelForCausalLM`; used as it is.
         head: the head's config; None for a backbone alone.
+
+    Attributes:
+        depth_by_depth: whether gradients are computed in Gloeckle's order, see
+            `foretoken.objective.gradients`; otherwise by autograd over all depths.
     """
 
     def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
@@ -62,16 +74,14 @@ class MTPModel(nn.Module):
         self.backbone = Backbone(model)
         self.backbone_trains = True
         self.tokenizer_path: str | None = None
-        self.head: Head | None = None
-        self.tap = Tap.resolve("final", self.backbone.num_layers)
-        if head is not None:
-            self.tap = Tap.resolve(head.tap, self.backbone.num_layers)
-            self.head = self._build(head)
+        self.depth_by_depth = True
+        self.head = None if head is None else self._build(head)
 
     def _build(self, config: HeadConfig) -> Head:
         parts = Parts(
             hidden_size=self.backbone.hidden_size,
-            block=lambda: self.backbone.new_block(config.init),
+            num_layers=self.backbone.num_layers,
+            block=lambda: self.backbone.new_block(config.init, config.block),
             norm=self.backbone.new_norm,
         )
         head = head_class(config.kind)(config, parts)
@@ -101,12 +111,25 @@ class MTPModel(nn.Module):
             self.lm.eval()
         return self
 
-    def depth_hidden(self, tokens: Tensor, output: BackboneOutput) -> Iterator[Tensor]:
-        """What the output head reads for depths 1…K over a row, (B, T, D) each, one at a time.
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The residual states that the head reads."""
+        return () if self.head is None else self.head.layers
+
+    def depth_hidden(
+        self,
+        tokens: Tensor,
+        output: BackboneOutput,
+        depths: Sequence[int] | None = None,
+        states: States | None = None,
+    ) -> list[Tensor]:
+        """What the output head reads for `depths` over a row, (B, T, D) each.
 
         Args:
             tokens: (B, T), the row that `output` was computed from.
-            output: a pass of the backbone that kept `self.tap.layers`.
+            output: a pass of the backbone that kept `self.layers`.
+            depths: which of 1…K; all by default.
+            states: in place of the pass's own.
         """
         head = self.require_head()
 
@@ -116,15 +139,20 @@ class MTPModel(nn.Module):
         def embed_ahead(distance: int) -> Tensor:
             return self.backbone.embed(tokens_ahead(tokens, distance))
 
-        tapped = self.tap.read(output.final, output.states)
-        return cast(Iterator[Tensor], head(tapped, embed_ahead, run))
+        states = states or {FINAL: output.final, **output.states}
+        depths = range(1, self.depth + 1) if depths is None else depths
+        return cast(list[Tensor], head(states, embed_ahead, run, depths))
 
     def forward(
         self,
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
-        weights: DepthWeights | None = None,
+        *,
+        objective: ObjectiveConfig | None = None,
+        weights: Sequence[float] | None = None,
+        counts: Tensor | None = None,
+        marginals: Mapping[int, MarginalTarget] | None = None,
     ) -> MTPOutput:
         """The training loss of depths 0…K.
 
@@ -132,28 +160,92 @@ class MTPModel(nn.Module):
             input_ids: (B, T).
             position_ids: (B, T), restarting at every packed document; None: a row is one document.
             labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are.
-            weights: of the depths; by default Gloeckle's sum, and no depth 0 for a frozen backbone.
+            objective: what is learned; by default Gloeckle's sum.
+            weights: of depths 0…K, by default the objective's at the start of a run. Depth 0 counts
+                nothing where the backbone is frozen.
+            counts: (K+1,) by what each depth's sum over positions is divided; by default the number
+                of its targets here.
+            marginals: by depth, for the objective that distills them.
         """
-        labels = input_ids if labels is None else labels
-        if weights is None:
-            weights = DepthWeights(backbone=1.0 if self.backbone_trains else 0.0)
+        objective = objective or ObjectiveConfig()
+        weights = list(objective.at(self.depth) if weights is None else weights)
+        if not self.backbone_trains:
+            weights[0] = 0.0
         with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
-            output = self.backbone(input_ids, position_ids=position_ids, layers=self.tap.layers)
+            output = self.backbone(
+                input_ids,
+                position_ids=position_ids,
+                layers=self.layers,
+                router_logits=torch.is_grad_enabled(),
+            )
+        labels = input_ids if labels is None else labels
+        targets = [
+            Target(
+                depth_targets(labels, depth, position_ids).flatten(),
+                None if counts is None else counts[depth],
+                self._soft_target(objective, depth, output, marginals),
+                objective.distill_share,
+            )
+            for depth in range(self.depth + 1)
+        ]
+        loss, depth_losses = self._losses(input_ids, output, targets, weights)
+        return MTPOutput(loss + self.backbone.auxiliary_loss(output), depth_losses)
+
+    def _soft_target(
+        self,
+        objective: ObjectiveConfig,
+        depth: int,
+        output: BackboneOutput,
+        marginals: Mapping[int, MarginalTarget] | None,
+    ) -> BackboneTarget | MarginalTarget | None:
+        if depth == 0 or objective.distill == "none":
+            return None
+        if objective.distill == "marginal":
+            if marginals is None:
+                raise InputError("an objective that distills marginals has to be given them.")
+            return marginals[depth]
+        final = states_ahead(output.final.detach(), depth).flatten(0, 1)
+        return BackboneTarget(final, self.backbone.unembed, objective.temperature)
+
+    def _losses(
+        self,
+        tokens: Tensor,
+        output: BackboneOutput,
+        targets: Sequence[Target],
+        weights: Sequence[float],
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
+        layers = (FINAL, *self.layers)
+
+        def compute(states: Sequence[Tensor], depths: Sequence[int]) -> list[Tensor]:
+            by_layer = dict(zip(layers, states, strict=True))
+            found = [by_layer[FINAL]] if 0 in depths else []
+            deeper = [depth for depth in depths if depth > 0]
+            return found + (self.depth_hidden(tokens, output, deeper, by_layer) if deeper else [])
+
+        states = [output.final, *(output.states[layer] for layer in self.layers)]
+        unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
+        in_order = self.depth_by_depth and torch.is_grad_enabled()
+        if in_order and not output.call.requires_grad:
+            head = self.head
+            alone = head is not None and not head.chained
+            deeper = range(1, self.depth + 1)
+            groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
+            work = Objective(compute, groups, targets, weights, unembed, vocab_size)
+            return depth_by_depth(work, states, self._learning_beside_trunk())
         losses = []
-        total = output.final.new_zeros((), dtype=torch.float32)
-        deeper = self.depth_hidden(input_ids, output) if self.depth else ()
-        hiddens = chain((output.final,), deeper)  # one after another, as they are computed
-        for depth, (weight, hidden) in enumerate(zip(weights.of(self.depth), hiddens, strict=True)):
-            targets = depth_targets(labels, depth, position_ids)
-            learns = weight > 0 and (depth > 0 or self.backbone_trains)
-            with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
-                loss = cross_entropy(
-                    hidden, targets, self.backbone.unembed, self.backbone.vocab_size
-                )
-            losses.append(loss.detach())
-            if learns:
-                total = total + weight * loss
-        return MTPOutput(total, torch.stack(losses))
+        hiddens = compute(states, range(self.depth + 1))
+        for hidden, target, weight in zip(hiddens, targets, weights, strict=True):
+            with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+                losses.append(depth_loss(hidden.flatten(0, 1), target, unembed, vocab_size))
+        total = sum(weight * loss for weight, (loss, _) in zip(weights, losses, strict=True))
+        return cast(Tensor, total), torch.stack([nll for _, nll in losses])
+
+    def _learning_beside_trunk(self) -> list[nn.Parameter]:
+        """The parameters that a loss reaches without going through the trunk's states."""
+        parts = [self.backbone.embedding, self.backbone.output, self.head]
+        found = {id(p): p for part in parts if part is not None for p in part.parameters()}
+        return [parameter for parameter in found.values() if parameter.requires_grad]
 
     # -- decoding -------------------------------------------------------------------------------
 
@@ -178,7 +270,7 @@ class MTPModel(nn.Module):
             drafter = (
                 NoDrafter()
                 if self.head is None
-                else drafter_for(self.backbone, self.head, self.tap)
+                else drafter_for(self.backbone, self.head)
             )
         self.eval()
         return decode(

@@ -23,9 +23,14 @@ def tokens_ahead(tokens: Tensor, distance: int) -> Tensor:
     computes there, or from a token beyond a document's end, is never a target and cannot reach one:
     attention only looks back, and every later position of that document has no target either.
     """
-    length = tokens.shape[1]
-    index = torch.arange(distance, length + distance, device=tokens.device)
-    return tokens[:, index.clamp(max=length - 1)]
+    return states_ahead(tokens, distance)
+
+
+def states_ahead(states: Tensor, distance: int) -> Tensor:
+    """`h_{t+distance}` at every position `t`, (B, T, …) → (B, T, …); the end as above."""
+    length = states.shape[1]
+    index = torch.arange(distance, length + distance, device=states.device)
+    return states[:, index.clamp(max=length - 1)]
 
 
 def depth_targets(labels: Tensor, depth: int, position_ids: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 from transformers import Cache
 
 
@@ -22,6 +23,14 @@ class BlockCall:
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether an argument depends on what learns, as well as the hidden state does."""
+        return any(
+            isinstance(part, Tensor) and part.requires_grad
+            for part in tree_leaves((self.args, self.kwargs))
+        )
 
     def __call__(self, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Run `block` on `hidden` (B, T, D) → (B, T, D) with the recorded mask and positions.
@@ -46,11 +55,13 @@ class BackboneOutput:
         states: (B, T, D) each; `states[l]` is the residual stream entering block `l`, and
             `states[L]` leaves the last block (before the final norm). Only the layers asked for.
         call: how the last block was called.
+        router_logits: of the blocks that route tokens to experts; None where the model gives none.
     """
 
     final: Tensor
     states: dict[int, Tensor]
     call: BlockCall
+    router_logits: tuple[Tensor, ...] | None = None
 
 
 @dataclass

@@ -10,6 +10,7 @@ Shapes: B batch, T time, D hidden, V vocabulary, L layers.
 
 import copy
 import hashlib
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -28,6 +29,7 @@ from foretoken.backbone.calls import (
     hidden_of,
     split_call,
 )
+from foretoken.backbone.dense import make_dense
 from foretoken.backbone.discovery import (
     Discovery,
     Scale,
@@ -41,6 +43,9 @@ from foretoken.errors import BackboneError
 
 BlockInit = Literal["fresh", "copy"]
 """Weights of a new block: the model's own random initialisation, or a copy of its last block."""
+
+BlockKind = Literal["same", "dense"]
+"""What a new block is where the last one is a mixture of experts."""
 
 
 class Backbone:
@@ -148,6 +153,7 @@ class Backbone:
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        router_logits: bool = False,
     ) -> BackboneOutput:
         """Run the model up to its output head.
 
@@ -158,8 +164,10 @@ class Backbone:
                 padded.
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
+            router_logits: keep what the loss that balances experts needs, where there is one.
         """
         given = {
+            "output_router_logits": True if router_logits and self.balances_experts else None,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             "past_key_values": cache,
@@ -173,7 +181,28 @@ class Backbone:
         states = dict(trace.block_inputs)
         if self.num_layers in layers:
             states[self.num_layers] = hidden_of(trace.last_output)
-        return BackboneOutput(output[0], states, cast(BlockCall, trace.call))
+        routing = getattr(output, "router_logits", None)
+        return BackboneOutput(output[0], states, cast(BlockCall, trace.call), routing)
+
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the model has a loss that spreads tokens over its experts."""
+        return bool(getattr(self.model, "router_aux_loss_coef", None)) and hasattr(
+            sys.modules[type(self.model).__module__], "load_balancing_loss_func"
+        )
+
+    def auxiliary_loss(self, output: BackboneOutput) -> Tensor:
+        """The model's own loss that balances its experts, weighted as the model weighs it; else 0.
+
+        transformers adds it where `config.output_router_logits` is set; a backbone that learns here
+        always keeps it.
+        """
+        if output.router_logits is None:
+            return output.final.new_zeros((), dtype=torch.float32)
+        model: Any = self.model
+        balance = sys.modules[type(model).__module__].load_balancing_loss_func
+        loss = balance(output.router_logits, model.num_experts, model.num_experts_per_tok)
+        return cast(Tensor, model.router_aux_loss_coef * loss)
 
     def block_call(self, hidden: Tensor, position_ids: Tensor, cache: Cache | None) -> BlockCall:
         """How the model would call its last block on `hidden` (B, T, D) behind `cache`.
@@ -208,7 +237,7 @@ class Backbone:
         rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
         return rehearsal, recorder
 
-    def new_block(self, init: BlockInit = "fresh") -> nn.Module:
+    def new_block(self, init: BlockInit = "fresh", kind: BlockKind = "same") -> nn.Module:
         """A trainable block like the model's last one, which writes to layer 0 of its cache."""
         config = self.model.config
         shared = {id(value): value for value in (config, self.config)}
@@ -216,6 +245,8 @@ class Backbone:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 setattr(module, "layer_idx", 0)  # noqa: B010 - typed as a submodule otherwise
+        if kind == "dense":
+            make_dense(block, self.config)
         if init == "fresh":
             self._initialise(block)
         return block.requires_grad_(True)

@@ -149,8 +149,7 @@ def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tal
     tokens = block["input_ids"].unsqueeze(0).to(backbone.device)
     labels = _labels(block).unsqueeze(0).to(backbone.device)
     position_ids = block["position_ids"].unsqueeze(0).to(backbone.device)
-    layers = model.tap.layers if model.head is not None else ()
-    output = backbone(tokens, position_ids=position_ids, layers=layers)
+    output = backbone(tokens, position_ids=position_ids, layers=model.layers)
     own = backbone.unembed(output.final).argmax(-1)
     hiddens: Iterable[Tensor] = (output.final,)
     if model.head is not None:

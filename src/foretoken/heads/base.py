@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Literal, Protocol, Self, get_args
 from torch import Tensor, nn
 
 from foretoken.errors import InputError
-from foretoken.heads.taps import States, check_tap, make_tap
+from foretoken.heads.taps import FINAL, States, check_tap, make_tap
 
 BlockInit = Literal["fresh", "copy"]
 BlockKind = Literal["same", "dense"]
@@ -118,6 +118,11 @@ class Head(nn.Module, ABC):
     def depth(self) -> int:
         """K."""
         return self.config.depth
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The residual states that the tap reads, without the final hidden state."""
+        return tuple(layer for layer in self.tap.layers if layer != FINAL)
 
     @abstractmethod
     def forward(

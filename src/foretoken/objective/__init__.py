@@ -1,8 +1,16 @@
-"""The training objective: what each depth learns, how the depths are weighted, and the order in
-which their gradients are computed."""
+"""The training objective: what each depth learns, how much it counts, and in which order the
+gradients are computed."""
 
 from foretoken.objective.config import ObjectiveConfig
-from foretoken.objective.gradients import depth_by_depth
-from foretoken.objective.loss import Lesson, Soft, lesson_loss, marginal_soft, backbone_soft
+from foretoken.objective.gradients import Objective, depth_by_depth
+from foretoken.objective.loss import BackboneTarget, MarginalTarget, Target, depth_loss
 
-__all__ = ["ObjectiveConfig", "Lesson"]
+__all__ = [
+    "BackboneTarget",
+    "MarginalTarget",
+    "Objective",
+    "ObjectiveConfig",
+    "Target",
+    "depth_by_depth",
+    "depth_loss",
+]

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from foretoken.errors import InputError
 from foretoken.heads import HeadConfig, head_class
-from foretoken.objective import DepthWeights
+from foretoken.objective import ObjectiveConfig
 
 Positive = Annotated[int, Field(ge=1)]
 
@@ -129,6 +129,6 @@ class TrainConfig(BaseModel):
             values["shared"] = True
         return head_class(self.head).Config.from_dict(values)
 
-    def depth_weights(self) -> DepthWeights:
-        """The loss weights; a frozen backbone has no loss of its own."""
-        return DepthWeights(self.loss, self.loss_scale, 0.0 if self.recipe == "frozen" else 1.0)
+    def objective(self) -> ObjectiveConfig:
+        """What is learned at each depth."""
+        return ObjectiveConfig(weights=self.loss, scale=self.loss_scale)

@@ -5,19 +5,14 @@ from foretoken.decoding.drafters.base import Committed, Drafter
 from foretoken.decoding.drafters.none import NoDrafter
 from foretoken.decoding.drafters.parallel import ParallelDrafter
 from foretoken.decoding.drafters.sequential import SequentialDrafter
-from foretoken.errors import HeadError
-from foretoken.heads import Head, ParallelHeads, SequentialHeads, Tap
+from foretoken.heads import Head, SequentialHeads
 
 
-def drafter_for(backbone: Backbone, head: Head, tap: Tap) -> Drafter:
+def drafter_for(backbone: Backbone, head: Head) -> Drafter:
     """A new drafter for `head`."""
-    match head:
-        case ParallelHeads():
-            return ParallelDrafter(backbone, head, tap)
-        case SequentialHeads():
-            return SequentialDrafter(backbone, head, tap)
-        case _:
-            raise HeadError(f"heads of kind {head.config.kind!r} cannot draft yet.")
+    if isinstance(head, SequentialHeads):
+        return SequentialDrafter(backbone, head)
+    return ParallelDrafter(backbone, head)
 
 
 __all__ = [

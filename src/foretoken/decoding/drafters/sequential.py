@@ -14,20 +14,20 @@ from torch import Tensor, nn
 from foretoken.backbone import Backbone
 from foretoken.decoding.cache import new_cache, rollback
 from foretoken.decoding.drafters.base import Committed
-from foretoken.heads import SequentialHeads, Tap
+from foretoken.heads import FINAL, SequentialHeads
 
 
 class SequentialDrafter:
     """Greedy drafts from a chain of modules."""
 
-    def __init__(self, backbone: Backbone, head: SequentialHeads, tap: Tap) -> None:
-        self.backbone, self.head, self.tap = backbone, head, tap
+    def __init__(self, backbone: Backbone, head: SequentialHeads) -> None:
+        self.backbone, self.head = backbone, head
         self.caches = [new_cache() for _ in range(head.depth)]
         self.trailing: Tensor | None = None  # (1, ≤ K-1, D): tapped states that must be read again
 
     @property
     def layers(self) -> tuple[int, ...]:
-        return self.tap.layers
+        return self.head.layers
 
     def draft(self, committed: Committed, limit: int) -> Tensor:
         tapped = self._window(committed)
@@ -53,7 +53,8 @@ class SequentialDrafter:
     def _window(self, committed: Committed) -> Tensor:
         """Tapped states of the window: the new positions that stand, behind the trailing ones."""
         output = committed.output
-        tapped = self.tap.read(output.final, output.states)[:, : committed.kept]
+        states = {FINAL: output.final, **output.states}
+        tapped: Tensor = self.head.tap(states, 1)[:, : committed.kept]
         if self.trailing is not None:
             tapped = torch.cat([self.trailing, tapped], dim=1)
         count = self.head.depth - 1
