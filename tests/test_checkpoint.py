@@ -229,7 +229,7 @@ def damage_config(saved: Path, **changes) -> None:
         ({"head__tap": 9}, ["tap 9", "2 blocks"]),
         ({"head__depth": 3}, ["do not fit their own config", "blocks.2"]),
         ({"head__depth": 1}, ["do not fit their own config", "blocks.1"]),
-        ({"head__kind": "sequential"}, ["do not fit their own config"]),
+        ({"head__kind": "sequential"}, ["head config of kind 'sequential'", "variant"]),
     ],
 )
 def test_a_foreign_config_is_refused(saved: Path, changes: dict, parts: list[str]) -> None:

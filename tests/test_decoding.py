@@ -11,7 +11,7 @@ import families
 import foretoken as ft
 from foretoken.decoding import Drafter, Exact, NoDrafter, Step, decode, drafter_for
 from foretoken.decoding.drafters import Committed
-from foretoken.errors import BackboneError, HeadError, InputError
+from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
 RECURRENT = {
@@ -338,17 +338,6 @@ def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) 
     message = str(caught.value)
     assert RECURRENT[family] in message
     assert "\n" not in message
-
-
-def test_heads_without_a_drafter_are_refused() -> None:
-    model = attached("llama", "trunk")
-
-    class Other(ft.heads.Head):
-        def forward(self, tapped, embed_ahead, run):
-            raise NotImplementedError
-
-    with pytest.raises(HeadError, match="kind 'parallel' cannot draft"):
-        drafter_for(model.backbone, Other(ft.ParallelHeads.Config(depth=1), None))
 
 
 # -- rule and loop ------------------------------------------------------------------------------

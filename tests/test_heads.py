@@ -7,8 +7,8 @@ from torch import Tensor, nn
 import families
 import foretoken as ft
 from foretoken.errors import HeadError, InputError
-from foretoken.heads import HEADS, Head, Tap, head_class
-from foretoken.objective import cross_entropy
+from foretoken.heads import FINAL, HEADS, Head, WeightedTap, head_class
+from foretoken.heads.taps import make_tap
 from foretoken.targets import depth_targets
 
 SERVED = [name for name in families.FAMILIES if name != "bloom"]
@@ -202,18 +202,92 @@ def test_another_document_in_front_changes_no_loss_and_no_gradient(family: str, 
 def test_taps_are_the_states_they_are_called() -> None:
     backbone = attached("llama", "parallel").backbone
     output = backbone(families.prompt(), layers=range(families.LAYERS + 1))
+    states = {FINAL: output.final, **output.states}
     read = {
-        t: Tap.resolve(t, families.LAYERS).read(output.final, output.states)
-        for t in ("final", "trunk", 0, 4)
+        name: make_tap(name, families.LAYERS, families.HIDDEN, 1)(states, 1)
+        for name in ("final", "trunk", "last", 0, 4)
     }
     assert read["final"] is output.final
     assert read["trunk"] is output.states[families.LAYERS - 1]
+    assert read["last"] is read[4]
     assert read[0] is output.states[0]
     torch.testing.assert_close(backbone.final_norm(read[4]), output.final)
 
 
+def test_the_weighted_tap_is_a_mean_at_first_and_then_what_its_weights_say() -> None:
+    states = {layer: torch.randn(1, 3, 4) for layer in range(3)}
+    tap = WeightedTap(num_layers=2, depths=2)
+    torch.testing.assert_close(tap(states, 1), torch.stack([*states.values()]).mean(0))
+    with torch.no_grad():
+        tap.logits[1].copy_(torch.tensor([0.5, 0.2, 0.3]).log())
+    torch.testing.assert_close(tap.weights(2), torch.tensor([0.5, 0.2, 0.3]))
+    expected = 0.5 * states[0] + 0.2 * states[1] + 0.3 * states[2]
+    torch.testing.assert_close(tap(states, 2), expected)
+    torch.testing.assert_close(tap.weights(1), torch.full((3,), 1 / 3))  # depth 1 has its own
+
+
+@pytest.mark.parametrize(("layers", "read"), [(32, (2, 16, 29)), (4, (1, 2)), (1, (0, 1))])
+def test_the_fused_tap_projects_low_middle_and_high(layers: int, read: tuple[int, ...]) -> None:
+    tap = make_tap("fused", layers, 4, 2)
+    assert tap.layers == read
+    states = {layer: torch.randn(1, 3, 4) for layer in read}
+    expected = torch.cat([states[layer] for layer in read], -1) @ tap.projection.weight.T
+    torch.testing.assert_close(tap(states, 1), expected)
+
+
+@pytest.mark.parametrize("variant", ["causal", "anticausal"])
+def test_chained_variants_read_one_another(variant: str) -> None:
+    """Gloeckle's appendix, by hand: what a block reads is what the one before it gives."""
+    model = ft.attach(families.build("llama"), depth=3, variant=variant)
+    tokens = families.prompt(2, 12)
+    output = model.backbone(tokens, layers=range(families.LAYERS + 1))
+    order = (0, 1, 2) if variant == "causal" else (2, 1, 0)
+    hidden = output.states[families.LAYERS if variant == "causal" else families.LAYERS - 1]
+    expected = {}
+    for index in order:
+        hidden = output.call(model.head.blocks[index], hidden)
+        expected[index + 1] = model.head.norms[index](hidden)
+    for depths in ([1, 2, 3], [2], [1, 3]):
+        found = model.depth_hidden(tokens, output, depths)
+        for depth, state in zip(depths, found, strict=True):
+            torch.testing.assert_close(state, expected[depth])
+
+
+def test_linear_heads_are_one_matrix_each() -> None:
+    model = ft.attach(families.build("llama"), depth=2, variant="linear")
+    tokens = families.prompt(2, 12)
+    output = model.backbone(tokens, layers=model.layers)
+    for block, norm, state in zip(
+        model.head.blocks, model.head.norms, model.depth_hidden(tokens, output), strict=True
+    ):
+        torch.testing.assert_close(state, norm(output.states[families.LAYERS - 1] @ block.weight.T))
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2", "mixtral"])
+def test_residual_heads_begin_as_the_backbones_own(family: str) -> None:
+    model = ft.attach(families.build(family), "residual", depth=2, layers=2)
+    tokens = families.prompt(2, 12)
+    output = model.backbone(tokens)
+    for state in model.depth_hidden(tokens, output):
+        assert torch.equal(model.backbone.unembed(state), model.lm(tokens).logits)
+    model(tokens).loss.backward()
+    assert all(p.grad.any() for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "deepseek_v3"])
+def test_heads_on_a_mixture_can_be_dense(family: str) -> None:
+    model = ft.attach(families.build(family), depth=1, block="dense").train()
+    assert not any("expert" in name for name, _ in model.head.named_parameters())
+    assert any(
+        "expert" in name
+        for name, _ in ft.attach(families.build(family), depth=1).head.named_parameters()
+    )
+    model(families.prompt(2, 12)).loss.backward()
+    assert all(p.grad.any() for p in model.head.parameters())
+
+
 @pytest.mark.parametrize("kind", HEADS)
-@pytest.mark.parametrize("tap", ["final", "trunk", 0, 1, families.LAYERS])
+@pytest.mark.parametrize("tap", ["final", "trunk", "last", 0, families.LAYERS, "weighted", "fused"])
 def test_every_tap_trains(kind: str, tap) -> None:
     model = ft.attach(families.build("llama"), kind, depth=1, tap=tap)
     loss = model(families.prompt(2, 10)).loss
@@ -257,7 +331,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
         HeadError, match="tap 5 lies past the backbone's last layer: it has 4 blocks"
     ):
         ft.attach(model, depth=1, tap=5)
-    with pytest.raises(InputError, match="'medusa' is unknown; choose from parallel, sequential"):
+    with pytest.raises(InputError, match="'medusa' is unknown; choose from parallel, seq"):
         ft.attach(model, "medusa", depth=1)
     with pytest.raises(InputError, match="shared"):
         ft.attach(model, "parallel", depth=1, shared=True)
@@ -272,12 +346,8 @@ def test_a_model_without_heads_says_how_to_get_some() -> None:
         model.require_head()
     tokens = families.prompt(2, 10)
     output = model(tokens)
-    expected = cross_entropy(
-        model.backbone(tokens).final,
-        depth_targets(tokens, 0),
-        model.backbone.unembed,
-        families.VOCAB,
-    )
+    logits = model.lm(tokens).logits[:, :-1].flatten(0, 1)
+    expected = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
     torch.testing.assert_close(output.depth_losses, expected.detach().reshape(1))
 
 

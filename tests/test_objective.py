@@ -8,7 +8,15 @@ from torch.nn import functional as F
 import families
 import foretoken as ft
 from foretoken.errors import InputError
-from foretoken.objective import DepthWeights, cross_entropy
+from foretoken.objective import (
+    BackboneTarget,
+    MarginalTarget,
+    Objective,
+    ObjectiveConfig,
+    Target,
+    depth_by_depth,
+    depth_loss,
+)
 from foretoken.targets import IGNORE
 
 VOCAB, HIDDEN = 23, 8
@@ -26,44 +34,46 @@ def plain(logits: Tensor) -> Tensor:
     return logits
 
 
-def results(
-    hidden: Tensor, weight: Tensor, targets: Tensor, after, chunk: int | None
-) -> list[Tensor]:
-    """Loss and both gradients; without `chunk` from torch's own loss on all logits at once."""
+def results(hidden: Tensor, weight: Tensor, target: Target, after, way: str, chunk: int = 0):
+    """Loss and both gradients, computed in one of three ways."""
     hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
 
     def unembed(x: Tensor) -> Tensor:
         return after(x @ weight.T)
 
-    if chunk is None:
-        flat = targets.reshape(-1)
-        total = F.cross_entropy(
-            unembed(hidden.reshape(-1, HIDDEN)), flat, ignore_index=IGNORE, reduction="sum"
-        )
-        loss = total / (flat != IGNORE).sum().clamp(min=1)
-    else:
-        loss = cross_entropy(hidden, targets, unembed, VOCAB, chunk_elements=chunk)
+    match way:
+        case "torch":
+            total = F.cross_entropy(
+                unembed(hidden), target.labels, ignore_index=IGNORE, reduction="sum"
+            )
+            loss = total / (target.labels != IGNORE).sum().clamp(min=1)
+        case "autograd":
+            loss, _ = depth_loss(hidden, target, unembed, VOCAB, chunk)
+        case "in order":
+            work = Objective(lambda s, _: [s[0]], [[0]], [target], [1.0], unembed, VOCAB, chunk)
+            loss, _ = depth_by_depth(work, [hidden], [weight])
     loss.backward()
     assert hidden.grad is not None
     assert weight.grad is not None
     return [loss.detach(), hidden.grad, weight.grad]
 
 
+@pytest.mark.parametrize("way", ["autograd", "in order"])
 @pytest.mark.parametrize("after", [plain, scaled, capped])
-@given(
-    rows=st.integers(1, 4), length=st.integers(1, 9), chunk=st.integers(1, 200), drop=st.randoms()
-)
-def test_chunked_loss_is_as_exact_as_torch(after, rows: int, length: int, chunk: int, drop) -> None:
+@given(length=st.integers(1, 36), chunk=st.integers(1, 200), drop=st.randoms())
+def test_chunked_losses_are_as_exact_as_torch(
+    after, way: str, length: int, chunk: int, drop
+) -> None:
     """Against float64: within the error of torch's own float32 loss, plus a few roundings."""
-    generator = torch.Generator().manual_seed(length * 7 + rows)
-    hidden = torch.randn(rows, length, HIDDEN, generator=generator)
+    generator = torch.Generator().manual_seed(length)
+    hidden = torch.randn(length, HIDDEN, generator=generator)
     weight = torch.randn(VOCAB, HIDDEN, generator=generator)
-    targets = torch.randint(0, VOCAB, (rows, length), generator=generator)
-    hide = torch.tensor([[drop.random() < 0.3 for _ in range(length)] for _ in range(rows)])
-    targets = targets.masked_fill(hide, IGNORE)
-    exact = results(hidden.double(), weight.double(), targets, after, None)
-    reference = results(hidden, weight, targets, after, None)
-    chunked = results(hidden, weight, targets, after, chunk)
+    labels = torch.randint(0, VOCAB, (length,), generator=generator)
+    labels = labels.masked_fill(torch.tensor([drop.random() < 0.3 for _ in labels]), IGNORE)
+    target = Target(labels)
+    exact = results(hidden.double(), weight.double(), target, after, "torch")
+    reference = results(hidden, weight, target, after, "torch")
+    chunked = results(hidden, weight, target, after, way, chunk)
     for truth, torchs, ours in zip(exact, reference, chunked, strict=True):
         budget = (torchs - truth).abs().max() + 4 * torch.finfo(torch.float32).eps * (
             1 + truth.abs().max()
@@ -75,7 +85,7 @@ def test_the_loss_is_float32_in_half_precision_and_zero_without_targets() -> Non
     hidden = torch.randn(3, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
     unembed = nn.Linear(HIDDEN, VOCAB, bias=False, dtype=torch.bfloat16)
     for chunk in (1, 1000):
-        loss = cross_entropy(hidden, torch.full((3,), IGNORE), unembed, VOCAB, chunk)
+        loss, _ = depth_loss(hidden, Target(torch.full((3,), IGNORE)), unembed, VOCAB, chunk)
         assert loss.dtype == torch.float32
         assert loss.item() == 0.0
         loss.backward()
@@ -83,45 +93,167 @@ def test_the_loss_is_float32_in_half_precision_and_zero_without_targets() -> Non
         assert not hidden.grad.any()
 
 
-def test_at_most_one_chunk_of_logits_exists_at_once() -> None:
+@pytest.mark.parametrize(("way", "passes"), [("autograd", 2), ("in order", 1)])
+def test_at_most_one_chunk_of_logits_exists_at_once(way: str, passes: int) -> None:
     sizes = []
 
-    def unembed(x: Tensor) -> Tensor:
-        sizes.append(x.shape[0] * VOCAB)
-        return x @ torch.ones(HIDDEN, VOCAB)
+    def counted(logits: Tensor) -> Tensor:
+        sizes.append(logits.numel())
+        return logits
 
-    hidden = torch.randn(4, 10, HIDDEN, requires_grad=True)
-    targets = torch.zeros(4, 10, dtype=torch.long)
-    cross_entropy(hidden, targets, unembed, VOCAB, chunk_elements=6 * VOCAB).backward()
+    labels = torch.zeros(40, dtype=torch.long)
+    hidden, weight = torch.randn(40, HIDDEN), torch.randn(VOCAB, HIDDEN)
+    results(hidden, weight, Target(labels), counted, way, 6 * VOCAB)
     assert max(sizes) == 6 * VOCAB
-    assert sum(sizes) == 2 * 40 * VOCAB  # once forward, once again backward
+    assert sum(sizes) == passes * 40 * VOCAB  # autograd computes them again for the gradient
 
 
-def test_depth_weights_of_gloeckle_and_deepseek() -> None:
-    assert DepthWeights().of(3) == (1.0, 1.0, 1.0, 1.0)
-    assert DepthWeights("mean", 0.3).of(3) == (1.0, *[pytest.approx(0.1)] * 3)
-    assert DepthWeights("sum", 0.5, backbone=0.0).of(2) == (0.0, 0.5, 0.5)
-    for kind in ("sum", "mean"):
-        assert DepthWeights(kind).of(0) == (1.0,)
+def test_gradients_in_order_add_up_in_float32_and_can_be_taken_once() -> None:
+    """1,024 chunks of one position: in bfloat16 sums such small gradients would be lost."""
+    torch.manual_seed(0)
+    hidden, labels = torch.randn(1024, HIDDEN), torch.randint(0, VOCAB, (1024,))
+    weight = torch.randn(VOCAB, HIDDEN).bfloat16().requires_grad_()
+    work = Objective(
+        lambda s, _: [s[0]], [[0]], [Target(labels)], [1.0],
+        lambda x: x.bfloat16() @ weight.T, VOCAB, VOCAB,
+    )  # fmt: skip
+    loss, _ = depth_by_depth(work, [hidden], [weight])
+    loss.backward(retain_graph=True)
+    exact = weight.detach().double().requires_grad_()
+    F.cross_entropy(hidden.double() @ exact.T, labels).backward()
+    error = (weight.grad.double() - exact.grad).norm() / exact.grad.norm()
+    assert error < 2**-8  # one rounding to bfloat16, and the products' own
+    with pytest.raises(RuntimeError, match="once"):
+        loss.backward()
+
+
+# -- teachers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("chunk", [VOCAB, 3 * VOCAB, 1000 * VOCAB])
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: float) -> None:
+    torch.manual_seed(1)
+    weight, teacher = torch.randn(VOCAB, HIDDEN), torch.randn(7, HIDDEN)
+    labels = torch.tensor([3, IGNORE, 5, 1, IGNORE, 0, 22])
+    hidden = torch.randn(7, HIDDEN, requires_grad=True)
+    soft = BackboneTarget(teacher, lambda x: x @ weight.T, temperature=2.0)
+    target = Target(labels, soft=soft, soft_share=share)
+    loss, nll = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
+    logs = (hidden @ weight.T).log_softmax(-1)
+    text = -torch.stack([logs[t, label] for t, label in enumerate(labels) if label >= 0]).mean()
+    torch.testing.assert_close(nll, text.detach())
+    p = (teacher @ weight.T / 2).softmax(-1)
+    q = (hidden @ weight.T / 2).softmax(-1)
+    each = (p * (p.log() - q.log())).sum(-1)[labels >= 0]
+    torch.testing.assert_close(loss, (1 - share) * text + share * 4 * each.mean())
+
+
+@pytest.mark.parametrize("chunk", [VOCAB, 3 * VOCAB, 1000 * VOCAB])
+def test_marginals_teach_where_they_were_computed(chunk: int) -> None:
+    torch.manual_seed(2)
+    weight = torch.randn(VOCAB, HIDDEN)
+    hidden = torch.randn(7, HIDDEN, requires_grad=True)
+    labels = torch.randint(0, VOCAB, (7,))
+    teacher = torch.randn(3, VOCAB).softmax(-1)
+    positions = torch.tensor([0, 3, 6])
+    target = Target(labels, soft=MarginalTarget(positions, teacher), soft_share=1.0)
+    loss, _ = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
+    q = (hidden[positions] @ weight.T).softmax(-1)
+    torch.testing.assert_close(loss, (teacher * (teacher.log() - q.log())).sum(-1).mean())
+    loss.backward()
+    assert not hidden.grad[[1, 2, 4, 5]].any()
+
+
+def test_the_backbone_teaches_what_it_says_at_the_place_itself() -> None:
+    """Depth k at t learns from depth 0 at t + k, where the tokens in between have been read."""
+    model = ft.attach(families.build("llama"), "residual", depth=2).eval()
+    tokens = families.prompt(2, 10)
+    objective = ObjectiveConfig(distill="backbone", backbone=0.0)
+    output = model(tokens, objective=objective)
+    logs = model.lm(tokens).logits.log_softmax(-1)  # also what a residual head says at first
+    expected = 0.0
+    for depth in (1, 2):
+        p, q = logs[:, depth:-1], logs[:, : -1 - depth]
+        expected += (p.exp() * (p - q)).sum(-1).mean()
+    torch.testing.assert_close(output.loss, expected)
+
+
+# -- weights and schedules ------------------------------------------------------------------------
+
+
+def test_depth_weights_of_the_papers() -> None:
+    assert ObjectiveConfig().at(3) == (1.0, 1.0, 1.0, 1.0)
+    assert ObjectiveConfig(weights="mean", scale=0.3).at(3) == (1.0, *[pytest.approx(0.1)] * 3)
+    assert ObjectiveConfig(scale=0.5, backbone=0.0).at(2) == (0.0, 0.5, 0.5)
+    fast = ObjectiveConfig(weights="geometric", decay=0.6).at(3)
+    assert fast == (1.0, *[pytest.approx(w, abs=0.005) for w in (0.51, 0.31, 0.18)])
+    for weights in ("sum", "mean", "geometric"):
+        assert ObjectiveConfig(weights=weights).at(0) == (1.0,)
+
+
+def test_lambda_drops_at_a_share_or_at_a_step() -> None:
+    share = ObjectiveConfig(weights="mean", scale=0.3, schedule="drop", drop_at=0.67, drop_to=0.1)
+    assert share.at(1, done=0.66) == (1.0, 0.3)
+    assert share.at(1, done=0.67) == (1.0, 0.1)
+    step = ObjectiveConfig(scale=0.3, schedule="drop", drop_at=100, drop_to=0.1)
+    assert step.at(1, done=0.9, step=99) == (1.0, 0.3)
+    assert step.at(1, done=0.0, step=100) == (1.0, 0.1)
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"kind": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}]
+    ("schedule", "backbone", "active"),
+    [
+        ("forward", 1.0, [0, 1, 2, 3, 3, 3]),
+        ("reverse", 1.0, [3, 2, 1, 0, 0, 0]),
+        ("forward", 0.0, [1, 1, 2, 3, 3, 3]),
+        ("reverse", 0.0, [3, 3, 2, 1, 1, 1]),
+    ],
 )
-def test_wrong_depth_weights_are_refused(wrong: dict) -> None:
+def test_curricula_move_through_the_depths(schedule: str, backbone: float, active: list) -> None:
+    config = ObjectiveConfig(schedule=schedule, curriculum=0.4, backbone=backbone)
+    for done, expected in zip((0.0, 0.11, 0.21, 0.31, 0.5, 1.0), active, strict=True):
+        weights = config.at(3, done)
+        assert weights == (backbone, *[1.0] * expected, *[0.0] * (3 - expected)), done
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"weights": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}, {"decay": 1.5},
+        {"schedule": "sometimes"}, {"distill": "soft"}, {"distill_share": 1.1}, {"curriculum": 0.0},
+        {"temperature": 0.0}, {"marginal_width": 0}, {"lambda": 0.3}, {"scale": float("nan")},
+    ],
+)  # fmt: skip
+def test_wrong_objectives_are_refused(wrong: dict) -> None:
     with pytest.raises(InputError) as caught:
-        DepthWeights(**wrong)
+        ObjectiveConfig.from_dict(wrong)
     assert "\n" not in str(caught.value)
+    assert next(iter(wrong)) in str(caught.value)
+
+
+# -- the model's loss ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])
-@pytest.mark.parametrize("head", ["parallel", "sequential"])
+@pytest.mark.parametrize("in_order", [True, False])
 @pytest.mark.parametrize(
-    "weights",
-    [DepthWeights("mean", 0.3), DepthWeights("sum", 2.0, 0.5), DepthWeights("sum", 1.0, 0.0)],
+    "head",
+    [
+        {"head": "parallel"}, {"head": "parallel", "tap": "weighted"},
+        {"head": "parallel", "variant": "causal"}, {"head": "sequential"},
+        {"head": "sequential", "shared": True, "tap": "fused"}, {"head": "residual"},
+    ],
+    ids=str,
+)  # fmt: skip
+@pytest.mark.parametrize(
+    "weights", [(1.0, 0.15, 0.15), (0.5, 2.0, 2.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0)]
 )
-def test_the_models_loss_equals_an_eager_loop_over_depths(family: str, head: str, weights) -> None:
-    model = ft.attach(families.build(family), head, depth=2)
+def test_the_models_loss_equals_an_eager_loop_over_depths(
+    family: str, head: dict, weights: tuple, in_order: bool
+) -> None:
+    model = ft.attach(families.build(family), **head, depth=2)
+    model.depth_by_depth = in_order
     tokens = families.prompt(2, 10)
     positions = torch.tensor([0, 1, 2, 3, 0, 1, 2, 3, 4, 5]).expand(2, 10)
     labels = tokens.masked_fill(torch.rand(2, 10) < 0.2, IGNORE)
@@ -141,7 +273,7 @@ def test_the_models_loss_equals_an_eager_loop_over_depths(family: str, head: str
         ]
         expected.append(torch.stack(terms).mean())
     torch.testing.assert_close(output.depth_losses, torch.stack(expected).detach())
-    total = sum(w * loss for w, loss in zip(weights.of(2), expected, strict=True))
+    total = sum(w * loss for w, loss in zip(weights, expected, strict=True))
     torch.testing.assert_close(output.loss, total)
 
     # A depth of weight 0 teaches nothing: same gradients as the eager sum.
@@ -163,3 +295,47 @@ def test_a_frozen_backbone_has_a_loss_but_does_not_learn() -> None:
     output.loss.backward()
     assert all(p.grad is None for p in model.lm.parameters())
     assert all(p.grad is not None for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("head", ["parallel", "sequential", "residual"])
+def test_the_order_changes_no_gradient_under_autocast(head: str) -> None:
+    """A depth that only is measured comes first, so that autocast's cached casts could be stale."""
+    model = ft.attach(families.build("llama"), head, depth=2)
+    tokens, found = families.prompt(2, 10), []
+    for in_order in (True, False):
+        model.depth_by_depth = in_order
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = model(tokens, weights=(0.0, 1.0, 1.0)).loss
+        loss.backward()
+        found.append([p.grad for p in model.parameters()])
+    for ours, theirs in zip(*found, strict=True):
+        assert (ours is None) == (theirs is None)
+        if ours is not None:
+            assert (ours - theirs).norm() <= 0.02 * theirs.norm() + 1e-6
+
+
+def test_counts_stand_for_the_targets_of_a_whole_step() -> None:
+    """Two half batches with the counts of both add up to the whole batch."""
+    model = ft.attach(families.build("llama"), depth=2)
+    tokens = families.prompt(4, 10)
+    labels = tokens.clone()
+    labels[0, :7] = IGNORE  # so that the halves have different numbers of targets
+    counts = torch.stack([(labels[:, 1 + k :] != IGNORE).sum() for k in range(3)])
+    whole = model(tokens, labels=labels).loss
+    halves = [model(tokens[i : i + 2], labels=labels[i : i + 2], counts=counts) for i in (0, 2)]
+    torch.testing.assert_close(halves[0].loss + halves[1].loss, whole)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])
+def test_the_loss_that_balances_experts_is_the_models_own(family: str) -> None:
+    lm = families.build(family)
+    model = ft.attach(lm, depth=1)
+    tokens = families.prompt(2, 10)
+    own = lm(tokens, output_router_logits=True).aux_loss * lm.router_aux_loss_coef
+    assert own > 0
+    output = model(tokens)
+    torch.testing.assert_close(output.loss - output.depth_losses.sum(), own)
+    model.freeze_backbone()  # its routers do not learn
+    output = model(tokens)
+    torch.testing.assert_close(output.loss, output.depth_losses[1])

@@ -267,11 +267,7 @@ class MTPModel(nn.Module):
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
         """
         if drafter is None:
-            drafter = (
-                NoDrafter()
-                if self.head is None
-                else drafter_for(self.backbone, self.head)
-            )
+            drafter = NoDrafter() if self.head is None else drafter_for(self.backbone, self.head)
         self.eval()
         return decode(
             self.backbone,

@@ -98,26 +98,28 @@ class HeadConfig:
 
 
 class Head(nn.Module, ABC):
-    """Predicts depths 1…K.
-
-    Attributes:
-        chained: whether a depth's state is computed from another depth's. Depths of a chain start
-            from one tap and are differentiated together; others stand alone.
-    """
+    """Predicts depths 1…K."""
 
     Config: ClassVar[type[HeadConfig]]
 
-    def __init__(self, config: HeadConfig, parts: Parts, *, chained: bool) -> None:
+    def __init__(self, config: HeadConfig, parts: Parts) -> None:
         super().__init__()
         self.config = config
-        self.chained = chained
-        depths = 1 if chained else config.depth
+        depths = 1 if self.chained else config.depth
         self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths)
 
     @property
     def depth(self) -> int:
         """K."""
         return self.config.depth
+
+    @property
+    def chained(self) -> bool:
+        """Whether a depth's state is computed from another depth's.
+
+        Depths of a chain start from one tap and are differentiated together; others stand alone.
+        """
+        return False
 
     @property
     def layers(self) -> tuple[int, ...]:

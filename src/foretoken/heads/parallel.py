@@ -16,9 +16,8 @@ linear       f_{h_k} is one matrix
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
-import torch
 from torch import Tensor, nn
 
 from foretoken.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
@@ -29,8 +28,6 @@ Variant = Literal["parallel", "causal", "anticausal", "linear"]
 
 class ParallelHeads(Head):
     """K blocks, which know nothing of each other unless `variant` chains them."""
-
-    config: "ParallelHeads.Config"
 
     @dataclass(frozen=True, kw_only=True)
     class Config(HeadConfig):
@@ -53,7 +50,7 @@ class ParallelHeads(Head):
             super().__post_init__()
 
     def __init__(self, config: "ParallelHeads.Config", parts: Parts) -> None:
-        super().__init__(config, parts, chained=config.variant in ("causal", "anticausal"))
+        super().__init__(config, parts)
         linear = config.variant == "linear"
         size = parts.hidden_size
         self.blocks = nn.ModuleList(
@@ -62,13 +59,22 @@ class ParallelHeads(Head):
         )
         self.norms = nn.ModuleList(parts.norm() for _ in range(config.depth))
 
+    @property
+    def variant(self) -> Variant:
+        """How the heads hang together."""
+        return cast(ParallelHeads.Config, self.config).variant
+
+    @property
+    def chained(self) -> bool:
+        return self.variant in ("causal", "anticausal")
+
     def forward(
         self, states: States, embed_ahead: EmbedAhead, run: RunBlock, depths: Sequence[int]
     ) -> list[Tensor]:
         if not self.chained:
             return [self._norm(self._block(self._read(states, k), k, run), k) for k in depths]
         order = list(range(1, self.depth + 1))
-        if self.config.variant == "anticausal":
+        if self.variant == "anticausal":
             order.reverse()
         wanted, done = set(depths), {}
         hidden = self._read(states, order[0])

@@ -55,7 +55,7 @@ class ResidualHeads(Head):
                 raise InputError(f"layers is {self.layers!r}; a head has at least 1.")
 
     def __init__(self, config: "ResidualHeads.Config", parts: Parts) -> None:
-        super().__init__(config, parts, chained=False)
+        super().__init__(config, parts)
         self.heads = nn.ModuleList(
             nn.Sequential(*(ResidualLayer(parts.hidden_size) for _ in range(config.layers)))
             for _ in range(config.depth)

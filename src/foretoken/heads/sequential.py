@@ -57,9 +57,13 @@ class SequentialHeads(Head):
         shared: bool = False
 
     def __init__(self, config: "SequentialHeads.Config", parts: Parts) -> None:
-        super().__init__(config, parts, chained=True)
+        super().__init__(config, parts)
         count = 1 if config.shared else config.depth
         self.chain = nn.ModuleList(SequentialModule(parts) for _ in range(count))
+
+    @property
+    def chained(self) -> bool:
+        return True
 
     def module(self, depth: int) -> SequentialModule:
         """The module of `depth` (1…K); deeper depths reuse the last one."""

@@ -1,5 +1,6 @@
 """The training objective: what each depth learns, how much it counts, and in which order the
-gradients are computed."""
+gradients are computed.
+"""
 
 from foretoken.objective.config import ObjectiveConfig
 from foretoken.objective.gradients import Objective, depth_by_depth

@@ -96,14 +96,10 @@ class ObjectiveConfig:
             step >= self.drop_at if self.drop_at >= 1 else done >= self.drop_at
         )
         scale = self.drop_to if dropped else self.scale
-        match self.weights:
-            case "sum":
-                shares = [1.0] * depth
-            case "mean":
-                shares = [1.0 / depth] * depth
-            case "geometric":
-                powers = [self.decay**k for k in range(depth)]
-                shares = [power / sum(powers) for power in powers]
+        ratio = self.decay if self.weights == "geometric" else 1.0
+        powers = [ratio**k for k in range(depth)]
+        total = 1.0 if self.weights == "sum" else sum(powers)
+        shares = [power / total for power in powers]
         active = self._active(depth, done)
         return (
             self.backbone,

@@ -129,6 +129,6 @@ class TrainConfig(BaseModel):
             values["shared"] = True
         return head_class(self.head).Config.from_dict(values)
 
-    def objective(self) -> ObjectiveConfig:
+    def objective_config(self) -> ObjectiveConfig:
         """What is learned at each depth."""
         return ObjectiveConfig(weights=self.loss, scale=self.loss_scale)

@@ -145,7 +145,7 @@ class _MTPTrainer(Trainer):
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.settings = config
-        self.objective = config.objective()
+        self.learned = config.objective_config()
         self.tokenizer_beside = tokenizer
         self.backbone_path = backbone_path
         self.total_steps = _total_steps(config, len(blocks))
@@ -185,7 +185,7 @@ class _MTPTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted loss of all depths; the parts are kept for the next report."""
-        output = model(**inputs, objective=self.objective)
+        output = model(**inputs, objective=self.learned)
         self._sums.append(output.depth_losses)
         return (output.loss, output) if return_outputs else output.loss
 
