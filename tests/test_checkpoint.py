@@ -18,6 +18,8 @@ SHAPES = {
     "parallel": ft.ParallelHeads.Config(depth=2),
     "sequential": ft.SequentialHeads.Config(depth=2, tap="final", init="copy"),
     "shared": ft.SequentialHeads.Config(depth=3, shared=True, tap=2),
+    "weighted": ft.ParallelHeads.Config(depth=2, tap="weighted", variant="causal"),
+    "residual": ft.ResidualHeads.Config(depth=2, layers=2),
 }
 
 

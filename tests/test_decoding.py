@@ -39,6 +39,10 @@ SHAPES = {
     "final-copy": ft.ParallelHeads.Config(depth=3, tap="final", init="copy"),
     "sequential": ft.SequentialHeads.Config(depth=3),
     "shared": ft.SequentialHeads.Config(depth=2, shared=True, init="copy"),
+    "causal": ft.ParallelHeads.Config(depth=3, variant="causal", init="copy"),
+    "anticausal-weighted": ft.ParallelHeads.Config(depth=3, variant="anticausal", tap="weighted"),
+    "linear-fused": ft.ParallelHeads.Config(depth=2, variant="linear", tap="fused"),
+    "residual": ft.ResidualHeads.Config(depth=2),
 }
 NEW = 14
 
@@ -223,7 +227,7 @@ def test_drafts_are_right_after_any_history(family, shape, number, lengths, righ
     assert result.new_tokens == reference(family, number)
 
 
-@pytest.mark.parametrize("shape", ["trunk", "sequential", "shared"])
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
 def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
     """On a row that model and heads know by heart, nearly every draft stands."""
     config = SHAPES[shape]

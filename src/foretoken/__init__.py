@@ -5,7 +5,7 @@ several tokens per forward pass with unchanged output.
 """
 
 from foretoken.errors import BackboneError, CheckpointError, ForetokenError, HeadError, InputError
-from foretoken.heads import ParallelHeads, SequentialHeads
+from foretoken.heads import ParallelHeads, ResidualHeads, SequentialHeads
 from foretoken.model import MTPModel, attach
 
 __version__ = "0.1.0"
@@ -18,6 +18,7 @@ __all__ = [
     "InputError",
     "MTPModel",
     "ParallelHeads",
+    "ResidualHeads",
     "SequentialHeads",
     "attach",
 ]

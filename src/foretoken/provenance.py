@@ -62,6 +62,10 @@ FIELDS: tuple[str, ...] = (
     "family",  # the backbone's model_type
     "head",  # parallel, sequential, …, where `method` names what is compared with it
     "bits_per_byte",
+    "parameters",  # how many numbers the model has
+    "n",  # tokens predicted per position: depths 0…K
+    "recipe",  # how it was trained
+    "tap",  # which hidden state its heads read
 )
 """Every field name that a row may have. A new one is registered here, and used by all commands."""
 

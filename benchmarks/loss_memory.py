@@ -1,0 +1,106 @@
+"""Peak memory of the loss by the number of depths, in Gloeckle's order and without it.
+
+    python benchmarks/loss_memory.py
+
+Every line runs in a process of its own: hidden states of T positions, an output head of V tokens,
+n heads (a residual layer each), forward and backward. `peak_memory_bytes` is what the process grew
+by over the weights and hidden states; method `in-order` is what training runs, `autograd` the same
+loss by autograd in chunks, `naive` all logits of all depths at once. The naive loss of 8 depths
+does not fit at the full length, so it is compared with the others at a quarter of it.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from foretoken.cli import common
+from foretoken.heads.residual import ResidualLayer
+from foretoken.objective import Objective, Target, depth_by_depth, depth_loss
+from foretoken.provenance import provenance, write_result
+
+RUNS = [
+    ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),
+    ("naive", 1024, 1), ("naive", 1024, 8), ("in-order", 1024, 8),
+]  # fmt: skip
+
+
+def measure(method: str, length: int, n: int, vocab: int, size: int) -> dict[str, float]:
+    """One forward and backward; bytes by which the process grew, and seconds."""
+    torch.manual_seed(0)
+    output = nn.Linear(size, vocab, bias=False)
+    heads = nn.ModuleList(ResidualLayer(size) for _ in range(n))
+    hidden = torch.randn(length, size, requires_grad=True)
+    labels = [torch.randint(vocab, (length,)) for _ in range(n)]
+    parameters = [*output.parameters(), *heads.parameters()]
+    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    began = time.perf_counter()
+    targets = [Target(each) for each in labels]
+    if method == "in-order":
+        work = Objective(
+            lambda states, depths: [heads[k](states[0]) for k in depths],
+            [[k] for k in range(n)], targets, [1.0] * n, output, vocab,
+        )  # fmt: skip
+        loss, _ = depth_by_depth(work, [hidden], parameters)
+    elif method == "autograd":
+        losses = [
+            depth_loss(head(hidden), target, output, vocab)[0]
+            for head, target in zip(heads, targets, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+    else:
+        losses = [
+            F.cross_entropy(output(head(hidden)), each)
+            for head, each in zip(heads, labels, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    seconds = time.perf_counter() - began
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"peak_memory_bytes": peak - resident, "seconds": seconds, "nll": loss.item() / n}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--vocab", type=int, default=128_256)
+    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", help=argparse.SUPPRESS)  # a run for a child process
+    parser.add_argument("--out", type=Path, default=Path("results/loss-memory.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.only:
+        method, length, n = json.loads(arguments.only)
+        print(json.dumps(measure(method, length, n, arguments.vocab, arguments.size)))
+        return
+
+    rows = []
+    for run in RUNS:
+        child = [sys.executable, *sys.argv, "--only", json.dumps(run)]
+        answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
+        method, length, n = run
+        rows.append({"method": method, "positions": length, "n": n, **json.loads(answer)})
+        common.console.print(f"{method} T={length} n={n}: {rows[-1]}")
+    common.table(
+        f"Peak memory of the loss, V = {arguments.vocab:,}, D = {arguments.size}",
+        ("method", "T", "n", "MiB", "seconds"),
+        [
+            (r["method"], str(r["positions"]), str(r["n"]),
+             f"{r['peak_memory_bytes'] / 2**20:,.0f}", f"{r['seconds']:.1f}")
+            for r in rows
+        ],
+    )  # fmt: skip
+    settings = {"vocab": arguments.vocab, "size": arguments.size, "threads": arguments.threads}
+    origin = provenance(0, torch.device("cpu"), torch.float32)
+    write_result(arguments.out, "loss-memory", settings, rows, origin)
+
+
+if __name__ == "__main__":
+    main()

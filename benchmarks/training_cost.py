@@ -1,0 +1,109 @@
+"""What training costs: n = 4 against n = 1 at equal parameters, and frozen heads against it all.
+
+    python benchmarks/training_cost.py
+
+A Llama trained from scratch for the next token (method `n=1`), one with the same number of
+parameters, three of its layers being parallel heads (`n=4`, Gloeckle et al. 2024), `n=4` with the
+losses by autograd instead of depth by depth, and frozen heads on the first (`frozen`). Steps of all
+methods take turns; `seconds` is the median step, `speedup` tokens per second against `n=1` (for
+`frozen` that is a forward and backward of the whole model).
+"""
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import foretoken as ft
+from foretoken.cli import common
+from foretoken.provenance import provenance, write_result
+from foretoken.training import TrainConfig
+from foretoken.training.optimizers import make_optimizer
+
+
+def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=arguments.vocab, hidden_size=arguments.size,
+        intermediate_size=3 * arguments.size, num_hidden_layers=layers,
+        num_attention_heads=arguments.size // 64, num_key_value_heads=arguments.size // 64,
+        head_dim=64, tie_word_embeddings=True, attn_implementation="eager",
+    )  # fmt: skip
+    return LlamaForCausalLM(config)
+
+
+def step(model: ft.MTPModel, tokens: torch.Tensor) -> Callable[[], None]:
+    recipe = "pretrain" if model.backbone_trains else "frozen"
+    optimizer = make_optimizer(model, TrainConfig.parse({"recipe": recipe, "steps": 1}))
+    model.train()
+
+    def run() -> None:
+        optimizer.zero_grad()
+        model(tokens).loss.backward()
+        optimizer.step()
+
+    return run
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--vocab", type=int, default=1024)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("results/training-cost.json"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    torch.manual_seed(0)
+
+    heads = {"head": "parallel", "depth": 3}
+    models = {
+        "n=1": ft.MTPModel(backbone(arguments, arguments.layers)),
+        "n=4": ft.attach(backbone(arguments, arguments.layers - 3), **heads),
+        "n=4, by autograd": ft.attach(backbone(arguments, arguments.layers - 3), **heads),
+        "frozen": ft.attach(backbone(arguments, arguments.layers), **heads),
+    }
+    models["n=4, by autograd"].depth_by_depth = False
+    models["frozen"].freeze_backbone()
+    tokens = torch.randint(arguments.vocab, (arguments.batch, arguments.length))
+    steps = {name: step(model, tokens) for name, model in models.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for repeat in range(arguments.repeats + 1):
+        for name, run in steps.items():
+            began = time.perf_counter()
+            run()
+            if repeat:  # the first makes optimiser states
+                seconds[name].append(time.perf_counter() - began)
+
+    rows = []
+    for name, model in models.items():
+        median = statistics.median(seconds[name])
+        rows.append({
+            "method": name, "seconds": median, "tokens_per_second": tokens.numel() / median,
+            "speedup": statistics.median(
+                one / own for one, own in zip(seconds["n=1"], seconds[name], strict=True)
+            ),
+            "parameters": sum(p.numel() for p in model.parameters()),
+        })  # fmt: skip
+    common.table(
+        "Training steps, taking turns",
+        ("method", "parameters", "s per step", "tokens/s", "against n=1"),
+        [
+            (r["method"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
+             f"{r['tokens_per_second']:,.0f}", f"{r['speedup']:.2f}×")
+            for r in rows
+        ],
+    )  # fmt: skip
+    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
+    origin = provenance(0, torch.device("cpu"), torch.float32)
+    write_result(arguments.out, "training-cost", settings, rows, origin)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+import torch
+
+import families
+import foretoken as ft
+from foretoken.objective import ObjectiveConfig
+from foretoken.probe import marginalize
+from foretoken.training.marginals import marginal_targets
+
+OBJECTIVE = ObjectiveConfig(distill="marginal", marginal_width=5, marginal_positions=4)
+
+
+def test_targets_are_the_marginals_of_the_longest_document_alone() -> None:
+    model = ft.attach(families.build("llama"), depth=2)
+    tokens = families.prompt(2, 20)
+    positions = torch.cat([torch.arange(6), torch.arange(14)]).expand(2, 20)
+    targets = marginal_targets(model, tokens, positions, OBJECTIVE)
+    assert sorted(targets) == [1, 2]
+    for depth, target in targets.items():
+        assert target.probabilities.shape == (8, families.VOCAB)
+        torch.testing.assert_close(target.probabilities.sum(-1), torch.ones(8))
+        assert torch.equal(target.positions, target.positions.sort().values)
+        assert (target.positions % 20 >= 6).all()
+        for row in (0, 1):
+            mine = target.positions // 20 == row
+            where = target.positions[mine] - row * 20 - 6
+            expected = list(marginalize(model.backbone, tokens[row : row + 1, 6:], where, 2, 5))
+            torch.testing.assert_close(target.probabilities[mine], expected[depth].probabilities)
+
+
+def test_heads_learn_the_marginals() -> None:
+    """Every string is summed over, so the targets are exact, and heads can come close to them."""
+    model = ft.attach(families.build("llama"), depth=1)
+    model.freeze_backbone()
+    tokens = families.prompt(2, 12)
+    objective = ObjectiveConfig(
+        distill="marginal", marginal_width=families.VOCAB, marginal_positions=12
+    )
+    marginals = marginal_targets(model, tokens, None, objective)
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = model(tokens, objective=objective, marginals=marginals).loss
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert 0 <= losses[-1] < 0.2 * losses[0]
