@@ -153,6 +153,7 @@ class MTPModel(nn.Module):
         weights: Sequence[float] | None = None,
         counts: Tensor | None = None,
         marginals: Mapping[int, MarginalTarget] | None = None,
+        trunk: BackboneOutput | None = None,
     ) -> MTPOutput:
         """The training loss of depths 0…K.
 
@@ -166,18 +167,13 @@ class MTPModel(nn.Module):
             counts: (K+1,) by what each depth's sum over positions is divided; by default the number
                 of its targets here.
             marginals: by depth, for the objective that distills them.
+            trunk: the backbone's pass over this row, where it has been computed before.
         """
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
         if not self.backbone_trains:
             weights[0] = 0.0
-        with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
-            output = self.backbone(
-                input_ids,
-                position_ids=position_ids,
-                layers=self.layers,
-                router_logits=torch.is_grad_enabled(),
-            )
+        output = self._trunk(input_ids, position_ids) if trunk is None else trunk
         labels = input_ids if labels is None else labels
         targets = [
             Target(
@@ -190,6 +186,16 @@ class MTPModel(nn.Module):
         ]
         loss, depth_losses = self._losses(input_ids, output, targets, weights)
         return MTPOutput(loss + self.backbone.auxiliary_loss(output), depth_losses)
+
+    def _trunk(self, input_ids: Tensor, position_ids: Tensor | None) -> BackboneOutput:
+        """The backbone's pass, with gradients where it learns."""
+        with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
+            return self.backbone(
+                input_ids,
+                position_ids=position_ids,
+                layers=self.layers,
+                router_logits=torch.is_grad_enabled(),
+            )
 
     def _soft_target(
         self,

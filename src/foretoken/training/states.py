@@ -1,0 +1,87 @@
+"""Hidden states of a frozen backbone on disk, so that later epochs need not run it.
+
+One file of fixed size, memory-mapped: the states of the first blocks of the corpus, as many as the
+limit allows. Rows that are not there are computed, so that a cache of any size is correct.
+
+Shapes: B rows, T row length, D hidden, S states kept per row.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foretoken.backbone import BackboneOutput
+from foretoken.errors import InputError
+from foretoken.heads import FINAL
+from foretoken.model import MTPModel
+
+
+class StateCache:
+    """What heads read of every block, kept from the first time it is computed.
+
+    Args:
+        path: the file; made anew.
+        model: its backbone must not change while the cache is in use.
+        num_blocks: of the corpus.
+        block_size: T.
+        limit: bytes that the file may take.
+
+    Raises:
+        InputError: the limit does not hold a single block, or the file cannot be made.
+    """
+
+    def __init__(
+        self, path: Path, model: MTPModel, num_blocks: int, block_size: int, limit: int
+    ) -> None:
+        self.model = model
+        self.layers = (FINAL, *model.layers)
+        shape = (len(self.layers), block_size, model.backbone.hidden_size)
+        row = torch.Size(shape).numel()
+        size = row * model.backbone.dtype.itemsize
+        self.capacity = min(num_blocks, limit // size)
+        if self.capacity < 1:
+            raise InputError(
+                f"a state cache of {limit / 2**30:.3g} GB holds no block: one takes "
+                f"{size / 2**20:.3g} MB; give more, or none."
+            )
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.unlink(missing_ok=True)
+            flat = torch.from_file(
+                str(path), shared=True, size=self.capacity * row, dtype=model.backbone.dtype
+            )
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"{path}: cannot be made ({error}).") from None
+        self.stored = flat.view(self.capacity, *shape)
+        self.known = torch.zeros(num_blocks, dtype=torch.bool)
+
+    @torch.no_grad()
+    def read(self, index: Tensor, input_ids: Tensor, position_ids: Tensor) -> BackboneOutput:
+        """A pass of the backbone, of which only rows that are not stored are computed.
+
+        Args:
+            index: (B,) blocks.
+            input_ids: (B, T), their tokens.
+            position_ids: (B, T).
+        """
+        index, backbone = index.cpu(), self.model.backbone
+        missing = ~self.known[index]
+        rows = torch.empty(
+            len(index), *self.stored.shape[1:], dtype=self.stored.dtype, device=backbone.device
+        )
+        rows[~missing] = self.stored[index[~missing]].to(rows.device)
+        if missing.any():
+            wanted = missing.to(input_ids.device)
+            output = backbone(
+                input_ids[wanted], position_ids=position_ids[wanted], layers=self.model.layers
+            )
+            states = {FINAL: output.final, **output.states}
+            fresh = torch.stack([states[layer] for layer in self.layers], dim=1).to(rows.dtype)
+            rows[missing] = fresh
+            kept = index[missing] < self.capacity
+            self.stored[index[missing][kept]] = fresh[kept].cpu()
+            self.known[index[missing][kept]] = True
+        final, *residual = rows.unbind(1)
+        call = backbone.block_call(final, position_ids, None)
+        return BackboneOutput(final, dict(zip(self.model.layers, residual, strict=True)), call)
