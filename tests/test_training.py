@@ -17,10 +17,18 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import foretoken as ft
 from foretoken.data import PackedBlocks
 from foretoken.errors import InputError
+from foretoken.heads import HeadConfig
+from foretoken.objective import ObjectiveConfig
 from foretoken.training import Progress, TrainConfig, train
+from foretoken.training.config import merged
 from foretoken.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 
 VOCAB, SIZE = 48, 16
+FINISHED = {
+    "config.yaml", "source.json", "provenance.json", "metrics.jsonl", "model", "curves.png",
+    "movement.json",
+}  # fmt: skip
+"""What a finished run's directory holds."""
 
 
 def corpus(blocks: int = 24) -> PackedBlocks:
@@ -31,7 +39,7 @@ def corpus(blocks: int = 24) -> PackedBlocks:
     return PackedBlocks(tokens, starts, num_bytes=blocks * SIZE)
 
 
-def small_model(head: str = "parallel", seed: int = 0) -> ft.MTPModel:
+def small_model(head: str | dict | HeadConfig | None = "parallel", seed: int = 0) -> ft.MTPModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
         vocab_size=VOCAB,
@@ -45,13 +53,13 @@ def small_model(head: str = "parallel", seed: int = 0) -> ft.MTPModel:
         eos_token_id=None,
     )
     lm = LlamaForCausalLM(config)
-    return ft.MTPModel(lm) if head == "none" else ft.attach(lm, head, depth=2)
+    return ft.MTPModel(lm, head if head is None else settings(head=head).head)
 
 
 def settings(**changes) -> TrainConfig:
     values = {
         "recipe": "pretrain",
-        "depth": 2,
+        "head": {"kind": "parallel", "depth": 2},
         "steps": 20,
         "batch_size": 4,
         "block_size": SIZE,
@@ -59,7 +67,9 @@ def settings(**changes) -> TrainConfig:
         "log_every": 5,
         "save_every": 5,
     }
-    return TrainConfig.parse({**values, **changes})
+    if isinstance(changes.get("head"), str) and changes["head"] != "none":
+        changes["head"] = {"kind": changes["head"], "depth": 2}
+    return TrainConfig.parse(merged(values, changes))
 
 
 def weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -132,12 +142,7 @@ def test_the_loss_of_every_depth_falls_and_is_written_down(tmp_path: Path, head:
 def test_a_finished_run_holds_model_settings_and_metrics(tmp_path: Path) -> None:
     model, config = small_model(), settings()
     result = train(model, corpus(), config, tmp_path / "run")
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {
-        "config.yaml",
-        "source.json",
-        "metrics.jsonl",
-        "model",
-    }
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FINISHED
     assert TrainConfig.from_yaml(tmp_path / "run" / "config.yaml") == config
     again = ft.MTPModel.from_pretrained(result.directory)
     assert equal(weights(model), weights(again))
@@ -242,7 +247,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
     assert steps[0] == 11
     assert equal(weights(whole), weights(resumed))
     leftovers = {path.name for path in out.iterdir()}
-    assert leftovers == {"config.yaml", "source.json", "metrics.jsonl", "model"}
+    assert leftovers == FINISHED
 
 
 @pytest.mark.parametrize("survivors", [True, False])
@@ -406,24 +411,36 @@ def test_the_rate_at_a_few_places() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"depth": 0}, "depth is 0"),
-        ({"depth": -2}, "depth is -2"),
-        ({"depth": "many"}, "depth"),
+        ({"head": {"depth": 0}}, "depth is 0"),
+        ({"head": {"depth": -2}}, "depth is -2"),
+        ({"head": {"depth": "many"}}, "depth"),
+        ({"head": {"tap": "middle"}}, "tap 'middle' is unknown"),
+        ({"head": {"kind": "parallel", "shared": True}}, "shared"),
+        ({"head": "medusa"}, "'medusa' is unknown; choose from parallel, sequential"),
+        ({"head": 3}, "give a kind"),
+        ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
+        ({"head": "parallel", "recipe": "native"}, "model's own heads"),
         ({"colour": "red"}, "colour"),
         ({"steps": None}, "say when to stop"),
         ({"steps": 0}, "steps"),
         ({"minutes": -1}, "minutes"),
         ({"batch_size": 0}, "batch_size"),
         ({"block_size": 1}, "block_size"),
-        ({"head": "medusa"}, "'medusa' is unknown; choose from parallel, sequential"),
-        ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
-        ({"recipe": "lora"}, "recipe"),
-        ({"tap": "middle"}, "tap 'middle' is unknown"),
-        ({"head": "parallel", "shared": True}, "shared"),
-        ({"loss_scale": 0}, "loss_scale"),
+        ({"recipe": "thawed"}, "recipe"),
+        ({"objective": {"scale": 0}}, "scale is 0"),
+        ({"objective": {"shape": 0}}, "objective has no 'shape'"),
+        ({"objective": "sum"}, "give a mapping"),
         ({"learning_rate": float("nan")}, "learning_rate"),
         ({"precision": "int8"}, "precision"),
+        ({"precision": "bf16"}, "rounds the backbone"),
+        ({"precision": "bf16", "recipe": "lora"}, "rounds the base"),
         ({"warmup": 1.0}, "warmup"),
+        ({"backbone_rate": 0.0, "recipe": "joint"}, "recipe 'frozen'"),
+        ({"backbone_rate": -1.0, "recipe": "joint"}, "backbone_rate"),
+        ({"head_warmup": 10}, "head_warmup"),
+        ({"cache_gb": 1, "recipe": "joint"}, "cache_gb"),
+        ({"lora": {"rank": 0}}, "lora.rank"),
+        ({"accumulate": 0}, "accumulate"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> None:
@@ -435,9 +452,16 @@ def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> 
 
 def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:
     file = tmp_path / "run.yaml"
-    file.write_text(yaml.safe_dump({"steps": 5, "depth": 4, "tap": "final"}))
-    assert TrainConfig.from_yaml(file) == TrainConfig(steps=5, depth=4, tap="final")
-    assert TrainConfig.from_yaml(file, depth=1).depth == 1
+    head = {"kind": "parallel", "depth": 4, "tap": "final"}
+    file.write_text(yaml.safe_dump({"steps": 5, "head": head, "objective": {"scale": 0.3}}))
+    config = TrainConfig.from_yaml(file)
+    assert config.head == ft.ParallelHeads.Config(depth=4, tap="final")
+    assert config.objective == ObjectiveConfig(scale=0.3)
+    shallower = TrainConfig.from_yaml(file, {"head": {"depth": 1}, "objective": {"decay": 0.5}})
+    assert shallower.head == ft.ParallelHeads.Config(depth=1, tap="final")
+    assert shallower.objective == ObjectiveConfig(scale=0.3, decay=0.5)
+    other = TrainConfig.from_yaml(file, {"head": {"kind": "residual", "layers": 2}})
+    assert other.head == ft.ResidualHeads.Config(depth=3, layers=2)
     for content, message in [
         (b"- a\n", "must be a mapping"),
         (b"a: [", "is not YAML"),
@@ -454,16 +478,14 @@ def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:
         TrainConfig.from_yaml(tmp_path / "gone.yaml")
 
 
-def test_a_config_knows_its_head_and_weights() -> None:
-    config = settings(
-        head="sequential", shared=True, tap=1, init="copy", loss="mean", loss_scale=0.3
-    )
-    assert config.head_config() == ft.SequentialHeads.Config(
-        depth=2, tap=1, init="copy", shared=True
-    )
-    assert config.depth_weights().of(2) == pytest.approx((1.0, 0.15, 0.15))
-    assert settings(recipe="frozen").depth_weights().of(2) == (0.0, 1.0, 1.0)
-    assert settings(head="none").head_config() is None
+def test_a_config_has_a_head_where_one_is_to_be_made() -> None:
+    assert TrainConfig(steps=1).head == ft.ParallelHeads.Config(depth=3)
+    assert settings(head="none").head is None
+    assert TrainConfig(steps=1, recipe="native").head is None
+    written = settings(recipe="joint", head="sequential", objective={"scale": 0.3})
+    assert TrainConfig.parse(written.model_dump()) == written
+    assert [settings(recipe=r).backbone_learns for r in ("frozen", "joint")] == [False, True]
+    assert not TrainConfig(steps=1, recipe="native", backbone_rate=0).backbone_learns
 
 
 def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
@@ -548,7 +570,7 @@ def test_mixture_of_experts_resumes(tmp_path: Path) -> None:
         torch.manual_seed(0)
         return ft.attach(families.build("mixtral"), "parallel", depth=1)
 
-    config = settings(depth=1, steps=3, save_every=1, log_every=1)
+    config = settings(steps=3, save_every=1, log_every=1)
     train(build(), corpus(), config, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(build(), corpus(), config, tmp_path / "run", report=stop)

@@ -66,7 +66,7 @@ def main() -> None:
     blocks = PackedBlocks.from_documents(standard_library("train"), tokenizer, config.block_size)
     torch.manual_seed(config.seed)
     backbone = LlamaForCausalLM(backbone_config(len(tokenizer))).to(arguments.device)
-    model = MTPModel(backbone, config.head_config())
+    model = MTPModel(backbone, config.head)
     print(
         f"{len(blocks)} blocks, {sum(p.numel() for p in model.parameters())} parameters", flush=True
     )

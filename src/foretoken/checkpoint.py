@@ -24,6 +24,7 @@ from foretoken.errors import CheckpointError
 FORMAT_VERSION = 1
 CONFIG_FILE = "foretoken.json"
 HEADS_FILE = "heads.safetensors"
+ADAPTERS_DIRECTORY = "adapters"
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,14 @@ class BackboneReference:
         fingerprint: `Backbone.fingerprint()` of the backbone that they were trained on.
         architecture: its class, for people.
         path: where it can be loaded from; None where it lies in the same directory.
+        adapted: whether adapters beside the heads belong on it; the fingerprint is its own without
+            them.
     """
 
     fingerprint: str
     architecture: str
     path: str | None = None
+    adapted: bool = False
 
 
 @dataclass(frozen=True)

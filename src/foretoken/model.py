@@ -3,7 +3,7 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foretoken.adapters import Adapters
 from foretoken.backbone import Backbone, BackboneOutput, fingerprint
 from foretoken.checkpoint import (
+    ADAPTERS_DIRECTORY,
     CONFIG_FILE,
     HEADS_FILE,
     BackboneReference,
@@ -73,6 +75,9 @@ class MTPModel(nn.Module):
         self.lm = model
         self.backbone = Backbone(model)
         self.backbone_trains = True
+        self._resting: list[nn.Parameter] = []
+        self.adapters: Adapters | None = None
+        self._base_fingerprint: str | None = None
         self.tokenizer_path: str | None = None
         self.depth_by_depth = True
         self.head = None if head is None else self._build(head)
@@ -98,10 +103,34 @@ class MTPModel(nn.Module):
             raise HeadError("the model has no heads; train some with `foretoken train`.")
         return self.head
 
+    def fingerprint(self) -> str:
+        """Of the backbone, or of its base where adapters are inside."""
+        return self._base_fingerprint or fingerprint(self.lm)
+
+    def adapt(self, make: Callable[[PreTrainedModel], Adapters]) -> None:
+        """Put adapters into the backbone, made by `make`; they are saved beside the heads."""
+        self._base_fingerprint = fingerprint(self.lm)
+        self.adapters = make(self.lm)
+
+    def merge_adapters(self) -> None:
+        """Make the adapters part of the backbone, which then is an ordinary one."""
+        if self.adapters is not None:
+            self.adapters.merge()
+        self.adapters = self._base_fingerprint = None
+
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""
+        if self.backbone_trains:
+            self._resting = [p for p in self.lm.parameters() if p.requires_grad]
         self.backbone_trains = False
         self.lm.requires_grad_(False)
+        self.train(self.training)
+
+    def release_backbone(self) -> None:
+        """Undo `freeze_backbone`: what learned before it learns again."""
+        for parameter in self._resting:
+            parameter.requires_grad_(True)
+        self.backbone_trains = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "MTPModel":
@@ -365,6 +394,9 @@ class MTPModel(nn.Module):
         model.tokenizer_path = tokenizer_path
         if stored is not None:
             model.load_heads(stored, where)
+            if stored.backbone.adapted:
+                adapters = Path(where) / ADAPTERS_DIRECTORY
+                model.adapt(lambda lm: Adapters.load(lm, adapters))
         return model.eval()
 
     def save_pretrained(
@@ -379,7 +411,11 @@ class MTPModel(nn.Module):
             tokenizer: saved beside the backbone.
         """
         # What an earlier save left and this one does not write would not fit any more.
-        superseded = [CONFIG_FILE, HEADS_FILE]
+        if self.adapters is not None and backbone_path is None:
+            raise CheckpointError(
+                "adapters are saved apart from their base: name its path, or merge them first."
+            )
+        superseded = [CONFIG_FILE, HEADS_FILE, ADAPTERS_DIRECTORY]
         if backbone_path is None:
             superseded.append("model*.safetensors*")
         with replacing(Path(path), superseded) as work:
@@ -389,10 +425,15 @@ class MTPModel(nn.Module):
                 tokenizer.save_pretrained(work)
             if self.head is not None:
                 reference = BackboneReference(
-                    fingerprint(self.lm), type(self.lm).__name__, backbone_path
+                    self.fingerprint(),
+                    type(self.lm).__name__,
+                    backbone_path,
+                    adapted=self.adapters is not None,
                 )
                 stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
                 write_heads(work, stored)
+            if self.adapters is not None:
+                self.adapters.save(work / ADAPTERS_DIRECTORY)
 
     def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
         """Copy stored tensors into the head; every one must be there, fit, and be wanted."""

@@ -80,9 +80,9 @@ def demo(
 
 def _training(minutes: float, seed: int) -> TrainConfig:
     settings = {
-        "recipe": "frozen", "head": "sequential", "depth": 3, "minutes": minutes, "seed": seed,
-        "batch_size": 8, "block_size": 256, "precision": "bf16-mixed", "save_every": 0,
-        "optimizer": "muon", "matrix_learning_rate": 0.05, "learning_rate": 3e-3,
+        "recipe": "frozen", "head": {"kind": "sequential", "depth": 3}, "minutes": minutes,
+        "seed": seed, "batch_size": 8, "block_size": 256, "precision": "bf16-mixed",
+        "save_every": 0, "optimizer": "muon", "matrix_learning_rate": 0.05, "learning_rate": 3e-3,
     }  # fmt: skip
     return TrainConfig.parse(settings, "demo")
 

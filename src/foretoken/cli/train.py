@@ -7,12 +7,16 @@ from typing import Annotated, Any
 
 import torch
 import typer
+import yaml
+from accelerate import PartialState
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
 
 from foretoken.checkpoint import is_foretoken_directory
 from foretoken.cli import common
 from foretoken.errors import InputError
+from foretoken.heads import HEADS
+from foretoken.heads.taps import TAPS
 from foretoken.loading import (
     BUNDLED,
     load_causal_lm,
@@ -22,6 +26,7 @@ from foretoken.loading import (
 from foretoken.model import MTPModel
 from foretoken.training import Progress, TrainConfig, TrainResult
 from foretoken.training import train as run_training
+from foretoken.training.config import merged
 
 
 def train(
@@ -34,29 +39,27 @@ def train(
     recipe: Annotated[
         str | None,
         typer.Option(
-            help="frozen: heads on the given weights (default). "
+            help="frozen: heads on the given weights (default). joint: heads and backbone. "
+            "lora: heads, and adapters on the backbone. native: the heads MODEL has. "
             "pretrain: backbone and heads from scratch."
         ),
     ] = None,
     head: Annotated[
-        str | None, typer.Option(help="parallel (default), sequential, or none (with pretrain).")
+        str | None,
+        typer.Option(help=f"{', '.join(HEADS)} [parallel], or none (with pretrain)."),
     ] = None,
     depth: Annotated[int | None, typer.Option(help="Tokens beyond the next one. [3]")] = None,
     tap: Annotated[
-        str | None, typer.Option(help="Hidden state read: final, trunk, or a layer number.")
+        str | None, typer.Option(help=f"Hidden state read: {', '.join(TAPS)}, or a layer number.")
     ] = None,
-    shared: Annotated[
-        bool | None, typer.Option("--shared", help="One sequential module for all depths.")
-    ] = None,
-    init: Annotated[str | None, typer.Option(help="New blocks: fresh (default) or copy.")] = None,
     loss: Annotated[
-        str | None, typer.Option(help="sum over depths (default), or mean (DeepSeek's λ/D).")
+        str | None,
+        typer.Option(help="sum over depths [default], mean (DeepSeek's λ/D), geometric (FastMTP)."),
     ] = None,
-    loss_scale: Annotated[float | None, typer.Option(help="λ. [1]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Stop after so many passes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step. [16]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step and process. [16]")] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per row. [256]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw (default) or muon.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW. [1e-3]")] = None,
@@ -65,63 +68,107 @@ def train(
     ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. [200]")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            help="Any other setting, as in the YAML file: backbone_rate=0.1, head_warmup=100, "
+            "head.shared=true, objective.distill=backbone, lora.rank=8. Repeat for more; "
+            "docs/training.md has them all.",
+        ),
+    ] = None,
     device: common.Device = "auto",
     json: common.Json = None,
 ) -> None:
     """Train heads that predict further ahead, and save them to OUT/model.
 
     Say when to stop with --epochs, --steps or --minutes. A run that was interrupted goes on when
-    the same command is given again.
+    the same command is given again. Under torchrun or accelerate launch it uses all processes.
 
     Example: foretoken train tiny --data stdlib:train --head sequential --minutes 2 --out runs/first
     """
     common.quiet_transformers()
     given = {
-        "recipe": recipe, "head": head, "depth": depth, "tap": _tap(tap), "shared": shared,
-        "init": init, "loss": loss, "loss_scale": loss_scale, "epochs": epochs, "steps": steps,
-        "minutes": minutes, "batch_size": batch_size, "block_size": block_size,
-        "optimizer": optimizer, "learning_rate": learning_rate, "precision": precision,
-        "save_every": save_every, "seed": seed,
+        "recipe": recipe, "epochs": epochs, "steps": steps, "minutes": minutes,
+        "batch_size": batch_size, "block_size": block_size, "optimizer": optimizer,
+        "learning_rate": learning_rate, "precision": precision, "save_every": save_every,
+        "seed": seed, "head": _given(kind=head, depth=depth, tap=_tap(tap)),
+        "objective": _given(weights=loss),
     }  # fmt: skip
-    chosen = {name: value for name, value in given.items() if value is not None}
-    settings = (
-        TrainConfig.from_yaml(config, **chosen) if config else TrainConfig.parse(chosen, "train")
-    )
-    built = build(model, settings, common.pick_device(device))
+    if head == "none":
+        given["head"] = "none"
+    chosen = merged(_given(**given), _parse_settings(settings or []))
+    run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
+    built = build(model, run, common.pick_device(device))
     tokenizer = common.tokenizer_of(model, built)
-    blocks = common.load_blocks(data, built, tokenizer, settings.block_size)
+    blocks = common.load_blocks(data, built, tokenizer, run.block_size)
     with training_bar() as report:
         result = run_training(
             built,
             blocks,
-            settings,
+            run,
             out,
             tokenizer=tokenizer,
             backbone_path=reference(model),
             report=report,
         )
+    if not PartialState().is_main_process:
+        return
     show_result(result)
+    kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
-        {"model": model, "method": settings.head, "depth": depth_, "nll": loss_,
+        {"model": model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
          "tokens": result.tokens, "seconds": result.seconds}
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
-    common.save_json(json, "train", built, settings.seed, settings.model_dump(), rows)
+    common.save_json(json, "train", built, run.seed, run.model_dump(), rows)
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    """The options that were given."""
+    return {name: value for name, value in options.items() if value not in (None, {})}
+
+
+def _parse_settings(pairs: list[str]) -> dict[str, Any]:
+    """`a.b=value` as nested mappings; values are YAML."""
+    result: dict[str, Any] = {}
+    for pair in pairs:
+        path, equals, text = pair.partition("=")
+        if not (path and equals):
+            raise InputError(f"--set {pair}: give NAME=VALUE, such as backbone_rate=0.1.")
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise InputError(f"--set {pair}: the value is not YAML.") from None
+        for name in reversed(path.split(".")):
+            value = {name: value}
+        result = merged(result, value)
+    return result
 
 
 def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
-    """The model to train: given weights under `frozen`, random ones under `pretrain`."""
+    """The model to train: random weights under `pretrain`, given ones under all other recipes."""
     torch.manual_seed(config.seed)
+    dtype = torch.float32 if device.type == "cpu" else None
+    if config.recipe == "native":
+        model = MTPModel.from_pretrained(name, dtype=dtype or "auto", device=device)
+        if model.head is None:
+            raise InputError(
+                f"{name}: has no heads to go on with; recipe frozen or joint adds some."
+            )
+        return model
     if config.recipe == "pretrain":
         backbone = new_causal_lm(name, config.seed)
     else:
         if is_foretoken_directory(Path(resolve(name))):
             raise InputError(
-                f"{name}: has heads already; name the backbone that new ones are to be trained on."
+                f"{name}: has heads already; train on with recipe native, or name the backbone "
+                "that new ones are to be trained on."
             )
-        backbone = load_causal_lm(name, torch.float32 if device.type == "cpu" else None)
+        backbone = load_causal_lm(name, dtype)
     backbone.to(device)  # type: ignore[arg-type]
-    return MTPModel(backbone, config.head_config())
+    return MTPModel(backbone, config.head)
 
 
 def reference(name: str) -> str:
@@ -132,12 +179,18 @@ def reference(name: str) -> str:
 
 
 def show_result(result: TrainResult) -> None:
-    """One line at the end of a run."""
+    """What a run did: its losses, and how far the parts of the model moved."""
     losses = ", ".join(f"{loss:.3f}" for loss in result.depth_losses)
     common.console.print(
         f"{result.steps} steps, {result.tokens:,} tokens, {result.seconds:.0f} s; "
         f"loss by depth {losses} nats → {result.directory}"
     )
+    learned = [f"{m.part} {common.percent(m.change)}" for m in result.movements if m.learns]
+    if learned:
+        common.console.print(f"Moved, against where it began: {', '.join(learned)}")
+    for movement in result.movements:
+        if movement.suspicious:
+            common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
 
 
 @contextmanager

@@ -90,6 +90,11 @@ class ObjectiveConfig:
         """Plain values."""
         return asdict(self)
 
+    @property
+    def skips_depths(self) -> bool:
+        """Whether a depth counts nothing for a part of the run."""
+        return self.schedule in ("forward", "reverse")
+
     def at(self, depth: int, done: float = 0.0, step: int = 0) -> tuple[float, ...]:
         """Weights of depths 0…`depth` when `done` (0…1) of the run, `step` steps, are behind."""
         dropped = self.schedule == "drop" and (

@@ -98,34 +98,39 @@ class MasterWeights(Optimizer):
 def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     """The optimiser of a run over the parameters that learn.
 
-    Matrices decay, vectors (norms, biases) do not. Under `muon` the matrices of decoder blocks and
-    projections are orthogonalised (Jordan et al. 2024); embeddings, which Muon does not suit, and
-    vectors are AdamW's.
+    Heads learn at the rate of the config, the backbone at `backbone_rate` times that. Matrices
+    decay, vectors (norms, biases, the weights of a weighted tap) do not. Under `muon` the matrices
+    of decoder blocks and projections are orthogonalised (Jordan et al. 2024); embeddings, which
+    Muon does not suit, and vectors are AdamW's.
     """
     tables = {id(model.backbone.embedding.weight), id(model.backbone.output.weight)}
-    learning = [p for p in model.parameters() if p.requires_grad]
+    of_backbone = {id(parameter) for parameter in model.lm.parameters()}
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
     kinds = [
         "table" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector" for p in learning
     ]
+    shares = [config.backbone_rate if id(p) in of_backbone else 1.0 for p in learning]
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
-        matrices: list[nn.Parameter] = []
-        vectors: list[nn.Parameter] = []
-        others: list[nn.Parameter] = []
-        for parameter, kind in zip(parameters, kinds, strict=True):
-            orthogonal = config.optimizer == "muon" and kind == "matrix" and parameter.ndim == 2
-            (matrices if orthogonal else vectors if kind == "vector" else others).append(parameter)
+        orthogonal: list[dict[str, Any]] = []
+        others: list[dict[str, Any]] = []
+        for share in sorted(set(shares), reverse=True):  # the heads' rate is reported: it is first
+            members_of: dict[str, list[nn.Parameter]] = {"muon": [], "matrix": [], "vector": []}
+            for parameter, kind, own in zip(parameters, kinds, shares, strict=True):
+                if own == share:
+                    muon = config.optimizer == "muon" and kind == "matrix" and parameter.ndim == 2
+                    where = "muon" if muon else "vector" if kind == "vector" else "matrix"
+                    members_of[where].append(parameter)
+            decay, rate = config.weight_decay, share * config.learning_rate
+            matrix_rate = share * config.matrix_learning_rate
+            orthogonal.append({"params": members_of["muon"], "lr": matrix_rate})
+            others.append({"params": members_of["matrix"], "lr": rate, "weight_decay": decay})
+            others.append({"params": members_of["vector"], "lr": rate, "weight_decay": 0.0})
         members: list[Optimizer] = []
-        if matrices:
-            members.append(
-                Muon(matrices, lr=config.matrix_learning_rate, weight_decay=config.weight_decay)
-            )
-        groups = [
-            {"params": others, "weight_decay": config.weight_decay},
-            {"params": vectors, "weight_decay": 0.0},
-        ]
-        if groups := [group for group in groups if group["params"]]:
-            members.append(AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.95), fused=True))
+        if groups := [group for group in orthogonal if group["params"]]:
+            members.append(Muon(groups, weight_decay=config.weight_decay))
+        if groups := [group for group in others if group["params"]]:
+            members.append(AdamW(groups, betas=(0.9, 0.95), fused=True))
         return members[0] if len(members) == 1 else Chained(*members)
 
     if config.precision == "bf16":

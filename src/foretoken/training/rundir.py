@@ -2,9 +2,11 @@
 
 config.yaml       the resolved settings; a run with others is refused
 source.json       the backbone's fingerprint and the size of the data; likewise
+provenance.json   versions, machine and commit of every process that took part in turn
 metrics.jsonl     one line per report
 checkpoint-N/     to resume from, while the run lasts
-model/            at the end
+model/            at the end, with curves.png, movement.json (which parameters moved, and how far)
+                  and what a weighted tap learned
 """
 
 import json
@@ -48,10 +50,23 @@ class RunDirectory:
         """Where the trained model goes."""
         return self.path / "model"
 
-    def claim(self, config: TrainConfig, source: dict[str, Any]) -> None:
+    @property
+    def departure(self) -> Path:
+        """Where the parameters began."""
+        return self.path / ".departure.safetensors"
+
+    @property
+    def states(self) -> Path:
+        """Hidden states of a frozen backbone, while the run lasts."""
+        return self.path / ".states"
+
+    def claim(
+        self, config: TrainConfig, source: dict[str, Any], process: dict[str, Any] | None = None
+    ) -> None:
         """Make the directory this run's, or find it to be so already.
 
         `source` tells the backbone and the data: a run goes on with those it began with.
+        `process` is the provenance of this one.
         """
         settings, origin = self.path / "config.yaml", self.path / "source.json"
         texts = {
@@ -76,10 +91,20 @@ class RunDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
                 path.write_text(text, encoding="utf-8")
+            if process is not None:
+                self._record(process)
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written to ({error.strerror}); name another directory."
             ) from None
+
+    def _record(self, process: dict[str, Any]) -> None:
+        """Append to the provenance: a resumed run may go on elsewhere."""
+        path = self.path / "provenance.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        text = json.dumps([*before, process], indent=2) + "\n"
+        path.with_name(".provenance.json").write_text(text, encoding="utf-8")
+        path.with_name(".provenance.json").replace(path)
 
     def resume_point(self) -> ResumePoint | None:
         """The newest whole checkpoint; what a killed process left behind it is removed."""
@@ -106,10 +131,18 @@ class RunDirectory:
         with self._metrics.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of the metrics."""
+        if not self._metrics.is_file():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+
     def finish(self) -> None:
-        """The model is saved: checkpoints have served."""
+        """The model is saved: what the run kept for itself has served."""
         for checkpoint in self.path.glob("checkpoint-[0-9]*"):
             shutil.rmtree(checkpoint)
+        for file in (self.departure, self.states):
+            file.unlink(missing_ok=True)
 
     @property
     def _metrics(self) -> Path:

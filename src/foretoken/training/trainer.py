@@ -2,17 +2,21 @@
 
 import math
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import PartialState
 from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -23,14 +27,20 @@ from transformers import (
     TrainingArguments,
 )
 
+from foretoken.adapters import Adapters
 from foretoken.checkpoint import replacing
 from foretoken.data import PackedBlocks
 from foretoken.errors import BackboneError, CheckpointError, ForetokenError, InputError
 from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
+from foretoken.provenance import provenance
+from foretoken.targets import IGNORE, depth_targets
 from foretoken.training.config import TrainConfig
+from foretoken.training.marginals import marginal_targets
 from foretoken.training.optimizers import make_optimizer, make_schedule
+from foretoken.training.report import Departure, Movement, write_report
 from foretoken.training.rundir import RunDirectory
+from foretoken.training.states import StateCache
 
 UNLIMITED = 10**9
 
@@ -44,6 +54,7 @@ class Progress:
         total_steps: how many there will be; None where only time limits the run.
         fraction: share of the run behind, 0…1.
         depth_losses: mean loss of depths 0…K in nats since the last report.
+        held_out_losses: the same on held-out blocks; empty where none was measured just now.
         learning_rate: now.
         tokens_per_second: since the last report.
         seconds: training time spent, over all processes of the run.
@@ -56,6 +67,7 @@ class Progress:
     learning_rate: float
     tokens_per_second: float
     seconds: float
+    held_out_losses: tuple[float, ...] = ()
 
 
 @dataclass
@@ -68,13 +80,15 @@ class TrainResult:
         tokens: tokens read, over all steps, the filling of blocks included.
         seconds: training time spent, over all processes of the run.
         depth_losses: of the last report.
+        movements: how far each part of the model went.
     """
 
     directory: Path
     steps: int
     tokens: int
     seconds: float
-    depth_losses: tuple[float, ...] = field(default=())
+    depth_losses: tuple[float, ...] = ()
+    movements: tuple[Movement, ...] = ()
 
 
 def train(
@@ -83,20 +97,24 @@ def train(
     config: TrainConfig,
     out: Path,
     *,
+    held_out: PackedBlocks | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     backbone_path: str | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Train `model` on `blocks` and save it to `out/model`; resume where `out` holds a checkpoint.
 
+    Under `torchrun` or `accelerate launch` every process calls this with the same arguments.
+
     Args:
         model: with heads attached; changed in place.
         blocks: the corpus, one document per block where the backbone does not isolate documents.
         config: the settings.
         out: the run directory.
+        held_out: blocks to measure the loss on, every `config.evaluate_every` steps.
         tokenizer: saved with the model.
         backbone_path: where the backbone can be loaded from; then `frozen` stores heads alone.
-        report: called with the progress every `config.log_every` steps.
+        report: called with the progress every `config.log_every` steps, by the main process.
 
     Raises:
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
@@ -105,29 +123,43 @@ def train(
     if config.attention is not None:
         _set_attention(model, config.attention)
     _check_blocks(model, blocks)
-    run = RunDirectory(out)
+    processes, run = PartialState(), RunDirectory(out)
     source = {
         "backbone": model.backbone.fingerprint(),
         "blocks": len(blocks),
         "tokens": blocks.num_tokens,
         "bytes": blocks.num_bytes,
     }
-    run.claim(config, source)
-    if config.recipe == "frozen":
+    process = provenance(config.seed, model.backbone.device, model.backbone.dtype)
+    with processes.main_process_first():
+        run.claim(config, source, process if processes.is_main_process else None)
+        resume = run.resume_point()
+    if config.recipe == "lora":
+        lora = config.lora.model_dump(exclude={"merge"})
+        model.adapt(lambda lm: Adapters.add(lm, **lora))
+    if not config.backbone_learns:
         model.freeze_backbone()
     _set_precision(model, config.precision)
-    if config.compile:
-        _compile_blocks(model)
-    resume = run.resume_point()
+    with processes.main_process_first():
+        departure = Departure(run.departure, model)
     clock = _Clock(config.minutes, resume.seconds if resume else 0.0)
-    trainer = _MTPTrainer(model, blocks, config, run, clock, tokenizer, backbone_path, report)
-    outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
+    trainer = _MTPTrainer(
+        model, blocks, config, run, clock, held_out, tokenizer, backbone_path, report
+    )
+    with _compiled_blocks(model) if config.compile else nullcontext():
+        outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
     model.eval()
     trainer.store(run.model)
-    run.finish()
-    tokens = outcome.global_step * config.batch_size * config.block_size
-    return TrainResult(run.model, outcome.global_step, tokens, seconds, trainer.latest)
+    movements: list[Movement] = []
+    if processes.is_main_process:
+        movements = write_report(run.path, model, departure, run.metrics())
+        run.finish()
+    processes.wait_for_everyone()
+    tokens = outcome.global_step * trainer.tokens_per_step
+    return TrainResult(
+        run.model, outcome.global_step, tokens, seconds, trainer.latest, tuple(movements)
+    )
 
 
 class _MTPTrainer(Trainer):
@@ -140,22 +172,29 @@ class _MTPTrainer(Trainer):
         config: TrainConfig,
         run: RunDirectory,
         clock: "_Clock",
+        held_out: PackedBlocks | None,
         tokenizer: PreTrainedTokenizerBase | None,
         backbone_path: str | None,
         report: Callable[[Progress], None] | None,
     ) -> None:
         self.settings = config
-        self.learned = config.objective_config()
+        self.mtp = model
+        self.run = run
+        self.held_out = held_out
         self.tokenizer_beside = tokenizer
         self.backbone_path = backbone_path
-        self.total_steps = _total_steps(config, len(blocks))
         self.clock = clock
         self.latest: tuple[float, ...] = ()
+        self.states: StateCache | None = None
         self._sums: list[Tensor] = []
+        if config.cache_gb:
+            limit = int(config.cache_gb * 2**30)
+            self.states = StateCache(run.states, model, len(blocks), blocks.block_size, limit)
         arguments = TrainingArguments(
             output_dir=str(run.path),
-            max_steps=self.total_steps or UNLIMITED,
+            max_steps=UNLIMITED,
             per_device_train_batch_size=config.batch_size,
+            gradient_accumulation_steps=config.accumulate,
             max_grad_norm=config.max_grad_norm,
             bf16=config.precision == "bf16-mixed",
             seed=config.seed,
@@ -164,18 +203,26 @@ class _MTPTrainer(Trainer):
             save_steps=config.save_every or 1,
             save_total_limit=2,
             remove_unused_columns=False,
+            ddp_find_unused_parameters=config.head_warmup > 0 or config.objective.skips_depths,
             report_to=[],
             disable_tqdm=True,
             use_cpu=model.backbone.device.type == "cpu",
         )
         arguments._n_gpu = 1  # else Trainer would wrap the model in DataParallel; use torchrun
+        per_step = config.batch_size * config.accumulate * arguments.world_size
+        self.tokens_per_step = per_step * config.block_size
+        self.total_steps = _total_steps(config, len(blocks), per_step)
+        arguments.max_steps = self.total_steps or UNLIMITED
+        if config.checkpoint_activations:
+            _checkpoint_activations(model)
+        callbacks: list[TrainerCallback] = [_Follow(self, report)]
+        if config.tensorboard:
+            callbacks.append(_tensorboard(run.path / "tensorboard"))
         super().__init__(
-            model=model,
-            args=arguments,
-            train_dataset=blocks,
-            callbacks=[_Follow(self, run, report)],
+            model=model, args=arguments, train_dataset=_Numbered(blocks), callbacks=callbacks
         )
         self.pop_callback(PrinterCallback)
+        self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
 
     def compute_loss(
         self,
@@ -185,14 +232,54 @@ class _MTPTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted loss of all depths; the parts are kept for the next report."""
-        output = model(**inputs, objective=self.learned)
+        index = inputs.pop("index")
+        given = dict(inputs, objective=self.settings.objective, weights=self.weights())
+        if self.settings.objective.distill == "marginal":
+            given["marginals"] = marginal_targets(
+                self.mtp, inputs["input_ids"], inputs["position_ids"], self.settings.objective
+            )
+        if self.states is not None:
+            given["trunk"] = self.states.read(index, inputs["input_ids"], inputs["position_ids"])
+        output = model(**given, counts=num_items_in_batch)
         self._sums.append(output.depth_losses)
         return (output.loss, output) if return_outputs else output.loss
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[Any], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Tensor]:
+        """The batches of one step, and by what the losses of each depth are divided.
+
+        That is the number of targets in the step over all batches and processes, per process,
+        because DDP takes the mean of the processes' gradients.
+        """
+        batches = list(islice(epoch_iterator, num_batches))
+        counts = torch.zeros(self.mtp.depth + 1, device=device)
+        for batch in batches:
+            labels, position_ids = batch.get("labels", batch["input_ids"]), batch["position_ids"]
+            for depth in range(self.mtp.depth + 1):
+                targets = depth_targets(labels, depth, position_ids)
+                counts[depth] += (targets != IGNORE).sum()
+        counts = self.accelerator.reduce(counts, reduction="mean")
+        return batches, counts.clamp(min=1.0)
+
+    def weights(self) -> tuple[float, ...]:
+        """Of the depths, now."""
+        step = self.state.global_step
+        return self.settings.objective.at(self.mtp.depth, self.done(step), step)
+
+    def warm_up_heads(self) -> None:
+        """Let the backbone rest as long as only the heads are to learn."""
+        limit, step = self.settings.head_warmup, self.state.global_step
+        warming = step < limit if limit >= 1 else self.done(step) < limit
+        if warming and self.mtp.backbone_trains:
+            self.mtp.freeze_backbone()
+        elif not warming and not self.mtp.backbone_trains:
+            self.mtp.release_backbone()
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Ours, see `foretoken.training.optimizers`."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(cast(MTPModel, self.model), self.settings)
+            self.optimizer = make_optimizer(self.mtp, self.settings)
         return self.optimizer
 
     def create_scheduler(
@@ -211,39 +298,69 @@ class _MTPTrainer(Trainer):
         return min(1.0, max(along_steps, self.clock.fraction()))
 
     def take_losses(self) -> tuple[float, ...]:
-        """Mean depth losses since the last call."""
+        """Mean depth losses since the last call, over all processes."""
         if self._sums:
-            self.latest = tuple(torch.stack(self._sums).mean(0).tolist())
+            # Every batch holds its share of its step's loss, see `get_batch_samples`.
+            total = torch.stack(self._sums).sum(0) / (len(self._sums) / self.settings.accumulate)
+            self.latest = tuple(self.accelerator.reduce(total, reduction="mean").tolist())
             self._sums.clear()
         return self.latest
 
+    @torch.no_grad()
+    def measure(self) -> tuple[float, ...]:
+        """Mean depth losses on the held-out blocks, (K+1,)."""
+        blocks = cast(PackedBlocks, self.held_out)
+        self.mtp.eval()
+        losses = torch.zeros(self.mtp.depth + 1, device=self.mtp.backbone.device)
+        for batch in DataLoader(blocks, batch_size=self.settings.batch_size):
+            output = self.mtp(**{k: v.to(losses.device) for k, v in batch.items()})
+            losses += output.depth_losses * len(batch["input_ids"]) / len(blocks)
+        self.mtp.train()
+        return tuple(losses.tolist())
+
     def store(self, directory: Path) -> None:
         """Save the model; heads alone where the backbone did not change and can be found again."""
-        alone = self.settings.recipe == "frozen"
-        cast(MTPModel, self.model).save_pretrained(
+        if not self.args.should_save:
+            return
+        if self.settings.recipe == "lora" and self.settings.lora.merge:
+            self.mtp.merge_adapters()
+        apart = self.mtp.adapters is not None or not self.settings.backbone_learns
+        self.mtp.save_pretrained(
             directory,
-            backbone_path=self.backbone_path if alone else None,
-            tokenizer=None if alone and self.backbone_path else self.tokenizer_beside,
+            backbone_path=self.backbone_path if apart else None,
+            tokenizer=None if apart and self.backbone_path else self.tokenizer_beside,
         )
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """A checkpoint's model part."""
         if self.args.should_save:
-            _save_weights(cast(MTPModel, self.model), Path(output_dir or str(self.args.output_dir)))
+            where = Path(output_dir or str(self.args.output_dir))
+            _save_weights(self.mtp, where, self.settings.backbone_learns)
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        _load_weights(cast(MTPModel, self.model), Path(resume_from_checkpoint))
+        _load_weights(self.mtp, Path(resume_from_checkpoint), self.settings.backbone_learns)
+
+
+class _Numbered(Dataset[dict[str, Tensor]]):
+    """Blocks that know their number."""
+
+    def __init__(self, blocks: PackedBlocks) -> None:
+        self.blocks = blocks
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {**self.blocks[index], "index": torch.tensor(index)}
 
 
 class _Follow(TrainerCallback):
     """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock."""
 
-    def __init__(
-        self, trainer: _MTPTrainer, run: RunDirectory, report: Callable[[Progress], None] | None
-    ) -> None:
-        self.trainer, self.run, self.report = trainer, run, report
+    def __init__(self, trainer: _MTPTrainer, report: Callable[[Progress], None] | None) -> None:
+        self.trainer, self.report = trainer, report
         self._since = (0, time.monotonic())
 
     def on_train_begin(
@@ -251,6 +368,12 @@ class _Follow(TrainerCallback):
     ) -> None:
         self.trainer.clock.start()
         self._since = (state.global_step, time.monotonic())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.settings.head_warmup:
+            self.trainer.warm_up_heads()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -266,32 +389,38 @@ class _Follow(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "learning_rate" not in logs:
             return
+        trainer, settings = self.trainer, self.trainer.settings
         now, (step, since) = time.monotonic(), self._since
-        settings = self.trainer.settings
-        tokens = (state.global_step - step) * settings.batch_size * settings.block_size
+        tokens = (state.global_step - step) * trainer.tokens_per_step
         self._since = (state.global_step, now)
+        due = trainer.held_out is not None and settings.evaluate_every > 0
+        due = due and step // settings.evaluate_every < state.global_step // settings.evaluate_every
         progress = Progress(
             step=state.global_step,
-            total_steps=self.trainer.total_steps,
-            fraction=self.trainer.done(state.global_step),
-            depth_losses=self.trainer.take_losses(),
+            total_steps=trainer.total_steps,
+            fraction=trainer.done(state.global_step),
+            depth_losses=trainer.take_losses(),
             learning_rate=float(logs["learning_rate"]),
             tokens_per_second=tokens / max(now - since, 1e-9),
-            seconds=self.trainer.clock.seconds(),
+            seconds=trainer.clock.seconds(),
+            held_out_losses=trainer.measure() if due else (),
         )
         if not all(map(math.isfinite, progress.depth_losses)):
             raise ForetokenError(
                 f"the loss is not finite at step {state.global_step} (by depth "
                 f"{progress.depth_losses}); lower the learning rate or raise the precision."
             )
-        self.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
+        if not args.should_save:  # not the main process
+            return
+        trainer.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
         if self.report is not None:
             self.report(progress)
 
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
-        self.run.mark_complete(state.global_step, self.trainer.clock.seconds())
+        if args.should_save:
+            self.trainer.run.mark_complete(state.global_step, self.trainer.clock.seconds())
 
 
 class _Clock:
@@ -313,21 +442,21 @@ class _Clock:
         return 0.0 if self.limit is None else self.seconds() / self.limit
 
 
-def _save_weights(model: MTPModel, directory: Path) -> None:
+def _save_weights(model: MTPModel, directory: Path, backbone_learns: bool) -> None:
     """A checkpoint's weights: of what learns, tensor by tensor as the modules hold them."""
     with replacing(directory) as work:
         if model.head is not None:
             save_model(model.head, str(work / "head.safetensors"))
-        if model.backbone_trains:
+        if backbone_learns:
             save_model(model.lm, str(work / "backbone.safetensors"))
 
 
-def _load_weights(model: MTPModel, directory: Path) -> None:
+def _load_weights(model: MTPModel, directory: Path, backbone_learns: bool) -> None:
     """The inverse of `_save_weights`."""
     try:
         if model.head is not None:
             load_model(model.head, directory / "head.safetensors", strict=True)
-        if model.backbone_trains:
+        if backbone_learns:
             load_model(model.lm, directory / "backbone.safetensors", strict=True)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise CheckpointError(
@@ -368,16 +497,41 @@ def _check_blocks(model: MTPModel, blocks: PackedBlocks) -> None:
         )
 
 
-def _compile_blocks(model: MTPModel) -> None:
+@contextmanager
+def _compiled_blocks(model: MTPModel) -> Iterator[None]:
+    """Blocks run compiled; their forward alone, because hooks look at how they are called."""
     kind = type(model.backbone.blocks[-1])
-    for module in model.modules():
-        if isinstance(module, kind):
-            module.compile()
+    blocks = [module for module in model.modules() if isinstance(module, kind)]
+    for block in blocks:
+        block.forward = torch.compile(block.forward)
+    try:
+        yield
+    finally:
+        for block in blocks:
+            del block.forward
 
 
-def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:
+def _checkpoint_activations(model: MTPModel) -> None:
+    try:
+        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+    except ValueError as error:
+        raise InputError(f"activations cannot be checkpointed: {error}") from None
+
+
+def _tensorboard(directory: Path) -> TrainerCallback:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+    except ImportError:
+        raise InputError(
+            "tensorboard is not installed; install foretoken[train], or leave it out."
+        ) from None
+    return TensorBoardCallback(SummaryWriter(str(directory)))
+
+
+def _total_steps(config: TrainConfig, num_blocks: int, rows_per_step: int) -> int | None:
     """The number of steps, or None where only time limits the run."""
-    per_epoch = -(-num_blocks // config.batch_size)
+    per_epoch = -(-num_blocks // rows_per_step)
     limits = [config.steps] if config.steps else []
     if config.epochs:
         limits.append(max(1, round(config.epochs * per_epoch)))
