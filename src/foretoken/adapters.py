@@ -3,6 +3,7 @@
 peft changes the model in place: the backbone stays the object that it was, with adapters inside.
 """
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +47,9 @@ class Adapters:
             task_type="CAUSAL_LM",
         )
         try:
-            return cls(peft.get_peft_model(model, config))
+            with warnings.catch_warnings():  # peft asks transformers in words of yesterday
+                warnings.simplefilter("ignore", FutureWarning)
+                return cls(peft.get_peft_model(model, config))
         except ValueError as error:
             reason = " ".join(str(error).split())
             raise InputError(f"adapters do not fit {type(model).__name__}: {reason}") from None
@@ -59,7 +62,9 @@ class Adapters:
             CheckpointError: they are missing or do not fit.
         """
         try:
-            return cls(_peft().PeftModel.from_pretrained(model, str(path)))
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                return cls(_peft().PeftModel.from_pretrained(model, str(path)))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path}: adapters cannot be loaded ({reason}).") from None

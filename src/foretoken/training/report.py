@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -142,7 +142,7 @@ def draw_tap_weights(weights: Sequence[Sequence[float]], path: Path) -> None:
     """A heat map, depth by layer."""
     figure = Figure(figsize=(7, 1.5 + 0.4 * len(weights)), layout="constrained")
     axes = figure.subplots()
-    image = axes.imshow(torch.tensor(weights), aspect="auto", cmap="viridis", vmin=0)
+    image = axes.imshow(np.array(weights), aspect="auto", cmap="viridis", vmin=0)
     axes.set_xlabel("residual state entering layer (the last one leaves the last block)")
     axes.set_yticks(range(len(weights)), [f"depth {depth + 1}" for depth in range(len(weights))])
     figure.colorbar(image, ax=axes, label="weight")

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -179,6 +179,9 @@ class _MTPTrainer(Trainer):
     ) -> None:
         self.settings = config
         self.mtp = model
+        self.objective = config.objective
+        if not config.backbone_learns:
+            self.objective = replace(config.objective, backbone=0.0)
         self.run = run
         self.held_out = held_out
         self.tokenizer_beside = tokenizer
@@ -233,10 +236,10 @@ class _MTPTrainer(Trainer):
     ) -> Any:
         """The weighted loss of all depths; the parts are kept for the next report."""
         index = inputs.pop("index")
-        given = dict(inputs, objective=self.settings.objective, weights=self.weights())
-        if self.settings.objective.distill == "marginal":
+        given = dict(inputs, objective=self.objective, weights=self.weights())
+        if self.objective.distill == "marginal":
             given["marginals"] = marginal_targets(
-                self.mtp, inputs["input_ids"], inputs["position_ids"], self.settings.objective
+                self.mtp, inputs["input_ids"], inputs["position_ids"], self.objective
             )
         if self.states is not None:
             given["trunk"] = self.states.read(index, inputs["input_ids"], inputs["position_ids"])
@@ -265,7 +268,7 @@ class _MTPTrainer(Trainer):
     def weights(self) -> tuple[float, ...]:
         """Of the depths, now."""
         step = self.state.global_step
-        return self.settings.objective.at(self.mtp.depth, self.done(step), step)
+        return self.objective.at(self.mtp.depth, self.done(step), step)
 
     def warm_up_heads(self) -> None:
         """Let the backbone rest as long as only the heads are to learn."""
@@ -305,6 +308,13 @@ class _MTPTrainer(Trainer):
             self.latest = tuple(self.accelerator.reduce(total, reduction="mean").tolist())
             self._sums.clear()
         return self.latest
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """As transformers does, with the loss of every depth."""
+        if "learning_rate" in logs:
+            losses = self.take_losses()
+            logs |= {f"loss_depth_{depth}": loss for depth, loss in enumerate(losses)}
+        super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
     def measure(self) -> tuple[float, ...]:
@@ -399,7 +409,7 @@ class _Follow(TrainerCallback):
             step=state.global_step,
             total_steps=trainer.total_steps,
             fraction=trainer.done(state.global_step),
-            depth_losses=trainer.take_losses(),
+            depth_losses=trainer.latest,
             learning_rate=float(logs["learning_rate"]),
             tokens_per_second=tokens / max(now - since, 1e-9),
             seconds=trainer.clock.seconds(),
@@ -512,8 +522,12 @@ def _compiled_blocks(model: MTPModel) -> Iterator[None]:
 
 
 def _checkpoint_activations(model: MTPModel) -> None:
+    lm: Any = model.lm
     try:
-        model.lm.gradient_checkpointing_enable({"use_reentrant": False})
+        if hasattr(lm, "activation_checkpointing_enable"):  # its name since transformers 5.20
+            lm.activation_checkpointing_enable({"use_reentrant": False})
+        else:
+            lm.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise InputError(f"activations cannot be checkpointed: {error}") from None
 

@@ -1,0 +1,326 @@
+"""Every lever of training does what it says: the parameters that should move do, and only they."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+import foretoken as ft
+from foretoken.errors import InputError
+from foretoken.training import train
+from test_training import (
+    SIZE,
+    Stop,
+    corpus,
+    equal,
+    metrics,
+    settings,
+    small_model,
+    stop_at,
+    weights,
+)
+
+HEAD = {"kind": "parallel", "depth": 2}
+
+
+def moved(model: ft.MTPModel, before: dict[str, Tensor]) -> set[str]:
+    """Names of the parameters that changed."""
+    now = dict(model.named_parameters())
+    return {name for name in before if name in now and not torch.equal(now[name], before[name])}
+
+
+def names(model: ft.MTPModel, owner: str) -> set[str]:
+    return {name for name, _ in model.named_parameters() if name.startswith(owner)}
+
+
+# -- recipes ------------------------------------------------------------------------------------
+
+
+def test_joint_moves_the_given_backbone_and_the_heads(tmp_path: Path) -> None:
+    model = small_model()
+    before = weights(model)
+    result = train(model, corpus(), settings(recipe="joint", steps=4), tmp_path / "run")
+    assert moved(model, before) == names(model, "lm") | names(model, "head")
+    assert {m.part for m in result.movements if m.change > 0} == {
+        "backbone embed_tokens", "backbone block 0", "backbone block 1", "backbone norm",
+        "head blocks 0", "head blocks 1", "head norms 0", "head norms 1",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("merge", [True, False])
+def test_lora_moves_heads_and_adapters(tmp_path: Path, merge: bool) -> None:
+    model = small_model()
+    base, where = weights(model.lm), tmp_path / "base"
+    model.lm.save_pretrained(where)
+    fingerprint = model.fingerprint()
+    heads = weights(model.head)
+    config = settings(recipe="lora", steps=6, lora={"rank": 4, "merge": merge})
+    result = train(model, corpus(), config, tmp_path / "run", backbone_path=str(where))
+    assert not moved(model.head, heads).symmetric_difference(heads)
+    tokens = torch.arange(SIZE).unsqueeze(0)
+    again = ft.MTPModel.from_pretrained(result.directory)
+    torch.testing.assert_close(again.lm(tokens).logits, model.lm(tokens).logits)
+    assert equal(weights(again.head), weights(model.head))
+    plain = AutoModelForCausalLM.from_pretrained(where)
+    assert not torch.allclose(plain(tokens).logits, model.lm(tokens).logits, atol=1e-4)
+    if merge:
+        tuned = AutoModelForCausalLM.from_pretrained(result.directory)
+        torch.testing.assert_close(tuned(tokens).logits, model.lm(tokens).logits)
+        changed = {
+            name for name, p in model.lm.named_parameters() if not torch.equal(p, base[name])
+        }
+        assert changed == {n for n in base if "proj" in n}
+    else:
+        assert not (result.directory / "model.safetensors").exists()
+        assert json.loads((result.directory / "foretoken.json").read_text())["backbone"] == {
+            "fingerprint": fingerprint, "architecture": "LlamaForCausalLM", "path": str(where),
+            "adapted": True,
+        }  # fmt: skip
+        (result.directory / "adapters" / "adapter_model.safetensors").unlink()
+        with pytest.raises(ft.CheckpointError, match="adapters"):
+            ft.MTPModel.from_pretrained(result.directory)
+
+
+def test_lora_is_told_where_it_belongs(tmp_path: Path) -> None:
+    config = settings(recipe="lora", steps=1, lora={"targets": ["nowhere"]})
+    with pytest.raises(InputError, match="do not fit LlamaForCausalLM") as caught:
+        train(small_model(), corpus(), config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    config = settings(recipe="lora", steps=1, lora={"merge": False})
+    with pytest.raises(ft.CheckpointError, match="apart from their base"):
+        train(small_model(), corpus(), config, tmp_path / "other")
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.5])
+def test_native_goes_on_with_the_heads_there_are(tmp_path: Path, rate: float) -> None:
+    model = small_model("sequential")
+    config = settings(recipe="native", head="none", steps=4, backbone_rate=rate)
+    before = weights(model)
+    train(model, corpus(), config, tmp_path / "run")
+    expected = names(model, "head") | (names(model, "lm") if rate else set())
+    assert moved(model, before) == expected
+
+
+# -- levers of Mehra et al. ---------------------------------------------------------------------
+
+
+def test_the_backbone_learns_at_its_own_rate(tmp_path: Path) -> None:
+    """One step of AdamW moves every weight by about the rate, so the ratio can be read off."""
+    steps = {}
+    for rate in (1.0, 0.125):
+        model = small_model()
+        before = weights(model)
+        config = settings(
+            recipe="joint", steps=1, backbone_rate=rate, schedule="constant", warmup=0
+        )
+        train(model, corpus(), config, tmp_path / str(rate))
+        now = weights(model)
+        for owner in ("lm.model.layers.0", "head.blocks.0"):
+            name = f"{owner}.mlp.up_proj.weight"
+            steps[owner, rate] = (now[name] - before[name]).abs().median().item()
+    assert steps["head.blocks.0", 0.125] == pytest.approx(steps["head.blocks.0", 1.0], rel=1e-3)
+    ratio = steps["lm.model.layers.0", 0.125] / steps["lm.model.layers.0", 1.0]
+    assert ratio == pytest.approx(0.125, rel=1e-2)
+
+
+@pytest.mark.parametrize("warmup", [8, 0.4])
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_heads_warm_up_alone(tmp_path: Path, warmup: float, optimizer: str) -> None:
+    model = small_model()
+    before, seen = weights(model), {}
+
+    def look(progress) -> None:
+        seen[progress.step] = moved(model, before)
+
+    config = settings(
+        recipe="joint", head_warmup=warmup, log_every=1, optimizer=optimizer, weight_decay=0.1
+    )
+    train(model, corpus(), config, tmp_path / "run", report=look)
+    heads = names(model, "head")
+    for step in range(1, 9):
+        assert seen[step] == heads, step
+    assert seen[9] == heads | names(model, "lm")
+
+
+def test_a_weighted_tap_learns_and_is_drawn(tmp_path: Path) -> None:
+    model = small_model({"kind": "parallel", "depth": 2, "tap": "weighted"})
+    config = settings(recipe="frozen", head={**HEAD, "tap": "weighted"}, learning_rate=1e-2)
+    train(model, corpus(), config, tmp_path / "run")
+    learned = json.loads((tmp_path / "run" / "tap_weights.json").read_text())
+    assert len(learned) == 2
+    assert all(len(row) == 3 and sum(row) == pytest.approx(1) for row in learned)
+    assert learned[0] != learned[1]
+    assert max(learned[0]) > 0.34  # it began at a third each
+    assert (tmp_path / "run" / "tap_weights.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("share", [0.5, 1.0])
+@pytest.mark.parametrize("distill", ["backbone", "marginal"])
+def test_distillation_trains_the_heads_of_a_frozen_model(
+    tmp_path: Path, distill: str, share: float
+) -> None:
+    model = small_model()
+    before = weights(model)
+    objective = {"distill": distill, "distill_share": share, "marginal_width": 4}
+    config = settings(recipe="frozen", steps=6, objective=objective)
+    train(model, corpus(), config, tmp_path / "run")
+    assert moved(model, before) == names(model, "head")
+
+
+def test_a_curriculum_trains_one_depth_after_another(tmp_path: Path) -> None:
+    model = small_model()
+    before, seen = weights(model), {}
+    config = settings(
+        recipe="frozen", log_every=1, objective={"schedule": "forward", "curriculum": 1.0}
+    )
+    train(
+        model, corpus(), config, tmp_path / "run",
+        report=lambda p: seen.update({p.step: moved(model, before)}),
+    )  # fmt: skip
+    first = {n for n in names(model, "head") if ".0." in n.partition("layers")[0]}
+    assert seen[10] == {n for n in first if n.startswith(("head.blocks.0", "head.norms.0"))}
+    assert seen[11] == names(model, "head")
+
+
+# -- scale --------------------------------------------------------------------------------------
+
+
+def masked_corpus():
+    """Blocks with different numbers of targets: one document per block, most of them short."""
+    import numpy as np
+
+    from foretoken.data import PackedBlocks
+
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 48, (24, SIZE)).astype(np.int32)
+    lengths = rng.integers(3, SIZE + 1, 24).astype(np.int64)
+    return PackedBlocks(blocks, np.arange(24) * SIZE, num_bytes=1000, lengths=lengths)
+
+
+def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
+    """Token for token, also where batches hold different numbers of targets."""
+    trained, losses = [], []
+    for batch_size, accumulate in ((8, 1), (2, 4)):
+        model = small_model()
+        config = settings(batch_size=batch_size, accumulate=accumulate, steps=6, log_every=1)
+        out = tmp_path / str(batch_size)
+        result = train(model, masked_corpus(), config, out)
+        trained.append(weights(model))
+        losses.append([line["depth_losses"] for line in metrics(out)])
+        assert result.tokens == 6 * 8 * SIZE
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        torch.tensor(losses[0]), torch.tensor(losses[1]), rtol=1e-4, atol=1e-5
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # likewise
+@pytest.mark.parametrize("lever", ["checkpoint_activations", "compile", "cache_gb"])
+@pytest.mark.parametrize("head", ["parallel", "sequential"])
+def test_what_saves_time_or_memory_changes_no_result(tmp_path: Path, head: str, lever: str) -> None:
+    trained = []
+    recipe = "frozen" if lever == "cache_gb" else "joint"
+    for value in (0, 1):
+        model = small_model(head)
+        config = settings(recipe=recipe, head=head, steps=14, **{lever: value})
+        train(model, corpus(), config, tmp_path / str(value))
+        trained.append(weights(model))
+        assert not (tmp_path / str(value) / ".states").exists()
+    for name, tensor in trained[0].items():
+        torch.testing.assert_close(trained[1][name], tensor, rtol=2e-3, atol=2e-4)
+    result = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
+    assert len(result.new_tokens) == 8
+
+
+LEVERS = {
+    "accumulated muon in bf16": {"accumulate": 2, "optimizer": "muon", "precision": "bf16"},
+    "head warm-up": {"recipe": "joint", "head_warmup": 12, "backbone_rate": 0.5},
+    "lora": {"recipe": "lora", "lora": {"rank": 2, "dropout": 0.1}},
+    "marginals": {
+        "recipe": "frozen", "objective": {"distill": "marginal", "marginal_positions": 2},
+    },
+    "curriculum": {"objective": {"schedule": "reverse"}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_a_stopped_run_ends_with_the_same_bits_whatever_it_does(tmp_path: Path, lever: str) -> None:
+    config = settings(**{"log_every": 1, **LEVERS[lever]})
+    whole, resumed = small_model(), small_model()
+    train(whole, corpus(), config, tmp_path / "whole")
+    for step in (7, 14):
+        with pytest.raises(Stop):
+            train(small_model(), corpus(), config, tmp_path / "run", report=stop_at(step))
+    train(resumed, corpus(), config, tmp_path / "run")
+    assert equal(weights(whole), weights(resumed))
+
+
+# -- what a run tells -----------------------------------------------------------------------------
+
+
+def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
+    model = small_model()
+    config = settings(evaluate_every=10, log_every=5)
+    held_out = corpus(6)
+    train(model, corpus(), config, tmp_path / "run", held_out=held_out)
+    lines = metrics(tmp_path / "run")
+    assert [bool(line["held_out_losses"]) for line in lines] == [False, True, False, True]
+    tokens = torch.stack([held_out[i]["input_ids"] for i in range(6)])
+    positions = torch.stack([held_out[i]["position_ids"] for i in range(6)])
+    with torch.no_grad():
+        expected = model(tokens, positions).depth_losses
+    torch.testing.assert_close(
+        torch.tensor(lines[-1]["held_out_losses"]), expected, rtol=0.02, atol=0
+    )
+
+
+def test_a_head_that_did_not_move_is_seen(tmp_path: Path) -> None:
+    """In the first half of this curriculum only depth 1 learns, and the run ends in it."""
+    objective = {"schedule": "forward", "curriculum": 1.0}
+    config = settings(recipe="frozen", steps=1, objective=objective)
+    result = train(small_model(), corpus(), config, tmp_path / "run")
+    found = {m.part: m for m in result.movements}
+    assert found["head blocks 0"].suspicious is None
+    assert found["head blocks 1"].suspicious == "head blocks 1 was to learn and did not move"
+    frozen = [m for m in result.movements if m.part.startswith("backbone")]
+    assert frozen
+    assert all(m.change == 0 and not m.learns and m.suspicious is None for m in frozen)
+    written = json.loads((tmp_path / "run" / "movement.json").read_text())
+    assert written == [vars(m) for m in result.movements]
+
+
+def test_movement_is_the_relative_change(tmp_path: Path) -> None:
+    from foretoken.training.report import Departure
+
+    model = small_model()
+    departure = Departure(tmp_path / "start.safetensors", model)
+    with torch.no_grad():
+        for parameter in model.head.blocks[0].parameters():
+            parameter.mul_(1.5)
+    found = {m.part: m for m in departure.movements(model)}
+    assert found["head blocks 0"].change == pytest.approx(0.5, rel=1e-5)
+    assert found["head blocks 1"].change == 0
+    assert "did not move" in found["head blocks 1"].suspicious
+    assert found["head blocks 0"].parameters == sum(
+        p.numel() for p in model.head.blocks[0].parameters()
+    )
+
+
+def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(small_model(), corpus(), settings(tensorboard=True), tmp_path / "run")
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    lines = metrics(tmp_path / "run")
+    for depth in range(3):
+        scalars = events.Scalars(f"train/loss_depth_{depth}")
+        assert [s.step for s in scalars] == [line["step"] for line in lines]
+        assert [s.value for s in scalars] == pytest.approx(
+            [line["depth_losses"][depth] for line in lines], rel=1e-5
+        )
