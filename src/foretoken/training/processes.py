@@ -1,5 +1,6 @@
 """Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it."""
 
+import os
 from typing import Any
 
 import torch
@@ -25,7 +26,7 @@ def rows_per_pass(config: TrainConfig, processes: int) -> int:
 
 
 def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, Any]:
-    """`TrainingArguments` for FSDP2, where it is asked for and there is something to share.
+    """`TrainingArguments` for FSDP2, where it is asked for, here or by `accelerate launch`.
 
     Each block of the backbone and of the heads is gathered when it runs; everything else stays
     whole during a pass, because heads read the embeddings and the output head in between.
@@ -33,7 +34,8 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
     Raises:
         InputError: a setting needs whole parameters.
     """
-    if not config.fsdp or processes == 1:
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    if processes == 1 or not (config.fsdp or launched):
         return {}
     whole = {
         "optimizer 'muon' orthogonalises whole matrices; use 'adamw'": config.optimizer == "muon",
