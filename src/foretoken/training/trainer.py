@@ -33,6 +33,7 @@ from foretoken.data import PackedBlocks
 from foretoken.errors import BackboneError, CheckpointError, ForetokenError, InputError
 from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
+from foretoken.objective import ObjectiveConfig
 from foretoken.provenance import provenance
 from foretoken.targets import IGNORE, depth_targets
 from foretoken.training.config import TrainConfig
@@ -179,9 +180,11 @@ class _MTPTrainer(Trainer):
     ) -> None:
         self.settings = config
         self.mtp = model
-        self.objective = config.objective
-        if not config.backbone_learns:
-            self.objective = replace(config.objective, backbone=0.0)
+        self.objective: ObjectiveConfig = (
+            config.objective
+            if config.backbone_learns
+            else replace(config.objective, backbone=0.0)
+        )
         self.run = run
         self.held_out = held_out
         self.tokenizer_beside = tokenizer
@@ -225,6 +228,9 @@ class _MTPTrainer(Trainer):
             model=model, args=arguments, train_dataset=_Numbered(blocks), callbacks=callbacks
         )
         self.pop_callback(PrinterCallback)
+        if self.is_fsdp_enabled:
+            _check_sharding(config)
+            model.depth_by_depth = False  # it needs parameters whole
         self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
 
     def compute_loss(
@@ -505,6 +511,16 @@ def _check_blocks(model: MTPModel, blocks: PackedBlocks) -> None:
             f"blocks of {length} tokens are longer than the model's context of {context}; "
             "use a smaller block size."
         )
+
+
+def _check_sharding(config: TrainConfig) -> None:
+    """What FSDP cannot do: these optimisers look at whole parameters."""
+    for name, value in (("optimizer", "muon"), ("precision", "bf16")):
+        if getattr(config, name) == value:
+            raise InputError(
+                f"{name} {value!r} needs whole parameters, which FSDP shards; "
+                "use adamw and float32 or bf16-mixed, or DDP."
+            )
 
 
 @contextmanager
