@@ -8,7 +8,6 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,23 +51,24 @@ def work(jobs: list[dict]) -> None:
     """What each of the two processes does."""
     torch.set_num_threads(1)
     on_step_end = trainer_module._Follow.on_step_end
+    job: dict = {}
+
+    def stopping(self, args, state, control, **rest) -> None:
+        on_step_end(self, args, state, control, **rest)
+        if state.global_step == job.get("stop"):  # in both processes
+            raise Stop
+
+    trainer_module._Follow.on_step_end = stopping
     for job in jobs:
-
-        def stopping(self, args, state, control, stop=job.get("stop"), **rest):
-            on_step_end(self, args, state, control, **rest)
-            if state.global_step == stop:  # in both processes
-                raise Stop
-
-        trainer_module._Follow.on_step_end = stopping
         try:
             run(Path(job["out"]), job["options"])
         except Stop:
-            assert job["stop"]
+            assert "stop" in job
     torch.distributed.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory with every run of two processes."""
     directory = tmp_path_factory.mktemp("two")
     jobs = [{"out": str(directory / name), "options": options} for name, options in ALIKE.items()]
@@ -102,7 +102,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     finally:
         for process in processes:
             process.kill()
-    yield directory
+    return directory
 
 
 @pytest.fixture(scope="module")

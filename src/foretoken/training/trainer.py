@@ -30,6 +30,7 @@ from foretoken.data import PackedBlocks
 from foretoken.errors import BackboneError, ForetokenError, InputError
 from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
+from foretoken.objective import ObjectiveConfig
 from foretoken.provenance import provenance
 from foretoken.targets import IGNORE, depth_targets
 from foretoken.training.config import TrainConfig
@@ -184,9 +185,9 @@ class _MTPTrainer(Trainer):
     ) -> None:
         self.settings = config
         self.mtp = model
-        self.objective = config.objective
-        if not config.backbone_learns:
-            self.objective = replace(config.objective, backbone=0.0)
+        self.objective: ObjectiveConfig = (
+            config.objective if config.backbone_learns else replace(config.objective, backbone=0.0)
+        )
         self.run = run
         self.held_out = held_out
         self.tokenizer_beside = tokenizer
