@@ -181,9 +181,7 @@ class _MTPTrainer(Trainer):
         self.settings = config
         self.mtp = model
         self.objective: ObjectiveConfig = (
-            config.objective
-            if config.backbone_learns
-            else replace(config.objective, backbone=0.0)
+            config.objective if config.backbone_learns else replace(config.objective, backbone=0.0)
         )
         self.run = run
         self.held_out = held_out
