@@ -98,7 +98,7 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
 def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
     """Render the turns once; learn the tokens that begin inside an assistant's turn."""
     turns = cast(Sequence[dict[str, str]], document.messages)
-    whole = _render(turns, tokenizer, document.source)
+    whole = render(turns, tokenizer, document.source)
     encoded: Any = tokenizer(
         whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
@@ -106,8 +106,8 @@ def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase, size: 
     learned = np.zeros(len(begins), bool)
     for number, turn in enumerate(turns):
         if turn["role"] == "assistant":
-            before = _render(turns[:number], tokenizer, document.source, prompt=True)
-            until = _render(turns[: number + 1], tokenizer, document.source)
+            before = render(turns[:number], tokenizer, document.source, prompt=True)
+            until = render(turns[: number + 1], tokenizer, document.source)
             if not (whole.startswith(until) and until.startswith(before)):
                 raise InputError(
                     f"{document.source}: the chat template writes earlier turns anew when later "
@@ -118,13 +118,14 @@ def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase, size: 
     return Tokenized(np.array(encoded["input_ids"], np.int32), learned, size)
 
 
-def _render(
+def render(
     turns: Sequence[dict[str, str]],
     tokenizer: PreTrainedTokenizerBase,
     source: str,
     *,
     prompt: bool = False,
 ) -> str:
+    """The text of a conversation; with `prompt`, up to where the assistant is to answer."""
     if not turns and not prompt:
         return ""
     try:
