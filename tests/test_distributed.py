@@ -1,83 +1,178 @@
-"""Two processes on one machine (gloo) do what one process does."""
+"""Two processes on one machine (gloo) do what one process does, with copies or with shards.
+
+They are started once, and train one run after another: starting takes longer than training.
+"""
 
 import json
 import os
+import socket
 import subprocess
 import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 import torch
 
 import foretoken as ft
+from foretoken.errors import InputError
 from foretoken.training import train
+from foretoken.training import trainer as trainer_module
+from foretoken.training.processes import rows_per_pass, sharding
 from test_recipes import masked_corpus
-from test_training import metrics, settings, small_model, weights
+from test_training import Stop, metrics, settings, small_model, stop_at, weights
 
-pytestmark = pytest.mark.slow
+OPTIONS = {"steps": 20, "log_every": 1, "save_every": 10, "recipe": "joint", "head": "parallel"}
 
-WORKER = """
-    import json, sys
-    sys.path.insert(0, {tests!r})
-    import torch
+ALIKE = {
+    "copies": {},
+    "copies, warm-up": {"head": "sequential", "head_warmup": 5},
+    "copies, curriculum": {"recipe": "frozen", "objective": {"schedule": "forward"}},
+    "copies, accumulated": {"accumulate": 2, "recipe": "frozen"},
+    "shards": {"fsdp": True},
+    "shards, warm-up": {"fsdp": True, "head": "sequential", "head_warmup": 0.25},
+    "shards, frozen": {"fsdp": True, "recipe": "frozen", "accumulate": 2},
+    "shards, residual": {"fsdp": True, "recipe": "frozen", "head": "residual"},
+    "shards, lora": {"fsdp": True, "recipe": "lora", "checkpoint_activations": True},
+}
+"""Runs that are done by one process and by two."""
+
+RESUMED = {"copies": {}, "shards": {"fsdp": True}, "shards, lora": {"fsdp": True, "recipe": "lora"}}
+"""Runs that are stopped after 12 steps and go on with another number of processes."""
+
+
+def run(out: Path, options: dict, report=None) -> ft.MTPModel:
+    config = settings(**{**OPTIONS, **options})
+    model = small_model(config.head)
+    train(model, masked_corpus(), config, out, report=report)
+    return model
+
+
+def work(jobs: list[dict]) -> None:
+    """What each of the two processes does."""
     torch.set_num_threads(1)
-    from pathlib import Path
-    from foretoken.training import train
-    from test_recipes import masked_corpus
-    from test_training import settings, small_model, stop_at
+    on_step_end = trainer_module._Follow.on_step_end
+    job: dict = {}
 
-    options = json.loads(sys.argv[1])
-    out, stop, head = Path(options.pop("out")), options.pop("stop", None), options["head"]
-    report = stop_at(stop) if stop else None
+    def stopping(self, args, state, control, **rest) -> None:
+        on_step_end(self, args, state, control, **rest)
+        if state.global_step == job.get("stop"):  # in both processes
+            raise Stop
+
+    trainer_module._Follow.on_step_end = stopping
+    for job in jobs:
+        try:
+            run(Path(job["out"]), job["options"])
+        except Stop:
+            assert "stop" in job
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with every run of two processes."""
+    directory = tmp_path_factory.mktemp("two")
+    jobs = [{"out": str(directory / name), "options": options} for name, options in ALIKE.items()]
+    for name, options in RESUMED.items():
+        with pytest.raises(Stop):
+            run(directory / f"1 to 2, {name}", options, stop_at(12))
+        jobs.append({"out": str(directory / f"1 to 2, {name}"), "options": options})
+        jobs.append({"out": str(directory / f"2 to 1, {name}"), "options": options, "stop": 12})
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {
+        **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+    }  # fmt: skip
+    command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
+    processes = [
+        subprocess.Popen(
+            command,
+            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in ("0", "1")
+    ]
     try:
-        train(small_model(head), masked_corpus(), settings(**options), out, report=report)
+        for process in processes:
+            _, errors = process.communicate(timeout=300)
+            assert process.returncode == 0, errors[-3000:]
     finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-"""
+        for process in processes:
+            process.kill()
+    return directory
 
 
-def launch(processes: int, **options) -> subprocess.CompletedProcess:
-    """Train in processes of their own, as torchrun starts them."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    environment |= options.pop("environment", {})
-    script = Path(options["out"]).with_suffix(".py")
-    script.write_text(textwrap.dedent(WORKER.format(tests=str(Path(__file__).parent))))
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone",
-        f"--nproc-per-node={processes}", str(script), json.dumps(options),
-    ]  # fmt: skip
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, env=environment)
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory):
+    """Does a run in this one process, each only once."""
+    directory, known = tmp_path_factory.mktemp("one"), {}
+
+    def get(options: dict) -> tuple[list[dict], dict[str, torch.Tensor]]:
+        key = json.dumps(options)
+        if key not in known:
+            out = directory / str(len(known))
+            known[key] = (run(out, options), out)
+        model, out = known[key]
+        return metrics(out), weights(model)
+
+    return get
 
 
-OPTIONS = {"steps": 20, "log_every": 1, "save_every": 10, "max_grad_norm": 1.0}
+def check(run: Path, lines: list[dict], expected: dict[str, torch.Tensor]) -> None:
+    """The same losses to 1e-5 at each of 20 steps, and the same weights at the end."""
+    found = metrics(run)
+    assert [line["step"] for line in found] == list(range(1, 21))
+    for ours, theirs in zip(found, lines, strict=True):
+        assert ours["depth_losses"] == pytest.approx(theirs["depth_losses"], rel=0, abs=1e-5)
+        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+    trained = weights(ft.MTPModel.from_pretrained(run / "model"))
+    assert trained.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ALIKE)
+def test_two_processes_do_what_one_does(name: str, runs: Path, alone) -> None:
+    options = {key: value for key, value in ALIKE[name].items() if key != "fsdp"}
+    check(runs / name, *alone(options))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RESUMED)
+def test_a_run_goes_on_with_another_number_of_processes(name: str, runs: Path, alone) -> None:
+    options = RESUMED[name]
+    run(runs / f"2 to 1, {name}", options)
+    expected = alone({key: value for key, value in options.items() if key != "fsdp"})
+    for way in ("1 to 2", "2 to 1"):
+        check(runs / f"{way}, {name}", *expected)
+
+
+def test_a_step_is_divided_evenly() -> None:
+    assert rows_per_pass(settings(batch_size=24, accumulate=3), 2) == 4
+    with pytest.raises(InputError, match="2 processes × 3 passes; give a multiple of 6"):
+        rows_per_pass(settings(batch_size=16, accumulate=3), 2)
 
 
 @pytest.mark.parametrize(
-    "lever",
+    ("options", "message"),
     [
-        {"head": "parallel", "recipe": "joint"},
-        {"head": "sequential", "recipe": "joint", "head_warmup": 5},
-        {"head": "parallel", "recipe": "frozen", "accumulate": 2},
+        ({"optimizer": "muon"}, "whole matrices"),
+        ({"precision": "bf16"}, "use 'bf16-mixed'"),
+        ({"recipe": "frozen", "cache_gb": 1}, "cache_gb"),
+        ({"objective": {"distill": "marginal"}}, "marginal"),
     ],
-    ids=["joint", "warm-up", "frozen, accumulated"],
 )
-def test_two_processes_reach_the_loss_of_one(tmp_path: Path, lever: dict) -> None:
-    """Same rows per step, and as many targets: every loss to 1e-5 over 20 steps."""
-    config = {**OPTIONS, **lever}
-    result = launch(2, out=str(tmp_path / "two"), batch_size=2, **config)
-    assert result.returncode == 0, result.stderr[-3000:]
-    model = small_model(lever["head"])
-    train(model, masked_corpus(), settings(batch_size=4, **config), tmp_path / "one")
-    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
-    assert [line["step"] for line in two] == list(range(1, 21))
-    for ours, theirs in zip(two, one, strict=True):
-        torch.testing.assert_close(
-            torch.tensor(ours["depth_losses"]),
-            torch.tensor(theirs["depth_losses"]),
-            rtol=0, atol=1e-5, msg=lambda text, step=ours["step"]: f"step {step}: {text}",
-        )  # fmt: skip
-    trained = ft.MTPModel.from_pretrained(tmp_path / "two" / "model")
-    for name, tensor in weights(model).items():
-        torch.testing.assert_close(weights(trained)[name], tensor, rtol=1e-3, atol=1e-4)
+def test_what_shards_cannot_do_is_said(options: dict, message: str) -> None:
+    model = small_model()
+    with pytest.raises(InputError, match=message) as caught:
+        sharding(model, settings(fsdp=True, **options), 2)
+    assert "\n" not in str(caught.value)
+    assert sharding(model, settings(fsdp=True, **options), 1) == {}
+
+
+if __name__ == "__main__":
+    work(json.loads(sys.argv[1]))

@@ -203,10 +203,10 @@ def masked_corpus():
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
     """Token for token, also where batches hold different numbers of targets."""
     trained, losses = [], []
-    for batch_size, accumulate in ((8, 1), (2, 4)):
+    for accumulate in (1, 4):
         model = small_model()
-        config = settings(batch_size=batch_size, accumulate=accumulate, steps=6, log_every=1)
-        out = tmp_path / str(batch_size)
+        config = settings(batch_size=8, accumulate=accumulate, steps=6, log_every=1)
+        out = tmp_path / str(accumulate)
         result = train(model, masked_corpus(), config, out)
         trained.append(weights(model))
         losses.append([line["depth_losses"] for line in metrics(out)])

@@ -234,7 +234,7 @@ def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
 
         def report(progress):
             if progress.step == 14:
-                trainer.save_model = die
+                trainer.save_snapshot = die
 
         train(small_model(), corpus(), settings(log_every=1), Path({str(out)!r}), report=report)
     """
@@ -261,7 +261,7 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, survivors: boo
     assert {path.name for path in out.glob("checkpoint-*")} == {"checkpoint-10", "checkpoint-15"}
     for name in ["checkpoint-15"] if survivors else ["checkpoint-15", "checkpoint-10"]:
         (out / name / "complete.json").unlink()
-        for file in (out / name).iterdir():
+        for file in [path for path in (out / name).rglob("*") if path.is_file()]:
             file.write_bytes(file.read_bytes()[:20])
     resumed, steps = small_model(), []
     train(resumed, corpus(), config, out, report=lambda p: steps.append(p.step))
@@ -492,7 +492,7 @@ def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
     from foretoken.training.rundir import RunDirectory
 
     run = RunDirectory(tmp_path / "run")
-    run.claim(TrainConfig.parse({"steps": 10}), {"backbone": "abc"})
+    run.claim(TrainConfig.parse({"steps": 10}), {"backbone": "abc"}, {"seed": 0})
     assert run.resume_point() is None
     for step in range(1, 8):
         run.log({"step": step})
@@ -500,6 +500,7 @@ def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
         (run.path / f"checkpoint-{step}").mkdir()
     run.mark_complete(3, 1.5)
     run.mark_complete(5, 2.5)
+    run.clear_after_resume_point()
     point = run.resume_point()
     assert point is not None
     assert (point.step, point.seconds) == (5, 2.5)

@@ -75,7 +75,6 @@ class MTPModel(nn.Module):
         self.lm = model
         self.backbone = Backbone(model)
         self.backbone_trains = True
-        self._resting: list[nn.Parameter] = []
         self.adapters: Adapters | None = None
         self._base_fingerprint: str | None = None
         self.tokenizer_path: str | None = None
@@ -120,17 +119,8 @@ class MTPModel(nn.Module):
 
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""
-        if self.backbone_trains:
-            self._resting = [p for p in self.lm.parameters() if p.requires_grad]
         self.backbone_trains = False
         self.lm.requires_grad_(False)
-        self.train(self.training)
-
-    def release_backbone(self) -> None:
-        """Undo `freeze_backbone`: what learned before it learns again."""
-        for parameter in self._resting:
-            parameter.requires_grad_(True)
-        self.backbone_trains = True
         self.train(self.training)
 
     def train(self, mode: bool = True) -> "MTPModel":

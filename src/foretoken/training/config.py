@@ -96,8 +96,8 @@ class TrainConfig(BaseModel):
         lora: adapters, for recipe `lora`.
         epochs, steps, minutes: when to stop; the one reached first. The learning rate falls along
             the one that is furthest.
-        batch_size: rows per step and process, accumulated ones not counted.
-        accumulate: batches per step.
+        batch_size: rows per optimiser step, over all processes.
+        accumulate: passes that a process divides its part of a step into, to save memory.
         block_size: T, tokens per row.
         optimizer: `adamw`, or `muon` for the matrices of the blocks beside AdamW for the rest.
         learning_rate: of AdamW at its peak.
@@ -121,6 +121,8 @@ class TrainConfig(BaseModel):
         compile: compile the blocks with `torch.compile`.
         checkpoint_activations: compute activations again in the backward pass instead of keeping
             them.
+        fsdp: with several processes, shard weights, gradients and optimiser state over them
+            (FSDP2) instead of giving each a copy (DDP).
         cache_gb: disk that a frozen backbone's hidden states may take, so that later epochs need
             not run it; 0 keeps none.
     """
@@ -156,6 +158,7 @@ class TrainConfig(BaseModel):
     tensorboard: bool = False
     compile: bool = False
     checkpoint_activations: bool = False
+    fsdp: bool = False
     cache_gb: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="before")

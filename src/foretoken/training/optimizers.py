@@ -95,6 +95,17 @@ class MasterWeights(Optimizer):
         self.param_groups = self.inner.param_groups
 
 
+def members(optimizer: Optimizer) -> list[Optimizer]:
+    """The optimisers that hold state, however they are wrapped."""
+    match optimizer:
+        case Chained():
+            return [leaf for member in optimizer.optimizers for leaf in members(member)]
+        case MasterWeights():
+            return members(optimizer.inner)
+        case _:
+            return [optimizer]
+
+
 def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
     """The optimiser of a run over the parameters that learn.
 

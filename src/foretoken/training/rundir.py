@@ -55,10 +55,9 @@ class RunDirectory:
         """Where the parameters began."""
         return self.path / ".departure.safetensors"
 
-    @property
-    def states(self) -> Path:
-        """Hidden states of a frozen backbone, while the run lasts."""
-        return self.path / ".states"
+    def states(self, process: int) -> Path:
+        """Hidden states of a frozen backbone that a process keeps, while the run lasts."""
+        return self.path / f".states-{process}"
 
     def claim(
         self, config: TrainConfig, source: dict[str, Any], process: dict[str, Any] | None = None
@@ -66,7 +65,7 @@ class RunDirectory:
         """Make the directory this run's, or find it to be so already.
 
         `source` tells the backbone and the data: a run goes on with those it began with.
-        `process` is the provenance of this one.
+        `process` is the provenance of this one; None writes nothing.
         """
         settings, origin = self.path / "config.yaml", self.path / "source.json"
         texts = {
@@ -87,12 +86,13 @@ class RunDirectory:
             )
         if self.model.exists():
             raise InputError(f"{self.path}: holds a finished run; choose another directory.")
+        if process is None:
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
                 path.write_text(text, encoding="utf-8")
-            if process is not None:
-                self._record(process)
+            self._record(process)
         except OSError as error:
             raise InputError(
                 f"{self.path}: cannot be written to ({error.strerror}); name another directory."
@@ -107,19 +107,24 @@ class RunDirectory:
         path.with_name(".provenance.json").replace(path)
 
     def resume_point(self) -> ResumePoint | None:
-        """The newest whole checkpoint; what a killed process left behind it is removed."""
-        whole = {path.parent: path for path in self.path.glob(f"checkpoint-[0-9]*/{COMPLETE}")}
-        for pattern in ("checkpoint-[0-9]*", ".checkpoint-*", ".model.*"):
+        """The newest whole checkpoint."""
+        if not (whole := self._whole_checkpoints()):
+            return None
+        newest = max(whole, key=_step_of)
+        seconds = float(json.loads((newest / COMPLETE).read_text(encoding="utf-8"))["seconds"])
+        return ResumePoint(newest, _step_of(newest), seconds)
+
+    def clear_after_resume_point(self) -> None:
+        """Remove what a killed process left behind, and the metrics of steps to be done again."""
+        whole = self._whole_checkpoints()
+        for pattern in ("checkpoint-[0-9]*", ".model.*"):
             for left_over in self.path.glob(pattern):
                 if left_over not in whole:
                     shutil.rmtree(left_over)
-        if not whole:
-            self._forget_metrics_after(0)
-            return None
-        newest = max(whole, key=_step_of)
-        self._forget_metrics_after(_step_of(newest))
-        seconds = float(json.loads(whole[newest].read_text(encoding="utf-8"))["seconds"])
-        return ResumePoint(newest, _step_of(newest), seconds)
+        self._forget_metrics_after(max(map(_step_of, whole), default=0))
+
+    def _whole_checkpoints(self) -> list[Path]:
+        return [path.parent for path in self.path.glob(f"checkpoint-[0-9]*/{COMPLETE}")]
 
     def mark_complete(self, step: int, seconds: float) -> None:
         """Declare `checkpoint-{step}` whole."""
@@ -141,7 +146,7 @@ class RunDirectory:
         """The model is saved: what the run kept for itself has served."""
         for checkpoint in self.path.glob("checkpoint-[0-9]*"):
             shutil.rmtree(checkpoint)
-        for file in (self.departure, self.states):
+        for file in (self.departure, *self.path.glob(".states-*")):
             file.unlink(missing_ok=True)
 
     @property

@@ -11,12 +11,10 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 from transformers import (
     PreTrainedTokenizerBase,
     PrinterCallback,
@@ -28,9 +26,8 @@ from transformers import (
 )
 
 from foretoken.adapters import Adapters
-from foretoken.checkpoint import replacing
 from foretoken.data import PackedBlocks
-from foretoken.errors import BackboneError, CheckpointError, ForetokenError, InputError
+from foretoken.errors import BackboneError, ForetokenError, InputError
 from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
 from foretoken.objective import ObjectiveConfig
@@ -39,11 +36,15 @@ from foretoken.targets import IGNORE, depth_targets
 from foretoken.training.config import TrainConfig
 from foretoken.training.marginals import marginal_targets
 from foretoken.training.optimizers import make_optimizer, make_schedule
+from foretoken.training.order import EndlessOrder
+from foretoken.training.processes import agreed, gather_whole, rows_per_pass, sharding
 from foretoken.training.report import Departure, Movement, write_report
 from foretoken.training.rundir import RunDirectory
+from foretoken.training.snapshots import load_snapshot, save_snapshot
 from foretoken.training.states import StateCache
 
 UNLIMITED = 10**9
+SCHEDULER_FILE = "scheduler.pt"
 
 
 @dataclass(frozen=True)
@@ -124,7 +125,8 @@ def train(
     if config.attention is not None:
         _set_attention(model, config.attention)
     _check_blocks(model, blocks)
-    processes, run = PartialState(), RunDirectory(out)
+    processes = PartialState(cpu=model.backbone.device.type == "cpu")
+    run = RunDirectory(out)
     source = {
         "backbone": model.backbone.fingerprint(),
         "blocks": len(blocks),
@@ -134,7 +136,9 @@ def train(
     process = provenance(config.seed, model.backbone.device, model.backbone.dtype)
     with processes.main_process_first():
         run.claim(config, source, process if processes.is_main_process else None)
-        resume = run.resume_point()
+        if processes.is_main_process:
+            run.clear_after_resume_point()
+    resume = run.resume_point()
     if config.recipe == "lora":
         lora = config.lora.model_dump(exclude={"merge"})
         model.adapt(lambda lm: Adapters.add(lm, **lora))
@@ -151,10 +155,11 @@ def train(
         outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
     model.eval()
-    trainer.store(run.model)
+    trainer.make_whole()
     movements: list[Movement] = []
     if processes.is_main_process:
         movements = write_report(run.path, model, departure, run.metrics())
+        trainer.store(run.model)
         run.finish()
     processes.wait_for_everyone()
     tokens = outcome.global_step * trainer.tokens_per_step
@@ -191,13 +196,16 @@ class _MTPTrainer(Trainer):
         self.latest: tuple[float, ...] = ()
         self.states: StateCache | None = None
         self._sums: list[Tensor] = []
+        processes = PartialState()
         if config.cache_gb:
-            limit = int(config.cache_gb * 2**30)
-            self.states = StateCache(run.states, model, len(blocks), blocks.block_size, limit)
+            limit = int(config.cache_gb * 2**30 / processes.num_processes)
+            path = run.states(processes.process_index)
+            self.states = StateCache(path, model, len(blocks), blocks.block_size, limit)
+        self.total_steps = _total_steps(config, len(blocks))
         arguments = TrainingArguments(
             output_dir=str(run.path),
-            max_steps=UNLIMITED,
-            per_device_train_batch_size=config.batch_size,
+            max_steps=self.total_steps or UNLIMITED,
+            per_device_train_batch_size=rows_per_pass(config, processes.num_processes),
             gradient_accumulation_steps=config.accumulate,
             max_grad_norm=config.max_grad_norm,
             bf16=config.precision == "bf16-mixed",
@@ -211,12 +219,10 @@ class _MTPTrainer(Trainer):
             report_to=[],
             disable_tqdm=True,
             use_cpu=model.backbone.device.type == "cpu",
+            **sharding(model, config, processes.num_processes),
         )
         arguments._n_gpu = 1  # else Trainer would wrap the model in DataParallel; use torchrun
-        per_step = config.batch_size * config.accumulate * arguments.world_size
-        self.tokens_per_step = per_step * config.block_size
-        self.total_steps = _total_steps(config, len(blocks), per_step)
-        arguments.max_steps = self.total_steps or UNLIMITED
+        self.tokens_per_step = config.batch_size * config.block_size
         if config.checkpoint_activations:
             _checkpoint_activations(model)
         callbacks: list[TrainerCallback] = [_Follow(self, report)]
@@ -226,9 +232,9 @@ class _MTPTrainer(Trainer):
             model=model, args=arguments, train_dataset=_Numbered(blocks), callbacks=callbacks
         )
         self.pop_callback(PrinterCallback)
-        if self.is_fsdp_enabled:
-            _check_sharding(config)
-            model.depth_by_depth = False  # it needs parameters whole
+        self.sharded = bool(self.is_fsdp_enabled)
+        if self.sharded:
+            model.depth_by_depth = False  # it needs whole parameters
         self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
 
     def compute_loss(
@@ -275,13 +281,26 @@ class _MTPTrainer(Trainer):
         return self.objective.at(self.mtp.depth, self.done(step), step)
 
     def warm_up_heads(self) -> None:
-        """Let the backbone rest as long as only the heads are to learn."""
+        """Let the backbone rest as long as only the heads are to learn.
+
+        Its parameters stay among those that learn, as DDP and FSDP know them from the beginning.
+        """
         limit, step = self.settings.head_warmup, self.state.global_step
-        warming = step < limit if limit >= 1 else self.done(step) < limit
-        if warming and self.mtp.backbone_trains:
-            self.mtp.freeze_backbone()
-        elif not warming and not self.mtp.backbone_trains:
-            self.mtp.release_backbone()
+        self.mtp.backbone_trains = step >= limit if limit >= 1 else self.done(step) >= limit
+        self.mtp.train()
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
+        """As transformers does; a backbone that rests forgets what heads passed on to it."""
+        loss = super().training_step(*args, **kwargs)
+        if not self.mtp.backbone_trains:
+            for parameter in self.mtp.lm.parameters():
+                parameter.grad = None
+        return loss
+
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Sampler[int]:
+        """Rows in the same order, however many processes and passes share them."""
+        rows = self.args.max_steps * self.settings.batch_size
+        return EndlessOrder(len(cast(_Numbered, self.train_dataset)), rows, self.settings.seed)
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Ours, see `foretoken.training.optimizers`."""
@@ -332,12 +351,15 @@ class _MTPTrainer(Trainer):
         self.mtp.train()
         return tuple(losses.tolist())
 
-    def store(self, directory: Path) -> None:
-        """Save the model; heads alone where the backbone did not change and can be found again."""
-        if not self.args.should_save:
-            return
+    def make_whole(self) -> None:
+        """The model as it is to be saved, in the main process."""
+        if self.sharded:
+            gather_whole(self.mtp)
         if self.settings.recipe == "lora" and self.settings.lora.merge:
             self.mtp.merge_adapters()
+
+    def store(self, directory: Path) -> None:
+        """Save the model; heads alone where the backbone did not change and can be found again."""
         apart = self.mtp.adapters is not None or not self.settings.backbone_learns
         self.mtp.save_pretrained(
             directory,
@@ -345,16 +367,38 @@ class _MTPTrainer(Trainer):
             tokenizer=None if apart and self.backbone_path else self.tokenizer_beside,
         )
 
-    def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
-        """A checkpoint's model part."""
+    # -- checkpoints: one form for every number of processes, see `foretoken.training.snapshots` --
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint's weights and the optimiser's state."""
+        directory = Path(output_dir or str(self.args.output_dir)) / "learned"
+        if self.sharded or self.args.should_save:
+            save_snapshot(directory, self.mtp, self._plain_optimizer, self.sharded)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if self.args.should_save:
-            where = Path(output_dir or str(self.args.output_dir))
-            _save_weights(self.mtp, where, self.settings.backbone_learns)
+            torch.save(cast(Any, self.lr_scheduler).state_dict(), Path(output_dir, SCHEDULER_FILE))
 
     def _load_from_checkpoint(
         self, resume_from_checkpoint: str, model: nn.Module | None = None
     ) -> None:
-        _load_weights(self.mtp, Path(resume_from_checkpoint), self.settings.backbone_learns)
+        """With the optimiser, once model and optimiser are spread over the processes."""
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        load_snapshot(Path(checkpoint, "learned"), self.mtp, self._plain_optimizer, self.sharded)
+        scheduler = cast(LRScheduler, self.lr_scheduler)
+        scheduler.load_state_dict(torch.load(Path(checkpoint, SCHEDULER_FILE), weights_only=True))
+        for group, rate in zip(
+            self._plain_optimizer.param_groups, scheduler.get_last_lr(), strict=True
+        ):
+            group["lr"] = rate
+
+    @property
+    def _plain_optimizer(self) -> Optimizer:
+        """Ours, without what accelerate puts around it."""
+        return cast(Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
 
 
 class _Numbered(Dataset[dict[str, Tensor]]):
@@ -381,6 +425,7 @@ class _Follow(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.trainer.clock.start()
+        self.trainer.clock.tick()
         self._since = (state.global_step, time.monotonic())
 
     def on_step_begin(
@@ -392,6 +437,7 @@ class _Follow(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.trainer.clock.tick()
         if self.trainer.clock.fraction() >= 1.0:
             control.should_training_stop = True
         if control.should_training_stop or state.global_step >= state.max_steps:
@@ -433,6 +479,7 @@ class _Follow(TrainerCallback):
     def on_save(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
+        self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
             self.trainer.run.mark_complete(state.global_step, self.trainer.clock.seconds())
 
@@ -444,6 +491,7 @@ class _Clock:
         self.limit = None if minutes is None else 60 * minutes
         self.before = before
         self._started: float | None = None
+        self._fraction = 0.0
 
     def start(self) -> None:
         self._started = time.monotonic()
@@ -452,30 +500,14 @@ class _Clock:
         now = 0.0 if self._started is None else time.monotonic() - self._started
         return self.before + now
 
+    def tick(self) -> None:
+        """Look at the clock, once per step: the schedule is the same in every process."""
+        if self.limit is not None:
+            self._fraction = agreed(self.seconds() / self.limit)
+
     def fraction(self) -> float:
-        return 0.0 if self.limit is None else self.seconds() / self.limit
-
-
-def _save_weights(model: MTPModel, directory: Path, backbone_learns: bool) -> None:
-    """A checkpoint's weights: of what learns, tensor by tensor as the modules hold them."""
-    with replacing(directory) as work:
-        if model.head is not None:
-            save_model(model.head, str(work / "head.safetensors"))
-        if backbone_learns:
-            save_model(model.lm, str(work / "backbone.safetensors"))
-
-
-def _load_weights(model: MTPModel, directory: Path, backbone_learns: bool) -> None:
-    """The inverse of `_save_weights`."""
-    try:
-        if model.head is not None:
-            load_model(model.head, directory / "head.safetensors", strict=True)
-        if backbone_learns:
-            load_model(model.lm, directory / "backbone.safetensors", strict=True)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{directory}: does not fit the model ({error}); remove it to go on without it."
-        ) from None
+        """At the last tick."""
+        return self._fraction
 
 
 def _set_attention(model: MTPModel, implementation: str) -> None:
@@ -509,16 +541,6 @@ def _check_blocks(model: MTPModel, blocks: PackedBlocks) -> None:
             f"blocks of {length} tokens are longer than the model's context of {context}; "
             "use a smaller block size."
         )
-
-
-def _check_sharding(config: TrainConfig) -> None:
-    """What FSDP cannot do: these optimisers look at whole parameters."""
-    for name, value in (("optimizer", "muon"), ("precision", "bf16")):
-        if getattr(config, name) == value:
-            raise InputError(
-                f"{name} {value!r} needs whole parameters, which FSDP shards; "
-                "use adamw and float32 or bf16-mixed, or DDP."
-            )
 
 
 @contextmanager
@@ -557,9 +579,9 @@ def _tensorboard(directory: Path) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(str(directory)))
 
 
-def _total_steps(config: TrainConfig, num_blocks: int, rows_per_step: int) -> int | None:
+def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:
     """The number of steps, or None where only time limits the run."""
-    per_epoch = -(-num_blocks // rows_per_step)
+    per_epoch = num_blocks / config.batch_size
     limits = [config.steps] if config.steps else []
     if config.epochs:
         limits.append(max(1, round(config.epochs * per_epoch)))

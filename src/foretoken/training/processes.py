@@ -1,0 +1,79 @@
+"""Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it."""
+
+import os
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast
+from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+from foretoken.errors import InputError
+from foretoken.model import MTPModel
+from foretoken.training.config import TrainConfig
+
+
+def rows_per_pass(config: TrainConfig, processes: int) -> int:
+    """Rows that one process reads at once, so that a step has `config.batch_size` of them."""
+    passes = processes * config.accumulate
+    if config.batch_size % passes:
+        raise InputError(
+            f"batch_size {config.batch_size} cannot be divided by {processes} processes × "
+            f"{config.accumulate} passes; give a multiple of {passes}."
+        )
+    return config.batch_size // passes
+
+
+def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, Any]:
+    """`TrainingArguments` for FSDP2, where it is asked for, here or by `accelerate launch`.
+
+    Each block of the backbone and of the heads is gathered when it runs; everything else stays
+    whole during a pass, because heads read the embeddings and the output head in between.
+
+    Raises:
+        InputError: a setting needs whole parameters.
+    """
+    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
+    if processes == 1 or not (config.fsdp or launched):
+        return {}
+    whole = {
+        "optimizer 'muon' orthogonalises whole matrices; use 'adamw'": config.optimizer == "muon",
+        "precision 'bf16' keeps copies of whole weights; use 'bf16-mixed'": config.precision
+        == "bf16",
+        "distill 'marginal' runs the backbone by itself": config.objective.distill == "marginal",
+        "cache_gb runs the backbone by itself": config.cache_gb > 0,
+    }
+    for reason, asked in whole.items():
+        if asked:
+            raise InputError(f"fsdp holds only shards of the weights, but {reason}.")
+    blocks = {type(block).__name__ for block in model.backbone.blocks}
+    return {
+        "fsdp": True,
+        "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sorted(blocks)},
+    }
+
+
+def gather_whole(model: nn.Module) -> None:
+    """Give the main process the whole parameters of a sharded model, on the CPU.
+
+    It can be saved then, and no longer run. The other processes keep their shards.
+    """
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    whole = get_model_state_dict(model, options=options)
+    if not PartialState().is_main_process:
+        return
+    replaced: dict[nn.Parameter, nn.Parameter] = {}
+    for name, shard in list(model.named_parameters(remove_duplicate=False)):
+        if shard not in replaced:
+            replaced[shard] = nn.Parameter(whole[name], shard.requires_grad)
+        owner, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(owner), leaf, replaced[shard])
+
+
+def agreed(value: float) -> float:
+    """The main process's `value`, in every process."""
+    state = PartialState()
+    if state.num_processes == 1:
+        return value
+    return float(broadcast(torch.tensor([value], dtype=torch.float64, device=state.device)))
