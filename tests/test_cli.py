@@ -153,7 +153,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "blank.txt").write_text(" \n\t\n", encoding="utf-8")
     (place / "latin.txt").write_bytes("é".encode("latin-1"))
     (place / "settings.yaml").write_text(
-        "depth: 1\nsteps: 6\nbatch_size: 2\nblock_size: 16\nlog_every: 1\nsave_every: 2\n",
+        "head: {depth: 1}\nsteps: 6\nbatch_size: 2\nblock_size: 16\nlog_every: 1\nsave_every: 2\n",
         encoding="utf-8",
     )
     (place / "wrong.yaml").write_text("depht: 2\nsteps: 1\n", encoding="utf-8")
@@ -412,7 +412,7 @@ def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
     assert all(row["method"] == "sequential" for row in result.rows)
     assert all(row["tokens"] == 3 * 2 * 16 for row in result.rows)
     assert all(row["nll"] > 0 for row in result.rows)
-    assert result.settings["depth"] == 2
+    assert result.settings["head"]["depth"] == 2
     assert finished(out)
     assert sorted(p.name for p in (out / "model").iterdir()) == [CONFIG_FILE, HEADS_FILE]
     loaded = ft.MTPModel.from_pretrained(out / "model")
@@ -532,7 +532,11 @@ BAD = [
     (f"{TRAIN} --steps 1 --recipe magic", "recipe"),
     (f"{TRAIN} --steps 1 --tap 9", "has 2 blocks"),
     (f"{TRAIN} --steps 1 --tap -1", "tap '-1'"),
-    (f"{TRAIN} --steps 1 --shared", "shared"),
+    (f"{TRAIN} --steps 1 --set head.shared=true", "shared"),
+    (f"{TRAIN} --steps 1 --set head", "give NAME=VALUE"),
+    (f"{TRAIN} --steps 1 --set head.depth={{{{", "not YAML"),
+    (f"{TRAIN} --steps 1 --set objective.scale=-1", "scale is -1"),
+    (f"{TRAIN} --steps 1 --recipe native", "no heads to train on"),
     (f"{TRAIN} --steps 1 --seed -1", "seed"),
     (f"{TRAIN} --steps 1 --learning-rate nan", "learning_rate"),
     (f"{TRAIN} --config {{place}}/nowhere.yaml", "cannot be read"),

@@ -197,7 +197,13 @@ def test_marginals_read_no_filling() -> None:
 
 # -- training -----------------------------------------------------------------------------------
 
-SETTINGS = {"depth": DEPTH, "steps": 2, "batch_size": 2, "block_size": SIZE, "log_every": 1}
+SETTINGS = {
+    "head": {"depth": DEPTH},
+    "steps": 2,
+    "batch_size": 2,
+    "block_size": SIZE,
+    "log_every": 1,
+}
 
 
 def test_training_takes_them_and_refuses_packed_ones(tmp_path: Path) -> None:

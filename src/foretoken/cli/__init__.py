@@ -6,7 +6,7 @@ from typing import cast
 
 import typer
 
-from foretoken.cli import bench, demo, evaluate, generate, info, probe, train
+from foretoken.cli import bench, demo, distill, evaluate, generate, info, probe, train
 from foretoken.errors import ForetokenError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app.command("demo")(demo.demo)
 app.command("info")(info.info)
 app.command("probe")(probe.probe)
 app.command("train")(train.train)
+app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)

@@ -154,9 +154,7 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
     if config.recipe == "native":
         model = MTPModel.from_pretrained(name, dtype=dtype or "auto", device=device)
         if model.head is None:
-            raise InputError(
-                f"{name}: has no heads to go on with; recipe frozen or joint adds some."
-            )
+            raise InputError(f"{name}: has no heads to train on; recipe frozen or joint adds some.")
         return model
     if config.recipe == "pretrain":
         backbone = new_causal_lm(name, config.seed)

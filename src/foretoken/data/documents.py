@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 from foretoken.errors import InputError
 
@@ -20,21 +20,38 @@ TEXT_SUFFIXES = (".txt", ".md", ".py")
 """A file with one of these names is one document."""
 
 LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
-"""A file with one of these names holds one JSON object per line, its document under `text`."""
+"""A file with one of these names holds one JSON object per line, a record."""
 
-_SUPPORTED = ", ".join(TEXT_SUFFIXES + LINES_SUFFIXES)
+TABLE_SUFFIXES = (".parquet",)
+"""A file with one of these names holds one record per row."""
+
+SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
+
+_SUPPORTED = ", ".join(SUFFIXES)
+
+Message = dict[str, str]
+"""`role` and `content`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Document:
     """One document and where it came from.
 
-    `source` is a path relative to what was read, with `:line` appended for a file that holds a
-    document per line. It does not contain the machine's own folders, so it is the same everywhere.
+    Attributes:
+        text: all of it.
+        source: a path relative to what was read, with `:line` appended for a file that holds a
+            document per line or row. It does not contain the machine's own folders, so it is the
+            same everywhere.
+        messages: the turns of a conversation; what is learned is the assistant's.
+        tokens: token ids that are known already, so that nothing is tokenized differently.
+        prompt_tokens: how many of `tokens` are a prompt, which is not learned.
     """
 
     text: str
     source: str
+    messages: tuple[Message, ...] | None = None
+    tokens: tuple[int, ...] | None = None
+    prompt_tokens: int = 0
 
 
 def read_documents(path: str | Path) -> Iterator[Document]:
@@ -42,10 +59,17 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
     `path` is one of
       - a `.txt`, `.md` or `.py` file: one document,
-      - a `.jsonl` or `.jsonl.gz` file: one document per line, in the field `text`,
+      - a `.jsonl` or `.jsonl.gz` file, or a `.parquet` table: one document per line or row, see
+        below,
       - a folder: all such files in it and below it, sorted by path; hidden files and folders
         (`.git`, `.venv`) are left out,
+      - `hub:NAME`, `hub:NAME:CONFIG` or `hub:NAME:CONFIG:SPLIT`: a data set of the Hugging Face
+        Hub, streamed; the split is `train` unless another is named,
       - `stdlib:train` or `stdlib:held-out`: the source of the running Python's standard library.
+
+    A line or row has a field `text`; or `messages`, a list of `{"role": …, "content": …}`; or
+    `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as `foretoken
+    distill` writes them.
 
     Documents that are empty or all white space are left out.
 
@@ -56,12 +80,14 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     """
     if str(path).startswith("stdlib:"):
         return _read_stdlib(str(path))
+    if str(path).startswith("hub:"):
+        return _read_hub(str(path))
     path = Path(path)
     if path.is_dir():
         files = _files_in(path)
         base = path
     elif path.is_file():
-        if not path.name.lower().endswith(TEXT_SUFFIXES + LINES_SUFFIXES):
+        if not path.name.lower().endswith(SUFFIXES):
             raise InputError(f"cannot read {path}: a text file must end in one of {_SUPPORTED}")
         files = [path]
         base = path.parent
@@ -88,7 +114,7 @@ def _files_in(folder: Path) -> list[Path]:
         (
             relative
             for relative in relatives
-            if relative.name.lower().endswith(TEXT_SUFFIXES + LINES_SUFFIXES)
+            if relative.name.lower().endswith(SUFFIXES)
             and not any(part.startswith(".") for part in relative.parts)
         ),
         key=Path.as_posix,
@@ -103,9 +129,16 @@ def _read_files(path: Path, base: Path, files: list[Path]) -> Iterator[Document]
     found = False
     for file in files:
         source = file.relative_to(base).as_posix()
-        is_lines = file.name.lower().endswith(LINES_SUFFIXES)
-        for document in _read_lines(file, source) if is_lines else _read_text(file, source):
-            if document.text.strip():
+        name = file.name.lower()
+        read = (
+            _read_lines
+            if name.endswith(LINES_SUFFIXES)
+            else _read_table
+            if name.endswith(TABLE_SUFFIXES)
+            else _read_text
+        )
+        for document in read(file, source):
+            if document.text.strip() or document.tokens:
                 found = True
                 yield document
     if not found:
@@ -128,8 +161,8 @@ def _read_lines(file: Path, source: str) -> Iterator[Document]:
         with _open_binary(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
-                    text = _text_of(line, f"{file}, line {number}")
-                    yield Document(text=text, source=f"{source}:{number}")
+                    where = f"{file}, line {number}"
+                    yield _document_of(_parse(line, where), where, f"{source}:{number}")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file} is not a whole gzip file ({error}): fetch it again") from None
     except OSError as error:
@@ -142,8 +175,53 @@ def _open_binary(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _text_of(line: bytes, where: str) -> str:
-    """Return the `text` of one line of JSON; `where` names file and line in an error."""
+def _read_table(file: Path, source: str) -> Iterator[Document]:
+    from pyarrow import ArrowException
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        with ParquetFile(file) as table:
+            number = 0
+            for batch in table.iter_batches(batch_size=1024):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield _document_of(record, f"{file}, row {number}", f"{source}:{number}")
+    except ArrowException as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{file} is not a whole parquet file ({reason})") from None
+    except OSError as error:
+        raise InputError(f"cannot read {file}: {error.strerror or error}") from None
+
+
+def _read_hub(address: str) -> Iterator[Document]:
+    """Stream `hub:NAME[:CONFIG[:SPLIT]]`; documents are `NAME:number`."""
+    import datasets
+
+    _, name, *rest = address.split(":")
+    config, split = [*rest, None, None][:2]
+    if not name or len(rest) > 2:
+        raise InputError(f"{address!r} is no data set: write hub:NAME:CONFIG:SPLIT")
+    try:
+        records = datasets.load_dataset(
+            name, config or None, split=split or "train", streaming=True
+        )
+        found = False
+        for number, record in enumerate(records, start=1):
+            document = _document_of(record, f"{address}, row {number}", f"{name}:{number}")
+            if document.text.strip() or document.tokens:
+                found = True
+                yield document
+    except InputError:
+        raise
+    except Exception as error:  # datasets raises whatever its readers do
+        reason = " ".join(str(error).split())
+        raise InputError(f"{address}: cannot be read ({type(error).__name__}: {reason})") from None
+    if not found:
+        raise InputError(f"no text in {address}: every document is empty")
+
+
+def _parse(line: bytes, where: str) -> dict[str, Any]:
+    """One line of JSON; `where` names file and line in an error."""
     try:
         record = json.loads(line.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
@@ -154,17 +232,61 @@ def _text_of(line: bytes, where: str) -> str:
         raise InputError(f"{where}: not usable JSON (nested too deeply)") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object with the field 'text', not {_kind(record)}")
+    return record
+
+
+def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
+    """What a record holds; the first of `tokens`, `messages` and `text` that is there counts."""
+    if record.get("tokens") is not None:
+        return _tokens_of(record, where, source)
+    if record.get("messages") is not None:
+        messages = _messages_of(record["messages"], where)
+        text = "\n".join(message["content"] for message in messages)
+        return Document(text=text, source=source, messages=messages)
     if "text" not in record:
         fields = ", ".join(map(repr, record)) or "none"
         raise InputError(f"{where}: the field 'text' is missing (fields: {fields})")
-    text = record["text"]
-    if not isinstance(text, str):
-        raise InputError(f"{where}: the field 'text' must be a string, not {_kind(text)}")
+    return Document(text=_string(record["text"], "the field 'text'", where), source=source)
+
+
+def _tokens_of(record: dict[str, Any], where: str, source: str) -> Document:
+    tokens, prompt = record["tokens"], record.get("prompt_tokens", 0)
+    if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
+        raise InputError(f"{where}: the field 'tokens' must be a list of token ids")
+    if not _is_count(prompt) or prompt > len(tokens):
+        raise InputError(f"{where}: the field 'prompt_tokens' must be 0 to {len(tokens)}")
+    text = _string(record.get("text") or "", "the field 'text'", where)
+    return Document(text=text, source=source, tokens=tuple(tokens), prompt_tokens=prompt)
+
+
+def _messages_of(messages: Any, where: str) -> tuple[Message, ...]:
+    if not isinstance(messages, list) or not messages:
+        raise InputError(f"{where}: the field 'messages' must be a list of turns")
+    turns = []
+    for number, turn in enumerate(messages, start=1):
+        if not isinstance(turn, dict):
+            raise InputError(f"{where}: turn {number} must be an object, not {_kind(turn)}")
+        turns.append(
+            {
+                name: _string(turn.get(name), f"{name!r} of turn {number}", where)
+                for name in ("role", "content")
+            }
+        )
+    return tuple(turns)
+
+
+def _string(value: object, what: str, where: str) -> str:
+    if not isinstance(value, str):
+        raise InputError(f"{where}: {what} must be a string, not {_kind(value)}")
     try:
-        text.encode("utf-8")  # JSON can escape half a surrogate pair, which no tokenizer takes
+        value.encode("utf-8")  # JSON can escape half a surrogate pair, which no tokenizer takes
     except UnicodeEncodeError as error:
         raise InputError(f"{where}: half a surrogate pair at character {error.start}") from None
-    return text
+    return value
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _kind(value: object) -> str:

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from foretoken.data.documents import Document
+from foretoken.data.tokenization import Tokenized, tokenize_all
 from foretoken.errors import InputError
 from foretoken.targets import IGNORE
 
@@ -22,27 +22,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
-_BATCH = 64  # documents tokenized by one call: enough for the tokenizer's own threads
-
-_Item = TypeVar("_Item")
-
 
 class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
     """A corpus as blocks of exactly T tokens, for training and for measuring.
 
-    The tokens of all documents stand in one row, each document followed by the tokenizer's
+    The tokens of all documents stand in one row, plain texts followed by the tokenizer's
     end-of-sequence token (where it has one, which then belongs to the document); the row is cut
     every T tokens, and a remainder shorter than T is dropped.
 
     An item is `{"input_ids": (T,) int64, "position_ids": (T,) int64}`. Positions count from 0 at
     the start of each block and of each document in it, and they alone tell where documents begin:
-    transformers reads packed rows so, and lets no document attend to another.
+    transformers reads packed rows so, and lets no document attend to another. Where some tokens are
+    not learned (prompts), an item has `"labels": (T,) int64` too, `IGNORE` on them.
 
     Not every model obeys (`Backbone.isolates_documents`). For those that do not, a block can hold
     one document: each document, or stretch of T tokens of a longer one, then begins a block and is
-    filled up at its end, and an item has `"labels": (T,) int64` too, `IGNORE` on the filling. The
-    filling needs no attention mask: in a causal model nothing before it can see it. A stretch of a
-    single token has nothing to predict and is dropped.
+    filled up at its end, and an item has labels too, `IGNORE` on the filling. The filling needs no
+    attention mask: in a causal model nothing before it can see it. A stretch of a single token has
+    nothing to predict and is dropped.
 
     Attributes:
         num_tokens: tokens kept, without filling; where blocks are packed, their number × T.
@@ -60,16 +57,19 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         *,
         num_bytes: int,
         lengths: NDArray[np.int64] | None = None,
+        learned: NDArray[np.bool_] | None = None,
     ) -> None:
         """Take blocks already cut: `from_documents` is the way to make them.
 
         `blocks` is (N, T); `starts` are the places in the flattened blocks where a document begins,
         in rising order; `lengths` (N,) are the tokens of each block before its filling, None where
-        blocks are packed.
+        blocks are packed; `learned` (N, T) tells tokens that are to be predicted, None where all
+        are.
         """
         self._blocks = blocks
         self._starts = starts
         self._lengths = lengths
+        self._learned = learned
         self.one_document_per_block = lengths is not None
         self.num_tokens = blocks.size if lengths is None else int(lengths.sum())
         self.num_documents = len(starts)
@@ -96,31 +96,33 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
             InputError: `block_size` is too small, or the text is too short: for one block, or with
                 one document per block for a single target.
         """
+        pieces = list(tokenize_all(documents, tokenizer, progress))
+        return cls.from_pieces(
+            pieces, tokenizer, block_size, one_document_per_block=one_document_per_block
+        )
+
+    @classmethod
+    def from_pieces(
+        cls,
+        pieces: list[Tokenized],
+        tokenizer: PreTrainedTokenizerBase,
+        block_size: int,
+        *,
+        one_document_per_block: bool = False,
+    ) -> PackedBlocks:
+        """`from_documents` for documents that are tokenized already, each with a token at least."""
         if block_size < 1:
             raise InputError(f"block size must be at least 1 token, not {block_size}")
         if one_document_per_block and block_size == 1:
             raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
-        pieces: list[NDArray[np.int32]] = []
-        sizes: list[int] = []
-        done = 0
-        for batch in _batched(documents, _BATCH):
-            for document, ids in zip(batch, _tokenize(batch, tokenizer), strict=True):
-                if len(ids):
-                    pieces.append(ids)
-                    sizes.append(len(document.text.encode("utf-8")))
-            done += len(batch)
-            if progress is not None:
-                progress(done)
         if one_document_per_block:
-            return cls._fill(pieces, np.array(sizes, np.int64), block_size, _filler(tokenizer))
-        return cls._cut(pieces, np.array(sizes, np.int64), block_size)
+            return cls._fill(pieces, block_size, _filler(tokenizer))
+        return cls._cut(pieces, block_size)
 
     @classmethod
-    def _cut(
-        cls, pieces: list[NDArray[np.int32]], sizes: NDArray[np.int64], block_size: int
-    ) -> PackedBlocks:
-        """Cut the documents' token ids (`pieces`), whose texts have `sizes` bytes, into blocks."""
-        lengths = np.array([len(piece) for piece in pieces], np.int64)
+    def _cut(cls, pieces: list[Tokenized], block_size: int) -> PackedBlocks:
+        """Put the documents in one row and cut it into blocks."""
+        lengths = np.array([len(piece.ids) for piece in pieces], np.int64)
         total = int(lengths.sum())
         kept = total - total % block_size
         if not kept:
@@ -132,39 +134,40 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         starts = ends - lengths
         # Of every document, the share of its tokens that lie before the cut.
         shares = np.clip(kept - starts, 0, lengths) / lengths
+        learned = _learned(pieces)
         return cls(
-            np.concatenate(pieces)[:kept].reshape(-1, block_size),
+            np.concatenate([piece.ids for piece in pieces])[:kept].reshape(-1, block_size),
             starts[starts < kept],
-            num_bytes=round(float(shares @ sizes)),
+            num_bytes=round(float(shares @ [piece.num_bytes for piece in pieces])),
+            learned=None if learned is None else learned[:kept].reshape(-1, block_size),
         )
 
     @classmethod
-    def _fill(
-        cls,
-        pieces: list[NDArray[np.int32]],
-        sizes: NDArray[np.int64],
-        block_size: int,
-        filler: int,
-    ) -> PackedBlocks:
+    def _fill(cls, pieces: list[Tokenized], block_size: int, filler: int) -> PackedBlocks:
         """Begin a block with each document and every `block_size` tokens in it; fill it up."""
-        totals = np.array([len(piece) for piece in pieces], np.int64)
+        totals = np.array([len(piece.ids) for piece in pieces], np.int64)
         kept = totals - (totals % block_size == 1)  # a last stretch of one token is dropped
         if not kept.any():
             raise InputError("no document has 2 tokens, so there is nothing to predict: give more")
+        ends, counts = np.cumsum(totals), -(-kept // block_size)  # blocks of each document
+        row, mask = np.concatenate([piece.ids for piece in pieces]), _learned(pieces)
         stretches = [
-            piece[begin : begin + block_size]
-            for piece, end in zip(pieces, kept, strict=True)
-            for begin in range(0, int(end), block_size)
+            (begin, min(begin + block_size, int(end)))
+            for start, end in zip(ends - totals, ends - totals + kept, strict=True)
+            for begin in range(int(start), int(end), block_size)
         ]
         blocks = np.full((len(stretches), block_size), filler, np.int32)
-        for block, stretch in zip(blocks, stretches, strict=True):
-            block[: len(stretch)] = stretch
-        counts = -(-kept // block_size)  # blocks of each document
+        learned = None if mask is None else np.zeros(blocks.shape, bool)
+        for number, (begin, end) in enumerate(stretches):
+            blocks[number, : end - begin] = row[begin:end]
+            if learned is not None and mask is not None:
+                learned[number, : end - begin] = mask[begin:end]
         return cls(
             blocks,
             (np.cumsum(counts) - counts)[kept > 0] * block_size,
-            num_bytes=round(float(kept / totals @ sizes)),
-            lengths=np.array([len(stretch) for stretch in stretches], np.int64),
+            num_bytes=round(float(kept / totals @ [piece.num_bytes for piece in pieces])),
+            lengths=np.array([end - begin for begin, end in stretches], np.int64),
+            learned=learned,
         )
 
     @property
@@ -179,9 +182,12 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         index = range(len(self))[index]  # from the end if negative; IndexError outside
         tokens = torch.from_numpy(self._blocks[index].astype(np.int64))
         item = {"input_ids": tokens, "position_ids": torch.from_numpy(self._positions(index))}
-        if self._lengths is not None:
+        if self._lengths is not None or self._learned is not None:
             item["labels"] = tokens.clone()
+        if self._lengths is not None:
             item["labels"][self._lengths[index] :] = IGNORE
+        if self._learned is not None:
+            item["labels"][torch.from_numpy(~self._learned[index])] = IGNORE
         return item
 
     def _positions(self, index: int) -> NDArray[np.int64]:
@@ -206,23 +212,30 @@ def held_out_split(
     Raises:
         InputError: `fraction` is not between 0 and 1, or one side is empty.
     """
+    sides: tuple[list[Document], list[Document]] = ([], [])
+    for document, held_out in draw_held_out(documents, fraction, seed):
+        sides[held_out].append(document)
+    train, held_out_documents = sides
+    if not train or not held_out_documents:
+        empty = "held-out" if train else "training"
+        raise InputError(
+            f"holding out {fraction:g} of {len(train) + len(held_out_documents)} documents leaves "
+            f"no {empty} document: give more documents, or another fraction or seed"
+        )
+    return sides
+
+
+def draw_held_out(
+    documents: Iterable[Document], fraction: float, seed: int
+) -> Iterator[tuple[Document, bool]]:
+    """Every document and whether it is held out, as `held_out_split` draws them."""
     if not 0 < fraction < 1:
         raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
-    train: list[Document] = []
-    held_out: list[Document] = []
     seen: dict[str, int] = {}
     for document in documents:
         number = seen.get(document.source, 0)
         seen[document.source] = number + 1
-        drawn = _uniform(f"{seed}\0{document.source}\0{number}") < fraction
-        (held_out if drawn else train).append(document)
-    if not train or not held_out:
-        empty = "held-out" if train else "training"
-        raise InputError(
-            f"holding out {fraction:g} of {len(train) + len(held_out)} documents leaves no "
-            f"{empty} document: give more documents, or another fraction or seed"
-        )
-    return train, held_out
+        yield document, _uniform(f"{seed}\0{document.source}\0{number}") < fraction
 
 
 def _uniform(key: str) -> float:
@@ -230,29 +243,16 @@ def _uniform(key: str) -> float:
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
 
 
-def _tokenize(
-    batch: list[Document], tokenizer: PreTrainedTokenizerBase
-) -> Iterator[NDArray[np.int32]]:
-    """Yield each document's token ids, the end-of-sequence token included; nothing for no text."""
-    encoded = tokenizer(
-        [document.text for document in batch],
-        add_special_tokens=False,
-        return_attention_mask=False,
-        verbose=False,  # a document longer than the context is meant to be cut
-    )["input_ids"]
-    eos = tokenizer.eos_token_id
-    tail = [] if eos is None else [eos]
-    for ids in encoded:
-        yield np.array([*ids, *tail] if ids else [], np.int32)
+def _learned(pieces: list[Tokenized]) -> NDArray[np.bool_] | None:
+    """Which tokens of all documents in a row are learned; None where all are."""
+    if all(piece.learned is None for piece in pieces):
+        return None
+    return np.concatenate(
+        [np.ones(len(p.ids), bool) if p.learned is None else p.learned for p in pieces]
+    )
 
 
 def _filler(tokenizer: PreTrainedTokenizerBase) -> int:
     """Return the token that fills up a block: one that the model knows."""
     known = (tokenizer.eos_token_id, tokenizer.pad_token_id, 0)
     return next(token for token in known if token is not None)
-
-
-def _batched(items: Iterable[_Item], size: int) -> Iterator[list[_Item]]:
-    iterator = iter(items)
-    while batch := list(islice(iterator, size)):
-        yield batch

@@ -1,0 +1,66 @@
+"""`foretoken distill`: the backbone's own continuations, as training data for its heads."""
+
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from foretoken.cli import common
+from foretoken.data import read_documents
+from foretoken.data.distill import Continuations, Sampling, prompts_of
+from foretoken.errors import InputError
+
+
+def distill(
+    model: common.Model,
+    prompts: Annotated[
+        str,
+        typer.Option(help="Texts or conversations to take prompts from; as --data of train."),
+    ],
+    out: Annotated[Path, typer.Option(help="File of JSON lines; an unfinished one goes on.")],
+    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt cut from a text.")] = 64,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of a continuation.")] = 128,
+    count: Annotated[int | None, typer.Option(help="Use so many prompts. [all]")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus to draw from.")] = 1.0,
+    batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Let MODEL continue prompts, and write what it says as training data.
+
+    Heads trained on their backbone's own words predict them better than they predict other
+    people's. Only the continuations are learned. A command that was interrupted goes on when it is
+    given again.
+
+    Example: foretoken distill tiny --prompts stdlib:train --count 256 --out runs/own.jsonl
+    then: foretoken train tiny --data runs/own.jsonl --minutes 2 --out runs/own
+    """
+    if prompt_tokens < 1 or (count is not None and count < 1):
+        raise InputError("prompt_tokens and count must be at least 1.")
+    sampling = Sampling(
+        max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
+        batch_size=batch_size, seed=seed,
+    )  # fmt: skip
+    loaded = common.load_model(model, device, dtype)
+    tokenizer = common.tokenizer_of(model, loaded)
+    found = prompts_of(read_documents(prompts), tokenizer, prompt_tokens, max_new_tokens)
+    file = Continuations(out, loaded, tokenizer, list(islice(found, count)), sampling)
+    before, began = file.done, time.monotonic()
+    with common.progress_bar("Continuing") as progress:
+        written = file.write(progress)
+    seconds = time.monotonic() - began
+    again = f", {before} of them before" if before else ""
+    common.console.print(
+        f"{file.done} continuations{again}; {written:,} tokens in {seconds:.0f} s → {out}"
+    )
+    rows = [
+        {"model": model, "prompts": file.done, "tokens": written, "seconds": seconds,
+         "tokens_per_second": written / max(seconds, 1e-9)}
+    ]  # fmt: skip
+    settings = {"prompts": prompts, "prompt_tokens": prompt_tokens, **vars(sampling)}
+    common.save_json(json, "distill", loaded, seed, settings, rows)
