@@ -33,8 +33,13 @@ ALIKE = {
     "shards, frozen": {"fsdp": True, "recipe": "frozen", "accumulate": 2},
     "shards, residual": {"fsdp": True, "recipe": "frozen", "head": "residual"},
     "shards, lora": {"fsdp": True, "recipe": "lora", "checkpoint_activations": True},
+    "copies, muon": {"optimizer": "muon", "precision": "bf16", "recipe": "pretrain"},
+    "shards, muon": {"fsdp": True, "optimizer": "muon"},
 }
 """Runs that are done by one process and by two."""
+
+ROUNDED = {"copies, muon": 0.02, "shards, muon": 0.02}
+"""How far losses may be apart where something is computed in bfloat16: Muon always does."""
 
 RESUMED = {"copies": {}, "shards": {"fsdp": True}, "shards, lora": {"fsdp": True, "recipe": "lora"}}
 """Runs that are stopped after 12 steps and go on with another number of processes."""
@@ -60,6 +65,7 @@ def work(jobs: list[dict]) -> None:
 
     trainer_module._Follow.on_step_end = stopping
     for job in jobs:
+        os.environ.pop("ACCELERATE_USE_FSDP", None)  # transformers leaves it behind
         try:
             run(Path(job["out"]), job["options"])
         except Stop:
@@ -85,23 +91,24 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
     command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
-    processes = [
-        subprocess.Popen(
-            command,
-            env={**environment, "RANK": rank, "LOCAL_RANK": rank},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in ("0", "1")
-    ]
+    output = directory / "output"
+    with output.open("w") as file:
+        processes = [
+            subprocess.Popen(
+                command,
+                env={**environment, "RANK": rank, "LOCAL_RANK": rank},
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+            for rank in ("0", "1")
+        ]
     try:
-        for process in processes:
-            _, errors = process.communicate(timeout=300)
-            assert process.returncode == 0, errors[-3000:]
+        ended = [process.wait(timeout=300) for process in processes]
     finally:
         for process in processes:
             process.kill()
+            process.wait()
+    assert ended == [0, 0], output.read_text()[-3000:]
     return directory
 
 
@@ -121,24 +128,27 @@ def alone(tmp_path_factory: pytest.TempPathFactory):
     return get
 
 
-def check(run: Path, lines: list[dict], expected: dict[str, torch.Tensor]) -> None:
-    """The same losses to 1e-5 at each of 20 steps, and the same weights at the end."""
+def check(
+    run: Path, lines: list[dict], expected: dict[str, torch.Tensor], apart: float = 1e-5
+) -> None:
+    """The same losses at each of 20 steps, and the same weights at the end."""
     found = metrics(run)
     assert [line["step"] for line in found] == list(range(1, 21))
     for ours, theirs in zip(found, lines, strict=True):
-        assert ours["depth_losses"] == pytest.approx(theirs["depth_losses"], rel=0, abs=1e-5)
-        assert ours["gradient_norm"] == pytest.approx(theirs["gradient_norm"], rel=1e-4)
+        assert ours["depth_losses"] == pytest.approx(theirs["depth_losses"], rel=0, abs=apart)
+        norm = pytest.approx(theirs["gradient_norm"], rel=max(1e-4, 10 * apart))
+        assert ours["gradient_norm"] == norm
     trained = weights(ft.MTPModel.from_pretrained(run / "model"))
     assert trained.keys() == expected.keys()
     for name, tensor in expected.items():
-        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=10 * apart)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALIKE)
 def test_two_processes_do_what_one_does(name: str, runs: Path, alone) -> None:
     options = {key: value for key, value in ALIKE[name].items() if key != "fsdp"}
-    check(runs / name, *alone(options))
+    check(runs / name, *alone(options), ROUNDED.get(name, 1e-5))
 
 
 @pytest.mark.slow
@@ -160,7 +170,6 @@ def test_a_step_is_divided_evenly() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "muon"}, "whole matrices"),
         ({"precision": "bf16"}, "use 'bf16-mixed'"),
         ({"recipe": "frozen", "cache_gb": 1}, "cache_gb"),
         ({"objective": {"distill": "marginal"}}, "marginal"),

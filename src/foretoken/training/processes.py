@@ -1,12 +1,12 @@
 """Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 from accelerate import PartialState
 from accelerate.utils import broadcast
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from foretoken.errors import InputError
@@ -38,7 +38,6 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
     if processes == 1 or not (config.fsdp or launched):
         return {}
     whole = {
-        "optimizer 'muon' orthogonalises whole matrices; use 'adamw'": config.optimizer == "muon",
         "precision 'bf16' keeps copies of whole weights; use 'bf16-mixed'": config.precision
         == "bf16",
         "distill 'marginal' runs the backbone by itself": config.objective.distill == "marginal",
@@ -60,7 +59,7 @@ def gather_whole(model: nn.Module) -> None:
     It can be saved then, and no longer run. The other processes keep their shards.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-    whole = get_model_state_dict(model, options=options)
+    whole = cast(dict[str, Tensor], get_model_state_dict(model, options=options))
     if not PartialState().is_main_process:
         return
     replaced: dict[nn.Parameter, nn.Parameter] = {}

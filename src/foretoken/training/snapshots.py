@@ -14,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
 from torch.optim import Optimizer
 
 from foretoken.errors import CheckpointError
@@ -38,7 +40,7 @@ def save_snapshot(directory: Path, model: nn.Module, optimizer: Optimizer, shard
         if isinstance(optimizer, MasterWeights):
             state[f"master.{name}"] = parameter.detach()
     with _one_process_is_enough():
-        dcp.save(state, checkpoint_id=directory, no_dist=not sharded)
+        save(state, checkpoint_id=directory, no_dist=not sharded)
 
 
 def load_snapshot(directory: Path, model: nn.Module, optimizer: Optimizer, sharded: bool) -> None:
@@ -48,7 +50,7 @@ def load_snapshot(directory: Path, model: nn.Module, optimizer: Optimizer, shard
         CheckpointError: it cannot be read, or is another model's.
     """
     try:
-        stored: dict[str, Any] = dcp.FileSystemReader(directory).read_metadata().state_dict_metadata
+        stored: dict[str, Any] = FileSystemReader(directory).read_metadata().state_dict_metadata
         state = _weights(model)
         for name, parameter, own in _parameters(model, optimizer):
             prefix = f"optimizer.{name}."
@@ -58,11 +60,10 @@ def load_snapshot(directory: Path, model: nn.Module, optimizer: Optimizer, shard
             if isinstance(optimizer, MasterWeights):
                 state[f"master.{name}"] = parameter.detach()
         with _one_process_is_enough():
-            dcp.load(state, checkpoint_id=directory, no_dist=not sharded)
+            load(state, checkpoint_id=directory, no_dist=not sharded)
     except (OSError, RuntimeError, ValueError, pickle.PickleError, CheckpointException) as error:
-        if isinstance(error, CheckpointException):
-            error = next(iter(error.failures.values()))[0]
-        reason = " ".join(str(error).split())
+        failures = error.failures.values() if isinstance(error, CheckpointException) else ()
+        reason = " ".join(str(next((first for first, _ in failures), error)).split())
         raise CheckpointError(
             f"{directory.parent}: does not fit the model ({reason}); remove it to go on without it."
         ) from None

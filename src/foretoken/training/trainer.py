@@ -265,13 +265,8 @@ class _MTPTrainer(Trainer):
         because DDP takes the mean of the processes' gradients.
         """
         batches = list(islice(epoch_iterator, num_batches))
-        counts = torch.zeros(self.mtp.depth + 1, device=device)
-        for batch in batches:
-            labels, position_ids = batch.get("labels", batch["input_ids"]), batch["position_ids"]
-            for depth in range(self.mtp.depth + 1):
-                targets = depth_targets(labels, depth, position_ids)
-                counts[depth] += (targets != IGNORE).sum()
-        counts = self.accelerator.reduce(counts, reduction="mean")
+        counts = torch.stack([_count_targets(batch, self.mtp.depth) for batch in batches]).sum(0)
+        counts = self.accelerator.reduce(counts.to(device), reduction="mean")
         return batches, counts.clamp(min=1.0)
 
     def weights(self) -> tuple[float, ...]:
@@ -291,7 +286,7 @@ class _MTPTrainer(Trainer):
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """As transformers does; a backbone that rests forgets what heads passed on to it."""
         loss = super().training_step(*args, **kwargs)
-        if not self.mtp.backbone_trains:
+        if self.settings.backbone_learns and not self.mtp.backbone_trains:
             for parameter in self.mtp.lm.parameters():
                 parameter.grad = None
         return loss
@@ -343,12 +338,14 @@ class _MTPTrainer(Trainer):
         """Mean depth losses on the held-out blocks, (K+1,)."""
         blocks = cast(PackedBlocks, self.held_out)
         self.mtp.eval()
-        losses = torch.zeros(self.mtp.depth + 1, device=self.mtp.backbone.device)
-        for batch in DataLoader(blocks, batch_size=self.settings.batch_size):
-            output = self.mtp(**{k: v.to(losses.device) for k, v in batch.items()})
-            losses += output.depth_losses * len(batch["input_ids"]) / len(blocks)
+        sums, counts = torch.zeros(2, self.mtp.depth + 1, dtype=torch.float64)
+        for batch in DataLoader(blocks, batch_size=self.args.per_device_train_batch_size):
+            targets = _count_targets(batch, self.mtp.depth)
+            output = self.mtp(**{k: v.to(self.args.device) for k, v in batch.items()})
+            sums += output.depth_losses.cpu() * targets
+            counts += targets
         self.mtp.train()
-        return tuple(losses.tolist())
+        return tuple((sums / counts.clamp(min=1.0)).tolist())
 
     def make_whole(self) -> None:
         """The model as it is to be saved, in the main process."""
@@ -398,6 +395,13 @@ class _MTPTrainer(Trainer):
     def _plain_optimizer(self) -> Optimizer:
         """Ours, without what accelerate puts around it."""
         return cast(Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
+
+
+def _count_targets(batch: dict[str, Tensor], depth: int) -> Tensor:
+    """How many targets depths 0…`depth` have, (depth + 1,)."""
+    labels, position_ids = batch.get("labels", batch["input_ids"]), batch["position_ids"]
+    targets = [depth_targets(labels, k, position_ids) for k in range(depth + 1)]
+    return torch.stack([(target != IGNORE).sum() for target in targets]).float()
 
 
 class _Numbered(Dataset[dict[str, Tensor]]):
@@ -557,6 +561,7 @@ def _compiled_blocks(model: MTPModel) -> Iterator[None]:
 
 
 def _checkpoint_activations(model: MTPModel) -> None:
+    """In the backbone's blocks, and in the heads' blocks as in those they were made like."""
     lm: Any = model.lm
     try:
         if hasattr(lm, "activation_checkpointing_enable"):  # its name since transformers 5.20
@@ -565,6 +570,11 @@ def _checkpoint_activations(model: MTPModel) -> None:
             lm.gradient_checkpointing_enable({"use_reentrant": False})
     except ValueError as error:
         raise InputError(f"activations cannot be checkpointed: {error}") from None
+    like: Any = model.backbone.blocks[-1]
+    for block in model.head.modules() if model.head is not None else ():
+        if isinstance(block, type(like)) and hasattr(like, "_gradient_checkpointing_func"):
+            block.gradient_checkpointing = True
+            block._gradient_checkpointing_func = like._gradient_checkpointing_func
 
 
 def _tensorboard(directory: Path) -> TrainerCallback:
