@@ -343,3 +343,30 @@ def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
         assert [s.value for s in scalars] == pytest.approx(
             [line["depth_losses"][depth] for line in lines], rel=1e-5
         )
+
+
+# -- streams --------------------------------------------------------------------------------------
+
+
+def stream():
+    from foretoken.data import Document, StreamedBlocks
+    from foretoken.loading import load_tokenizer
+
+    texts = [Document(f"x{n} = {n}\n" * 7, f"d{n}") for n in range(20)]
+    return StreamedBlocks(lambda: texts, load_tokenizer("tiny"), SIZE, window=8, name="counting")
+
+
+def test_a_stream_trains_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
+    def model() -> ft.MTPModel:
+        return small_model(vocab=1024)
+
+    config = settings(log_every=1)
+    whole, resumed = model(), model()
+    result = train(whole, stream(), config, tmp_path / "whole")
+    assert result.steps == 20
+    with pytest.raises(Stop):
+        train(model(), stream(), config, tmp_path / "run", report=stop_at(12))
+    train(resumed, stream(), config, tmp_path / "run")
+    assert equal(weights(whole), weights(resumed))
+    with pytest.raises(InputError, match="no epochs"):
+        settings(steps=None, epochs=1, streaming=True)

@@ -39,10 +39,12 @@ def corpus(blocks: int = 24) -> PackedBlocks:
     return PackedBlocks(tokens, starts, num_bytes=blocks * SIZE)
 
 
-def small_model(head: str | dict | HeadConfig | None = "parallel", seed: int = 0) -> ft.MTPModel:
+def small_model(
+    head: str | dict | HeadConfig | None = "parallel", seed: int = 0, vocab: int = VOCAB
+) -> ft.MTPModel:
     torch.manual_seed(seed)
     config = LlamaConfig(
-        vocab_size=VOCAB,
+        vocab_size=vocab,
         hidden_size=32,
         intermediate_size=40,
         num_hidden_layers=2,

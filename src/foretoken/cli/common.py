@@ -1,6 +1,6 @@
 """What the commands share: options, loading, tables, progress and result files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,11 +13,19 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from foretoken.data import Document, PackedBlocks, read_documents
+from foretoken.data import (
+    Document,
+    PackedBlocks,
+    StreamedBlocks,
+    draw_held_out,
+    held_out_split,
+    read_documents,
+)
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
 from foretoken.provenance import provenance, write_result
+from foretoken.training import TrainConfig
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -25,7 +33,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, 
 Data = Annotated[
     str,
     typer.Option(
-        help="Text to read: .txt, .md, .py, .jsonl (field 'text') or a directory of those; "
+        help="Text to read: .txt, .md, .py, .jsonl or .parquet (field 'text', or 'messages' with "
+        "roles), a directory of those, or hub:NAME:CONFIG:SPLIT; "
         "stdlib:train and stdlib:held-out are Python's own standard library."
     ),
 ]
@@ -90,12 +99,7 @@ def load_blocks(
     data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> PackedBlocks:
     """Read a corpus, packed if the model keeps documents apart; show that something happens."""
-    context = model.backbone.max_length
-    if context is not None and block_size > context:
-        raise InputError(
-            f"blocks of {block_size} tokens are longer than the model's context of {context}; "
-            "give a smaller --block-size."
-        )
+    _check_block_size(model, block_size)
     with console.status(Text(f"Reading {data}")):
         return PackedBlocks.from_documents(
             read_documents(data),
@@ -103,6 +107,59 @@ def load_blocks(
             block_size,
             one_document_per_block=not model.backbone.isolates_documents,
         )
+
+
+def _check_block_size(model: MTPModel, block_size: int) -> None:
+    context = model.backbone.max_length
+    if context is not None and block_size > context:
+        raise InputError(
+            f"blocks of {block_size} tokens are longer than the model's context of {context}; "
+            "give a smaller --block-size."
+        )
+
+
+def load_corpus(
+    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
+    """What to train on, and what to measure on where some documents are held out."""
+    if not config.held_out and not config.streaming:
+        return load_blocks(data, model, tokenizer, config.block_size), None
+    _check_block_size(model, config.block_size)
+    alone = not model.backbone.isolates_documents
+    measured: PackedBlocks | None = None
+    train: Iterable[Document] = ()
+    with console.status(Text(f"Reading {data}")):
+        if config.held_out:
+            if config.streaming:
+                held_out = [d for d, out in _drawn(data, config) if out]
+            else:
+                train, held_out = held_out_split(read_documents(data), config.held_out, config.seed)
+            measured = PackedBlocks.from_documents(
+                held_out, tokenizer, config.block_size, one_document_per_block=alone
+            )
+        if not config.streaming:
+            return PackedBlocks.from_documents(
+                train, tokenizer, config.block_size, one_document_per_block=alone
+            ), measured
+
+    def documents() -> Iterable[Document]:
+        if not config.held_out:
+            return read_documents(data)
+        return (document for document, out in _drawn(data, config) if not out)
+
+    stream = StreamedBlocks(
+        documents,
+        tokenizer,
+        config.block_size,
+        one_document_per_block=alone,
+        seed=config.seed,
+        name=data,
+    )
+    return stream, measured
+
+
+def _drawn(data: str, config: TrainConfig) -> Iterator[tuple[Document, bool]]:
+    return draw_held_out(read_documents(data), config.held_out, config.seed)
 
 
 def load_prompts(

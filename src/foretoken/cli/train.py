@@ -102,13 +102,14 @@ def train(
     run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
     built = build(model, run, common.pick_device(device))
     tokenizer = common.tokenizer_of(model, built)
-    blocks = common.load_blocks(data, built, tokenizer, run.block_size)
+    blocks, held_out = common.load_corpus(data, built, tokenizer, run)
     with training_bar() as report:
         result = run_training(
             built,
             blocks,
             run,
             out,
+            held_out=held_out,
             tokenizer=tokenizer,
             backbone_path=reference(model),
             report=report,
@@ -206,6 +207,9 @@ def training_bar() -> Iterator[Any]:
 
         def report(progress: Progress) -> None:
             losses = " ".join(f"{loss:.2f}" for loss in progress.depth_losses)
+            if progress.held_out_losses:
+                measured = " ".join(f"{loss:.3f}" for loss in progress.held_out_losses)
+                bar.console.print(f"step {progress.step}: held-out loss by depth {measured} nats")
             bar.update(
                 task,
                 completed=progress.fraction,

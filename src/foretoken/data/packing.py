@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -174,6 +174,10 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
     def block_size(self) -> int:
         """T, the tokens of every block."""
         return int(self._blocks.shape[1])
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this corpus from another, in plain values."""
+        return {"blocks": len(self), "tokens": self.num_tokens, "bytes": self.num_bytes}
 
     def __len__(self) -> int:
         return len(self._blocks)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         one_document_per_block: see `PackedBlocks`.
         window: blocks in memory at once.
         seed: of the order.
+        name: of the corpus, by which a resumed run knows it again.
     """
 
     def __init__(
@@ -48,13 +49,19 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         one_document_per_block: bool = False,
         window: int = 4096,
         seed: int = 0,
+        name: str = "",
     ) -> None:
+        self._name = name
         self._documents = documents
         self._tokenizer = tokenizer
         self.block_size = block_size
         self.one_document_per_block = one_document_per_block
         self._window = window
         self._seed = seed
+
+    def describe(self) -> dict[str, Any]:
+        """What tells this corpus from another, in plain values; its size is not known."""
+        return {"stream": self._name, "block_size": self.block_size, "window": self._window}
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
         for epoch in count():

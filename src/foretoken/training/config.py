@@ -116,7 +116,10 @@ class TrainConfig(BaseModel):
         seed: of the weights, the order of the data and everything else.
         log_every: steps between lines of the metrics.
         save_every: steps between checkpoints to resume from; 0 keeps none.
+        held_out: share of the documents that is not trained on but measured on.
         evaluate_every: steps between losses on held-out blocks, where there are any; 0 never.
+        streaming: read the corpus while training instead of before, so that it may be larger than
+            memory.
         tensorboard: write the metrics for TensorBoard too.
         compile: compile the blocks with `torch.compile`.
         checkpoint_activations: compute activations again in the backward pass instead of keeping
@@ -154,7 +157,9 @@ class TrainConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     log_every: Positive = 10
     save_every: Annotated[int, Field(ge=0)] = 200
-    evaluate_every: Annotated[int, Field(ge=0)] = 0
+    held_out: Share = 0.0
+    evaluate_every: Annotated[int, Field(ge=0)] = 100
+    streaming: bool = False
     tensorboard: bool = False
     compile: bool = False
     checkpoint_activations: bool = False
@@ -187,6 +192,10 @@ class TrainConfig(BaseModel):
             raise ValueError("precision 'bf16' rounds the base under adapters; use 'bf16-mixed'")
         if not self.backbone_learns and self.head_warmup:
             raise ValueError("head_warmup is for recipes in which the backbone learns later")
+        if self.streaming and self.cache_gb:
+            raise ValueError("cache_gb keeps states of blocks read before; leave out streaming")
+        if self.streaming and self.steps is None and self.minutes is None:
+            raise ValueError("a stream has no epochs: say when to stop with steps or minutes")
         if self.cache_gb and self.backbone_learns:
             raise ValueError("cache_gb keeps the states of a backbone that does not change")
         return self

@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from foretoken.adapters import Adapters
-from foretoken.data import PackedBlocks
+from foretoken.data import PackedBlocks, StreamedBlocks
 from foretoken.errors import BackboneError, ForetokenError, InputError
 from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
@@ -95,7 +95,7 @@ class TrainResult:
 
 def train(
     model: MTPModel,
-    blocks: PackedBlocks,
+    blocks: PackedBlocks | StreamedBlocks,
     config: TrainConfig,
     out: Path,
     *,
@@ -127,12 +127,7 @@ def train(
     _check_blocks(model, blocks)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
-    source = {
-        "backbone": model.backbone.fingerprint(),
-        "blocks": len(blocks),
-        "tokens": blocks.num_tokens,
-        "bytes": blocks.num_bytes,
-    }
+    source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
     process = provenance(config.seed, model.backbone.device, model.backbone.dtype)
     with processes.main_process_first():
         run.claim(config, source, process if processes.is_main_process else None)
@@ -174,7 +169,7 @@ class _MTPTrainer(Trainer):
     def __init__(
         self,
         model: MTPModel,
-        blocks: PackedBlocks,
+        blocks: PackedBlocks | StreamedBlocks,
         config: TrainConfig,
         run: RunDirectory,
         clock: "_Clock",
@@ -197,11 +192,12 @@ class _MTPTrainer(Trainer):
         self.states: StateCache | None = None
         self._sums: list[Tensor] = []
         processes = PartialState()
-        if config.cache_gb:
+        rows = len(blocks) if isinstance(blocks, PackedBlocks) else None
+        if config.cache_gb and rows is not None:
             limit = int(config.cache_gb * 2**30 / processes.num_processes)
             path = run.states(processes.process_index)
-            self.states = StateCache(path, model, len(blocks), blocks.block_size, limit)
-        self.total_steps = _total_steps(config, len(blocks))
+            self.states = StateCache(path, model, rows, blocks.block_size, limit)
+        self.total_steps = _total_steps(config, rows)
         arguments = TrainingArguments(
             output_dir=str(run.path),
             max_steps=self.total_steps or UNLIMITED,
@@ -229,7 +225,10 @@ class _MTPTrainer(Trainer):
         if config.tensorboard:
             callbacks.append(_tensorboard(run.path / "tensorboard"))
         super().__init__(
-            model=model, args=arguments, train_dataset=_Numbered(blocks), callbacks=callbacks
+            model=model,
+            args=arguments,
+            train_dataset=_Numbered(blocks) if isinstance(blocks, PackedBlocks) else blocks,
+            callbacks=callbacks,
         )
         self.pop_callback(PrinterCallback)
         self.sharded = bool(self.is_fsdp_enabled)
@@ -245,7 +244,7 @@ class _MTPTrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ) -> Any:
         """The weighted loss of all depths; the parts are kept for the next report."""
-        index = inputs.pop("index")
+        index = inputs.pop("index", None)
         given = dict(inputs, objective=self.objective, weights=self.weights())
         if self.objective.distill == "marginal":
             given["marginals"] = marginal_targets(
@@ -532,14 +531,14 @@ def _set_precision(model: MTPModel, precision: str) -> None:
             parameter.data = parameter.data.float()
 
 
-def _check_blocks(model: MTPModel, blocks: PackedBlocks) -> None:
+def _check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None:
     """Blocks must fit the context, and keep documents apart where the backbone does not."""
     if not (blocks.one_document_per_block or model.backbone.isolates_documents):
         raise BackboneError(
             f"{type(model.lm).__name__} lets packed documents attend to each other; "
             "make the blocks with one_document_per_block=True."
         )
-    length, context = len(blocks[0]["input_ids"]), model.backbone.max_length
+    length, context = blocks.block_size, model.backbone.max_length
     if context is not None and length > context:
         raise InputError(
             f"blocks of {length} tokens are longer than the model's context of {context}; "
@@ -589,10 +588,9 @@ def _tensorboard(directory: Path) -> TrainerCallback:
     return TensorBoardCallback(SummaryWriter(str(directory)))
 
 
-def _total_steps(config: TrainConfig, num_blocks: int) -> int | None:
-    """The number of steps, or None where only time limits the run."""
-    per_epoch = num_blocks / config.batch_size
+def _total_steps(config: TrainConfig, rows: int | None) -> int | None:
+    """The number of steps, or None where only time limits the run; `rows` is None for a stream."""
     limits = [config.steps] if config.steps else []
-    if config.epochs:
-        limits.append(max(1, round(config.epochs * per_epoch)))
+    if config.epochs and rows is not None:
+        limits.append(max(1, round(config.epochs * rows / config.batch_size)))
     return min(limits, default=None)
