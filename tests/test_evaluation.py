@@ -122,7 +122,8 @@ def documents(blocks: PackedBlocks, indices: Iterable[int]) -> list[Tensor]:
 @torch.inference_mode()
 def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
     """Every document alone, every position by hand."""
-    sums = [dict.fromkeys(("n", "top1", "top5", "nll", "agreement"), 0.0) for _ in range(4)]
+    names = ("n", "top1", "top5", "nll", "agreement", "acceptance")
+    sums = [dict.fromkeys(names, 0.0) for _ in range(4)]
     for row in rows:
         tokens = row.unsqueeze(0)
         own = model.lm(tokens, use_cache=False).logits[0]
@@ -140,6 +141,10 @@ def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
                 total["top5"] += target in ranked[:5]
                 total["nll"] -= float(chances[target])
                 total["agreement"] += ranked[0] == int(own[t + k].argmax())
+                total["acceptance"] += all(
+                    int(predictions[depth][t].argmax()) == int(own[t + depth].argmax())
+                    for depth in range(k + 1)
+                )
     sums = sums[: model.depth + 1]
     means = [{name: total[name] / total["n"] for name in total} for total in sums]
     return [{**mean, "n": total["n"]} for mean, total in zip(means, sums, strict=True)]
@@ -151,7 +156,7 @@ def check(table: DepthTable, expected: list[dict[str, float]]) -> None:
     assert table.positions == expected[0]["n"]
     for row, mean in zip(rows, expected, strict=True):
         assert row["positions"] == mean["n"]
-        for name in ("top1", "top5", "nll", "agreement"):
+        for name in ("top1", "top5", "nll", "agreement", "acceptance"):
             assert row[name] == pytest.approx(mean[name], abs=1e-5), (row["depth"], name)
 
 
@@ -235,15 +240,18 @@ def test_marginals_over_every_token_are_the_naive_ones() -> None:
                 prefix = row[: t + 1].expand(width, -1)
                 rows = torch.cat([prefix, torch.arange(width).unsqueeze(1)], dim=1)
                 after = model.lm(rows).logits[:, -1].double().softmax(-1)
+                stands = True
                 for k, chances in enumerate((own[t], own[t] @ after)):
                     ranked, target = chances.argsort(descending=True), row[t + 1 + k]
+                    stands = stands and bool(ranked[0] == own[t + k].argmax())
                     sums[k] += (
                         float(ranked[0] == target),
                         float((ranked[:5] == target).any()),
                         -float(chances[target].log()),
                         float(ranked[0] == own[t + k].argmax()),
+                        float(stands),
                     )
-    names = ("top1", "top5", "nll", "agreement")
+    names = ("top1", "top5", "nll", "agreement", "acceptance")
     expected = [{"n": 48, **dict(zip(names, total / 48, strict=True))} for total in sums]
     check(table, expected)
     assert table.method == "marginalization"

@@ -157,7 +157,7 @@ def test_marginals_teach_where_they_were_computed(chunk: int) -> None:
     labels = torch.randint(0, VOCAB, (7,))
     teacher = torch.randn(3, VOCAB).softmax(-1)
     positions = torch.tensor([0, 3, 6])
-    target = Target(labels, soft=MarginalTarget(positions, teacher), soft_share=1.0)
+    target = Target(labels, soft=MarginalTarget(positions, teacher, 3), soft_share=1.0)
     loss, _ = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
     q = (hidden[positions] @ weight.T).softmax(-1)
     torch.testing.assert_close(loss, (teacher * (teacher.log() - q.log())).sum(-1).mean())

@@ -218,6 +218,28 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
     )
 
 
+def test_accumulated_passes_share_what_is_no_sum_over_positions(tmp_path: Path) -> None:
+    """The experts' loss and the marginals: two equal passes teach what one of them does."""
+    import families
+
+    trained = []
+    for accumulate in (1, 2):
+        torch.manual_seed(0)
+        model = ft.attach(families.build("mixtral"), depth=1)
+        objective = {"distill": "marginal", "marginal_positions": SIZE, "backbone": 0.0}
+        config = settings(
+            recipe="joint", head={"depth": 1}, steps=1, batch_size=2 * accumulate,
+            accumulate=accumulate, objective=objective, max_grad_norm=1e9, warmup=0,
+        )  # fmt: skip
+        before = weights(model)
+        blocks = corpus(1)  # every pass reads the same two rows
+        train(model, blocks, config, tmp_path / str(accumulate))
+        trained.append({n: w - before[n] for n, w in weights(model).items()})
+        gradient = json.loads((tmp_path / str(accumulate) / "metrics.jsonl").read_text())
+        trained[-1]["norm"] = torch.tensor(gradient["gradient_norm"])
+    torch.testing.assert_close(trained[0]["norm"], trained[1]["norm"], rtol=1e-4, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile's own
 @pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # likewise
 @pytest.mark.parametrize("lever", ["checkpoint_activations", "compile", "cache_gb"])

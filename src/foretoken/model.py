@@ -173,6 +173,7 @@ class MTPModel(nn.Module):
         counts: Tensor | None = None,
         marginals: Mapping[int, MarginalTarget] | None = None,
         trunk: BackboneOutput | None = None,
+        passes: int = 1,
     ) -> MTPOutput:
         """The training loss of depths 0…K.
 
@@ -187,6 +188,8 @@ class MTPModel(nn.Module):
                 of its targets here.
             marginals: by depth, for the objective that distills them.
             trunk: the backbone's pass over this row, where it has been computed before.
+            passes: how many of these make up a step and are added; what is no sum over positions
+                (the experts' loss) counts for its part.
         """
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
@@ -204,7 +207,7 @@ class MTPModel(nn.Module):
             for depth in range(self.depth + 1)
         ]
         loss, depth_losses = self._losses(input_ids, output, targets, weights)
-        return MTPOutput(loss + self.backbone.auxiliary_loss(output), depth_losses)
+        return MTPOutput(loss + self.backbone.auxiliary_loss(output) / passes, depth_losses)
 
     def _trunk(self, input_ids: Tensor, position_ids: Tensor | None) -> BackboneOutput:
         """The backbone's pass, with gradients where it learns."""

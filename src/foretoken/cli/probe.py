@@ -50,7 +50,7 @@ def probe(
 
 def show_depths(found: DepthTable, title: str) -> None:
     """Print a table of depths."""
-    columns = ("depth", "top-1", "top-5", "nats/token", "agrees with backbone", "covered mass")
+    columns = ("depth", "top-1", "top-5", "nats/token", "agrees", "accepted", "covered mass")
     rows = [
         (
             str(row["depth"]),
@@ -58,8 +58,14 @@ def show_depths(found: DepthTable, title: str) -> None:
             common.percent(row["top5"]),
             f"{row['nll']:.3f}",
             common.percent(row["agreement"]),
+            common.percent(row["acceptance"]),
             common.percent(row["covered_mass"]),
         )
         for row in found.rows()
     ]
     common.table(f"{title} ({found.positions} positions)", columns, rows)
+    if len(rows) > 1:
+        common.console.print(
+            "agrees: with what the backbone would choose there; accepted: at every depth so far.\n"
+            f"Tokens per forward to expect of greedy decoding: {found.tokens_per_forward:.2f}"
+        )

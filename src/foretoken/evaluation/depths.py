@@ -2,8 +2,9 @@
 alike.
 
 *Accuracy* compares a prediction with the text, *agreement* with what the backbone itself would
-choose at that place after reading the true tokens in between: the share of drafts that greedy
-verification would let pass, place by place.
+choose at that place after reading the true tokens in between. *Acceptance* at depth k asks for
+agreement at every depth up to k, as greedy verification does: it is the share of drafted tokens of
+that depth that would stand, so that 1 + Σ_k acceptance is the tokens per forward to expect.
 
 Shapes: T row length, P positions, K depths, V vocabulary.
 """
@@ -32,11 +33,19 @@ class _Tally:
     top5: float = 0.0
     nll: float = 0.0
     agreement: float = 0.0
+    acceptance: float = 0.0
     covered_mass: float = 0.0
 
-    def add(self, probabilities: Tensor, targets: Tensor, own: Tensor, mass: Tensor) -> None:
-        """Count the rows of (N, V) `probabilities` whose target (N,) exists."""
+    def add(
+        self, probabilities: Tensor, targets: Tensor, own: Tensor, mass: Tensor, standing: Tensor
+    ) -> Tensor:
+        """Count the rows of (N, V) `probabilities` whose target (N,) exists.
+
+        `standing` (N,) tells where all depths before agreed; returned is where they do up to here.
+        """
+        standing = standing & (probabilities.argmax(-1) == own)
         valid = targets != IGNORE
+        self.acceptance += float(standing[valid].sum())
         probabilities, targets, own = probabilities[valid], targets[valid], own[valid]
         best = probabilities.topk(min(5, probabilities.shape[-1])).indices
         hits = best == targets.unsqueeze(1)
@@ -47,10 +56,11 @@ class _Tally:
         self.nll -= float(likelihood.log().sum())
         self.agreement += float((best[:, 0] == own).sum())
         self.covered_mass += float(mass[valid].sum())
+        return standing
 
     def record(self) -> dict[str, Any]:
         """Means; not a number where there was no position."""
-        fields = ("top1", "top5", "nll", "agreement", "covered_mass")
+        fields = ("top1", "top5", "nll", "agreement", "acceptance", "covered_mass")
         return {n: getattr(self, n) / self.count if self.count else math.nan for n in fields}
 
 
@@ -72,8 +82,13 @@ class DepthTable:
     tallies: list[_Tally] = field(repr=False, default_factory=list)
     bits_per_byte: float = float("nan")
 
+    @property
+    def tokens_per_forward(self) -> float:
+        """To expect of greedy decoding, from the acceptance by depth."""
+        return 1.0 + sum(tally.acceptance / max(1, tally.count) for tally in self.tallies[1:])
+
     def rows(self) -> list[dict[str, Any]]:
-        """Flat records of depths 0…K: top1, top5, nll (nats), agreement, covered_mass."""
+        """Flat records of depths 0…K: top1, top5, nll (nats), agreement and so on."""
         return [
             {"method": self.method, "depth": depth, "positions": tally.count, **tally.record()}
             for depth, tally in enumerate(self.tallies)
@@ -107,10 +122,15 @@ def measure_marginals(
         where = torch.randperm(usable, generator=order)[:per_row].sort().values
         where = where.to(model.backbone.device)
         own = _own_choice(model, row)
+        standing = torch.ones(len(where), dtype=torch.bool, device=where.device)
         for marginal in marginalize(model.backbone, row, where, depth, width):
             ahead = where + marginal.depth
-            tallies[marginal.depth].add(
-                marginal.probabilities, row[0, ahead + 1], own[0, ahead], marginal.covered_mass
+            standing = tallies[marginal.depth].add(
+                marginal.probabilities,
+                row[0, ahead + 1],
+                own[0, ahead],
+                marginal.covered_mass,
+                standing,
             )
         if progress is not None:
             progress((number + 1) / rows)
@@ -154,12 +174,13 @@ def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tal
     hiddens: Iterable[Tensor] = (output.final,)
     if model.head is not None:
         hiddens = (output.final, *model.depth_hidden(tokens, output))
+    standing = torch.ones(tokens.shape[1], dtype=torch.bool, device=backbone.device)
     for depth, hidden in enumerate(hiddens):
         targets = depth_targets(labels, depth, position_ids)[0]
         probabilities = backbone.unembed(hidden)[0].float().softmax(-1)
         ahead = own[0].roll(-depth)  # the end wraps around, where there is no target
         mass = torch.ones(len(targets), device=targets.device)
-        tallies[depth].add(probabilities, targets, ahead, mass)
+        standing = tallies[depth].add(probabilities, targets, ahead, mass, standing)
 
 
 def _require_any(tally: _Tally) -> None:

@@ -106,14 +106,12 @@ class MarginalTarget:
     Attributes:
         positions: (P,) on the CPU, rising: which of the N.
         probabilities: (P, V).
+        size: by what the sum over them is divided: how many there are in all the passes of a step.
     """
 
     positions: Tensor
     probabilities: Tensor
-
-    @property
-    def size(self) -> int:
-        return len(self.positions)
+    size: int
 
     def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
         bounds = torch.tensor([start, start + len(labels)])

@@ -19,6 +19,7 @@ def marginal_targets(
     input_ids: Tensor,
     position_ids: Tensor | None,
     objective: ObjectiveConfig,
+    passes: int = 1,
 ) -> dict[int, MarginalTarget]:
     """Marginalize the backbone at random positions of every row's longest document.
 
@@ -27,6 +28,7 @@ def marginal_targets(
         input_ids: (B, T).
         position_ids: (B, T), restarting at every packed document; None: a row is one document.
         objective: `marginal_width` strings at `marginal_positions` positions per row.
+        passes: how many of these make up a step.
 
     Returns:
         By depth 1…K, positions in the flattened (B·T).
@@ -50,7 +52,8 @@ def marginal_targets(
     model.train(was_training)
     where = torch.cat(positions)
     return {
-        depth: MarginalTarget(where, torch.cat(parts).clone())  # usable outside inference mode
+        # Cloned, so that they can be used outside inference mode.
+        depth: MarginalTarget(where, torch.cat(parts).clone(), passes * len(where))
         for depth, parts in taught.items()
     }
 

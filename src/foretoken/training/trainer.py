@@ -248,11 +248,15 @@ class _MTPTrainer(Trainer):
         given = dict(inputs, objective=self.objective, weights=self.weights())
         if self.objective.distill == "marginal":
             given["marginals"] = marginal_targets(
-                self.mtp, inputs["input_ids"], inputs["position_ids"], self.objective
+                self.mtp,
+                inputs["input_ids"],
+                inputs["position_ids"],
+                self.objective,
+                self.settings.accumulate,
             )
         if self.states is not None:
             given["trunk"] = self.states.read(index, inputs["input_ids"], inputs["position_ids"])
-        output = model(**given, counts=num_items_in_batch)
+        output = model(**given, counts=num_items_in_batch, passes=self.settings.accumulate)
         self._sums.append(output.depth_losses)
         return (output.loss, output) if return_outputs else output.loss
 
