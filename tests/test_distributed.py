@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import foretoken as ft
+from foretoken.cli import main
 from foretoken.errors import InputError
 from foretoken.training import train
 from foretoken.training import trainer as trainer_module
@@ -52,8 +53,8 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
     return model
 
 
-def work(jobs: list[dict]) -> None:
-    """What each of the two processes does."""
+def work(jobs: list[dict], command: list[str]) -> None:
+    """What each of the two processes does; the command line ends it."""
     torch.set_num_threads(1)
     on_step_end = trainer_module._Follow.on_step_end
     job: dict = {}
@@ -70,7 +71,10 @@ def work(jobs: list[dict]) -> None:
             run(Path(job["out"]), job["options"])
         except Stop:
             assert "stop" in job
-    torch.distributed.destroy_process_group()
+    os.environ.pop("ACCELERATE_USE_FSDP", None)
+    sys.argv = command
+    main()
+    assert not torch.distributed.is_initialized()
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +94,13 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
+    (directory / "text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
+    last = [
+        "foretoken", "train", "tiny", "--data", str(directory / "text.py"), "--depth", "1",
+        "--steps", "2", "--batch-size", "2", "--block-size", "16", "--save-every", "0",
+        "--set", "fsdp=true", "--device", "cpu", "--out", str(directory / "command"),
+    ]  # fmt: skip
+    command = [sys.executable, "-W", "error", __file__, json.dumps(jobs), json.dumps(last)]
     output = directory / "output"
     with output.open("w") as file:
         processes = [
@@ -161,6 +171,13 @@ def test_a_run_goes_on_with_another_number_of_processes(name: str, runs: Path, a
         check(runs / f"{way}, {name}", *expected)
 
 
+@pytest.mark.slow
+def test_the_command_line_is_heard_once(runs: Path) -> None:
+    assert ft.MTPModel.from_pretrained(runs / "command" / "model").depth == 1
+    output = (runs / "output").read_text()
+    assert output.count("2 steps, 64 tokens") == 1
+
+
 def test_a_step_is_divided_evenly() -> None:
     assert rows_per_pass(settings(batch_size=24, accumulate=3), 2) == 4
     with pytest.raises(InputError, match="2 processes × 3 passes; give a multiple of 6"):
@@ -184,4 +201,4 @@ def test_what_shards_cannot_do_is_said(options: dict, message: str) -> None:
 
 
 if __name__ == "__main__":
-    work(json.loads(sys.argv[1]))
+    work(json.loads(sys.argv[1]), json.loads(sys.argv[2]))
