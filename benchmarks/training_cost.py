@@ -3,14 +3,16 @@
     python benchmarks/training_cost.py
 
 A Llama trained from scratch for the next token (method `n=1`), one with the same number of
-parameters, three of its layers being parallel heads (`n=4`, Gloeckle et al. 2024), `n=4` with the
-losses by autograd instead of depth by depth, and frozen heads on the first (`frozen`). Steps of all
-methods take turns; `seconds` is the median step, `speedup` tokens per second against `n=1` (for
-`frozen` that is a forward and backward of the whole model).
+parameters, three of its layers being parallel heads (`n=4`, Gloeckle et al. 2024), the same with
+the losses by autograd instead of depth by depth, and heads on the first, frozen: one sequential
+module (DeepSeek's D = 1), three parallel heads, and these again with the backbone's hidden states
+read from disk as in later epochs. Steps of all methods take turns; `seconds` is the median step,
+`speedup` tokens per second against `n=1`, which is a forward and backward of the whole model.
 """
 
 import argparse
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from foretoken.cli import common
 from foretoken.provenance import provenance, write_result
 from foretoken.training import TrainConfig
 from foretoken.training.optimizers import make_optimizer
+from foretoken.training.states import StateCache
 
 
 def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
@@ -35,14 +38,17 @@ def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def step(model: ft.MTPModel, tokens: torch.Tensor) -> Callable[[], None]:
+def step(model: ft.MTPModel, tokens: torch.Tensor, cache: StateCache | None) -> Callable[[], None]:
     recipe = "pretrain" if model.backbone_trains else "frozen"
     optimizer = make_optimizer(model, TrainConfig.parse({"recipe": recipe, "steps": 1}))
     model.train()
+    index = torch.arange(len(tokens))
+    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
 
     def run() -> None:
         optimizer.zero_grad()
-        model(tokens).loss.backward()
+        trunk = None if cache is None else cache.read(index, tokens, positions)
+        model(tokens, positions, trunk=trunk).loss.backward()
         optimizer.step()
 
     return run
@@ -50,8 +56,8 @@ def step(model: ft.MTPModel, tokens: torch.Tensor) -> Callable[[], None]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--layers", type=int, default=12)
+    parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--vocab", type=int, default=1024)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
@@ -62,17 +68,36 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
-    heads = {"head": "parallel", "depth": 3}
+    def whole() -> LlamaForCausalLM:
+        return backbone(arguments, arguments.layers)
+
+    def shorter() -> LlamaForCausalLM:
+        return backbone(arguments, arguments.layers - 3)
+
     models = {
-        "n=1": ft.MTPModel(backbone(arguments, arguments.layers)),
-        "n=4": ft.attach(backbone(arguments, arguments.layers - 3), **heads),
-        "n=4, by autograd": ft.attach(backbone(arguments, arguments.layers - 3), **heads),
-        "frozen": ft.attach(backbone(arguments, arguments.layers), **heads),
+        "n=1": ft.MTPModel(whole()),
+        "n=4": ft.attach(shorter(), "parallel", depth=3),
+        "n=4, by autograd": ft.attach(shorter(), "parallel", depth=3),
+        "frozen, 1 sequential": ft.attach(whole(), "sequential", depth=1),
+        "frozen, 3 parallel": ft.attach(whole(), "parallel", depth=3),
+        "frozen, 3 parallel, cached": ft.attach(whole(), "parallel", depth=3),
     }
     models["n=4, by autograd"].depth_by_depth = False
-    models["frozen"].freeze_backbone()
+    for name, model in models.items():
+        if name.startswith("frozen"):
+            model.freeze_backbone()
     tokens = torch.randint(arguments.vocab, (arguments.batch, arguments.length))
-    steps = {name: step(model, tokens) for name, model in models.items()}
+    directory = tempfile.TemporaryDirectory()
+    cached = StateCache(
+        Path(directory.name, "states"),
+        models["frozen, 3 parallel, cached"],
+        *tokens.shape,
+        limit=1 << 30,
+    )
+    steps = {
+        name: step(model, tokens, cached if name.endswith("cached") else None)
+        for name, model in models.items()
+    }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(arguments.repeats + 1):
         for name, run in steps.items():

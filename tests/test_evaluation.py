@@ -232,7 +232,7 @@ def test_marginals_over_every_token_are_the_naive_ones() -> None:
     table = measure_marginals(
         model, blocks, depth=1, width=width, positions=48, progress=seen.append
     )
-    sums = np.zeros((2, 4))
+    sums = np.zeros((2, 5))
     with torch.inference_mode():
         for row in documents(blocks, range(3)):
             own = model.lm(row.unsqueeze(0)).logits[0].double().softmax(-1)
