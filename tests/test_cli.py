@@ -426,6 +426,16 @@ def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
     assert (out / "model" / HEADS_FILE).read_bytes() == before
 
 
+def test_heads_kept_apart_go_on_and_stay_apart(place: Path, tmp_path: Path) -> None:
+    data = ("--data", place / "text.py", "--steps", 2, "--batch-size", 2, "--block-size", 16)
+    fine("train", place / "plain", *data, "--out", tmp_path / "first")
+    native = ("--recipe", "native", "--set", "backbone_rate=0")
+    fine("train", tmp_path / "first" / "model", *native, *data, "--out", tmp_path / "second")
+    trained = tmp_path / "second" / "model"
+    assert sorted(path.name for path in trained.iterdir()) == [CONFIG_FILE, HEADS_FILE]
+    assert ft.MTPModel.from_pretrained(trained).fingerprint() == fingerprint(backbone())
+
+
 def test_pretrain_from_a_config_alone(place: Path, tmp_path: Path) -> None:
     options = ("--recipe", "pretrain", "--head", "none", "--steps", 2, "--block-size", 16)
     data = ("--data", place / "text.py", "--out", tmp_path / "run")

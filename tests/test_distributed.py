@@ -1,6 +1,7 @@
 """Two processes on one machine (gloo) do what one process does, with copies or with shards.
 
-They are started once, and train one run after another: starting takes longer than training.
+They are started once for all runs with copies and once for all with shards: starting takes longer
+than training.
 """
 
 import json
@@ -14,6 +15,7 @@ import pytest
 import torch
 
 import foretoken as ft
+from foretoken.cli import main
 from foretoken.errors import InputError
 from foretoken.training import train
 from foretoken.training import trainer as trainer_module
@@ -21,28 +23,26 @@ from foretoken.training.processes import rows_per_pass, sharding
 from test_recipes import masked_corpus
 from test_training import Stop, metrics, settings, small_model, stop_at, weights
 
-OPTIONS = {"steps": 20, "log_every": 1, "save_every": 10, "recipe": "joint", "head": "parallel"}
+OPTIONS = {"steps": 10, "log_every": 1, "save_every": 10, "recipe": "joint", "head": "parallel"}
 
-ALIKE = {
-    "copies": {},
-    "copies, warm-up": {"head": "sequential", "head_warmup": 5},
-    "copies, curriculum": {"recipe": "frozen", "objective": {"schedule": "forward"}},
-    "copies, accumulated": {"accumulate": 2, "recipe": "frozen"},
-    "shards": {"fsdp": True},
-    "shards, warm-up": {"fsdp": True, "head": "sequential", "head_warmup": 0.25},
-    "shards, frozen": {"fsdp": True, "recipe": "frozen", "accumulate": 2},
-    "shards, residual": {"fsdp": True, "recipe": "frozen", "head": "residual"},
-    "shards, lora": {"fsdp": True, "recipe": "lora", "checkpoint_activations": True},
-    "copies, muon": {"optimizer": "muon", "precision": "bf16", "recipe": "pretrain"},
-    "shards, muon": {"fsdp": True, "optimizer": "muon"},
+RUNS = {
+    "copies": {
+        "plain": {"steps": 20},
+        "warm-up": {"head": "sequential", "head_warmup": 5},
+        "curriculum": {"recipe": "frozen", "objective": {"schedule": "forward"}},
+        "accumulated": {"recipe": "frozen", "accumulate": 2},
+        "muon": {"recipe": "pretrain", "optimizer": "muon", "precision": "bf16"},
+    },
+    "shards": {
+        "plain": {"steps": 20},
+        "warm-up": {"head": "sequential", "head_warmup": 0.25},
+        "residual": {"recipe": "frozen", "head": "residual", "accumulate": 2},
+        "lora": {"recipe": "lora", "checkpoint_activations": True},
+        "muon": {"optimizer": "muon"},
+    },
 }
-"""Runs that are done by one process and by two."""
-
-ROUNDED = {"copies, muon": 0.02, "shards, muon": 0.02}
-"""How far losses may be apart where something is computed in bfloat16: Muon always does."""
-
-RESUMED = {"copies": {}, "shards": {"fsdp": True}, "shards, lora": {"fsdp": True, "recipe": "lora"}}
-"""Runs that are stopped after 12 steps and go on with another number of processes."""
+ROUNDED = {"muon": 0.02}
+"""How far losses may be apart where something is computed in bfloat16, which Muon always does."""
 
 
 def run(out: Path, options: dict, report=None) -> ft.MTPModel:
@@ -52,8 +52,8 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
     return model
 
 
-def work(jobs: list[dict]) -> None:
-    """What each of the two processes does."""
+def work(jobs: list[dict], command: list[str]) -> None:
+    """What each of the two processes does; the command line ends it."""
     torch.set_num_threads(1)
     on_step_end = trainer_module._Follow.on_step_end
     job: dict = {}
@@ -65,24 +65,17 @@ def work(jobs: list[dict]) -> None:
 
     trainer_module._Follow.on_step_end = stopping
     for job in jobs:
-        os.environ.pop("ACCELERATE_USE_FSDP", None)  # transformers leaves it behind
         try:
             run(Path(job["out"]), job["options"])
         except Stop:
             assert "stop" in job
-    torch.distributed.destroy_process_group()
+    sys.argv = command
+    main()
+    assert not torch.distributed.is_initialized()
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with every run of two processes."""
-    directory = tmp_path_factory.mktemp("two")
-    jobs = [{"out": str(directory / name), "options": options} for name, options in ALIKE.items()]
-    for name, options in RESUMED.items():
-        with pytest.raises(Stop):
-            run(directory / f"1 to 2, {name}", options, stop_at(12))
-        jobs.append({"out": str(directory / f"1 to 2, {name}"), "options": options})
-        jobs.append({"out": str(directory / f"2 to 1, {name}"), "options": options, "stop": 12})
+def launch(jobs: list[dict], command: list[str], output: Path) -> None:
+    """Start two processes that do `work`, and wait for them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -90,12 +83,11 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
     }  # fmt: skip
-    command = [sys.executable, "-W", "error", __file__, json.dumps(jobs)]
-    output = directory / "output"
+    words = [sys.executable, "-W", "error", __file__, json.dumps(jobs), json.dumps(command)]
     with output.open("w") as file:
         processes = [
             subprocess.Popen(
-                command,
+                words,
                 env={**environment, "RANK": rank, "LOCAL_RANK": rank},
                 stdout=file,
                 stderr=subprocess.STDOUT,
@@ -109,56 +101,57 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
             process.kill()
             process.wait()
     assert ended == [0, 0], output.read_text()[-3000:]
-    return directory
 
 
-@pytest.fixture(scope="module")
-def alone(tmp_path_factory: pytest.TempPathFactory):
-    """Does a run in this one process, each only once."""
-    directory, known = tmp_path_factory.mktemp("one"), {}
-
-    def get(options: dict) -> tuple[list[dict], dict[str, torch.Tensor]]:
-        key = json.dumps(options)
-        if key not in known:
-            out = directory / str(len(known))
-            known[key] = (run(out, options), out)
-        model, out = known[key]
-        return metrics(out), weights(model)
-
-    return get
-
-
-def check(
-    run: Path, lines: list[dict], expected: dict[str, torch.Tensor], apart: float = 1e-5
-) -> None:
-    """The same losses at each of 20 steps, and the same weights at the end."""
-    found = metrics(run)
-    assert [line["step"] for line in found] == list(range(1, 21))
-    for ours, theirs in zip(found, lines, strict=True):
-        assert ours["depth_losses"] == pytest.approx(theirs["depth_losses"], rel=0, abs=apart)
+def check(name: str, run: Path, expected: Path, model: ft.MTPModel) -> None:
+    """The same losses at every step, and the same weights at the end."""
+    apart = ROUNDED.get(name, 1e-5)
+    found, wanted = metrics(run), metrics(expected)
+    assert [line["step"] for line in found] == [line["step"] for line in wanted], name
+    for ours, theirs in zip(found, wanted, strict=True):
+        losses = pytest.approx(theirs["depth_losses"], rel=0, abs=apart)
+        assert ours["depth_losses"] == losses, (name, ours["step"])
         norm = pytest.approx(theirs["gradient_norm"], rel=max(1e-4, 10 * apart))
-        assert ours["gradient_norm"] == norm
+        assert ours["gradient_norm"] == norm, (name, ours["step"])
     trained = weights(ft.MTPModel.from_pretrained(run / "model"))
-    assert trained.keys() == expected.keys()
-    for name, tensor in expected.items():
-        torch.testing.assert_close(trained[name], tensor, rtol=1e-3, atol=10 * apart)
+    for parameter, tensor in weights(model).items():
+        torch.testing.assert_close(
+            trained[parameter], tensor, rtol=1e-3, atol=10 * apart,
+            msg=lambda text, parameter=parameter: f"{name}, {parameter}: {text}",
+        )  # fmt: skip
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ALIKE)
-def test_two_processes_do_what_one_does(name: str, runs: Path, alone) -> None:
-    options = {key: value for key, value in ALIKE[name].items() if key != "fsdp"}
-    check(runs / name, *alone(options), ROUNDED.get(name, 1e-5))
+@pytest.mark.parametrize("kind", RUNS)
+def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
+    """Whole runs, runs that go on with another number of processes, and the command line."""
+    shared = {"fsdp": kind == "shards"}
+    long = {**RUNS[kind]["plain"], **shared}
+    jobs = [
+        {"out": str(tmp_path / name), "options": {**options, **shared}}
+        for name, options in RUNS[kind].items()
+    ]
+    with pytest.raises(Stop):
+        run(tmp_path / "1 to 2", long, stop_at(12))
+    jobs.append({"out": str(tmp_path / "1 to 2"), "options": long})
+    jobs.append({"out": str(tmp_path / "2 to 1"), "options": long, "stop": 12})
+    (tmp_path / "text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
+    command = [
+        "foretoken", "train", "tiny", "--data", str(tmp_path / "text.py"), "--depth", "1",
+        "--steps", "2", "--batch-size", "2", "--block-size", "16", "--save-every", "0",
+        "--set", f"fsdp={kind == 'shards'}", "--device", "cpu", "--out", str(tmp_path / "command"),
+    ]  # fmt: skip
+    launch(jobs, command, tmp_path / "output")
+    run(tmp_path / "2 to 1", long)
 
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", RESUMED)
-def test_a_run_goes_on_with_another_number_of_processes(name: str, runs: Path, alone) -> None:
-    options = RESUMED[name]
-    run(runs / f"2 to 1, {name}", options)
-    expected = alone({key: value for key, value in options.items() if key != "fsdp"})
-    for way in ("1 to 2", "2 to 1"):
-        check(runs / f"{way}, {name}", *expected)
+    for name, options in RUNS[kind].items():
+        model = run(tmp_path / f"{name} alone", options)
+        check(name, tmp_path / name, tmp_path / f"{name} alone", model)
+        if name == "plain":
+            for way in ("1 to 2", "2 to 1"):
+                check(way, tmp_path / way, tmp_path / "plain alone", model)
+    assert ft.MTPModel.from_pretrained(tmp_path / "command" / "model").depth == 1
+    assert (tmp_path / "output").read_text().count("2 steps, 64 tokens") == 1  # heard once
 
 
 def test_a_step_is_divided_evenly() -> None:
@@ -184,4 +177,4 @@ def test_what_shards_cannot_do_is_said(options: dict, message: str) -> None:
 
 
 if __name__ == "__main__":
-    work(json.loads(sys.argv[1]))
+    work(json.loads(sys.argv[1]), json.loads(sys.argv[2]))

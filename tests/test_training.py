@@ -1,8 +1,4 @@
 import json
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -213,43 +209,6 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, recipe: 
         weights(ft.MTPModel.from_pretrained(tmp_path / "whole" / "model")),
         weights(ft.MTPModel.from_pretrained(out / "model")),
     )
-
-
-@pytest.mark.slow
-def test_a_run_that_was_killed_ends_with_the_same_bits(tmp_path: Path) -> None:
-    """By SIGKILL in another process, at the moment that a checkpoint is being written."""
-    out = tmp_path / "run"
-    script = f"""
-        import os, signal, sys
-        from pathlib import Path
-
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        import torch
-
-        torch.set_num_threads(1)
-        from foretoken.training import trainer
-        from foretoken.training import train
-        from test_training import corpus, settings, small_model
-
-        def die(*args, **kwargs):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        def report(progress):
-            if progress.step == 14:
-                trainer.save_snapshot = die
-
-        train(small_model(), corpus(), settings(log_every=1), Path({str(out)!r}), report=report)
-    """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
-    config = settings(log_every=1)
-    whole, resumed, steps = small_model(), small_model(), []
-    train(whole, corpus(), config, tmp_path / "whole")
-    train(resumed, corpus(), config, out, report=lambda p: steps.append(p.step))
-    assert steps[0] == 11
-    assert equal(weights(whole), weights(resumed))
-    leftovers = {path.name for path in out.iterdir()}
-    assert leftovers == FINISHED
 
 
 @pytest.mark.parametrize("survivors", [True, False])

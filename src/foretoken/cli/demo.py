@@ -10,7 +10,7 @@ import typer
 from foretoken.cli import common
 from foretoken.cli.bench import methods_of, show_speed
 from foretoken.cli.probe import show_depths
-from foretoken.cli.train import build, reference, show_result, training_bar
+from foretoken.cli.train import build, show_result, training_bar
 from foretoken.errors import ForetokenError, InputError
 from foretoken.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretoken.loading import load_tokenizer
@@ -92,7 +92,7 @@ def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
     blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
     with training_bar() as report:
         result = run_training(
-            model, blocks, config, out / "heads", backbone_path=reference("tiny"), report=report
+            model, blocks, config, out / "heads", backbone_path="tiny", report=report
         )
     show_result(result)
     return common.load_model(str(result.directory), "cpu")

@@ -100,21 +100,22 @@ def train(
         given["head"] = "none"
     chosen = merged(_given(**given), _parse_settings(settings or []))
     run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
-    built = build(model, run, common.pick_device(device))
-    tokenizer = common.tokenizer_of(model, built)
-    blocks, held_out = common.load_corpus(data, built, tokenizer, run)
-    with training_bar() as report:
-        result = run_training(
-            built,
-            blocks,
-            run,
-            out,
-            held_out=held_out,
-            tokenizer=tokenizer,
-            backbone_path=reference(model),
-            report=report,
-        )
-    if not PartialState().is_main_process:
+    with _processes(common.pick_device(device)) as where:
+        built = build(model, run, where)
+        tokenizer = common.tokenizer_of(model, built)
+        blocks, held_out = common.load_corpus(data, built, tokenizer, run)
+        with training_bar() as report:
+            result = run_training(
+                built,
+                blocks,
+                run,
+                out,
+                held_out=held_out,
+                tokenizer=tokenizer,
+                backbone_path=reference(model, built),
+                report=report,
+            )
+    if common.console.quiet:
         return
     show_result(result)
     kind = built.head.config.kind if built.head is not None else "plain"
@@ -124,6 +125,17 @@ def train(
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
     common.save_json(json, "train", built, run.seed, run.model_dump(), rows)
+
+
+@contextmanager
+def _processes(device: torch.device) -> Iterator[torch.device]:
+    """Yield this process's device; of several processes only the main one prints."""
+    processes = PartialState(cpu=device.type == "cpu")
+    common.console.quiet = not processes.is_main_process
+    try:
+        yield device if processes.num_processes == 1 else processes.device
+    finally:
+        processes.destroy_process_group()
 
 
 def _given(**options: Any) -> dict[str, Any]:
@@ -170,10 +182,11 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
     return MTPModel(backbone, config.head)
 
 
-def reference(name: str) -> str:
+def reference(name: str, model: MTPModel) -> str:
     """How heads that are stored alone name their backbone."""
     if name in BUNDLED:
         return name
+    name = model.tokenizer_path or name  # heads may be stored apart from it
     return str(Path(name).resolve()) if Path(resolve(name)).is_dir() else name
 
 

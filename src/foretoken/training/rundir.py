@@ -74,13 +74,13 @@ class RunDirectory:
         }
         if settings.is_file():
             for path, text in texts.items():
-                if not path.is_file() or path.read_text(encoding="utf-8") != text:
+                if path.is_file() and path.read_text(encoding="utf-8") != text:
                     other = "settings" if path == settings else "backbone or data"
                     raise InputError(
                         f"{self.path}: holds a run with other {other}, see {path.name} in it; "
                         "choose another directory."
                     )
-        elif self.path.is_dir() and any(self.path.iterdir()):
+        elif self.path.is_dir() and any(self.path.glob("[!.]*")):
             raise InputError(
                 f"{self.path}: is not empty and holds no run; choose another directory."
             )
@@ -91,7 +91,7 @@ class RunDirectory:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
-                path.write_text(text, encoding="utf-8")
+                _write(path, text)
             self._record(process)
         except OSError as error:
             raise InputError(
@@ -102,9 +102,7 @@ class RunDirectory:
         """Append to the provenance: a resumed run may go on elsewhere."""
         path = self.path / "provenance.json"
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        text = json.dumps([*before, process], indent=2) + "\n"
-        path.with_name(".provenance.json").write_text(text, encoding="utf-8")
-        path.with_name(".provenance.json").replace(path)
+        _write(path, json.dumps([*before, process], indent=2) + "\n")
 
     def resume_point(self) -> ResumePoint | None:
         """The newest whole checkpoint."""
@@ -129,7 +127,7 @@ class RunDirectory:
     def mark_complete(self, step: int, seconds: float) -> None:
         """Declare `checkpoint-{step}` whole."""
         marker = self.path / f"checkpoint-{step}" / COMPLETE
-        marker.write_text(json.dumps({"seconds": seconds}) + "\n", encoding="utf-8")
+        _write(marker, json.dumps({"seconds": seconds}) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append to the metrics."""
@@ -162,7 +160,14 @@ class RunDirectory:
             for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             if line.endswith("\n") and json.loads(line)["step"] <= step
         ]
-        self._metrics.write_text("".join(kept), encoding="utf-8")
+        _write(self._metrics, "".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a whole file in the place of what was there, or leave that."""
+    work = path.with_name(f".{path.name}")
+    work.write_text(text, encoding="utf-8")
+    work.replace(path)
 
 
 def _step_of(checkpoint: Path) -> int:
