@@ -4,9 +4,10 @@
 
 Every line runs in a process of its own: hidden states of T positions, an output head of V tokens,
 n heads (a residual layer each), forward and backward. `peak_memory_bytes` is what the process grew
-by over the weights and hidden states; method `in-order` is what training runs, `autograd` the same
-loss by autograd in chunks, `naive` all logits of all depths at once. The naive loss of 8 depths
-does not fit at the full length, so it is compared with the others at a quarter of it.
+by over the weights and hidden states. Methods: `in-order` is what training runs, `autograd` the
+same loss by autograd in chunks, `linear-cross-entropy` PyTorch's chunked loss once per depth,
+`naive` all logits of all depths at once. The naive loss of 8 depths does not fit at the full
+length, so it is compared with `in-order` at a quarter of it.
 """
 
 import argparse
@@ -28,6 +29,7 @@ from foretoken.provenance import provenance, write_result
 
 RUNS = [
     ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),
+    ("linear-cross-entropy", 4096, 1), ("linear-cross-entropy", 4096, 8),
     ("naive", 1024, 1), ("naive", 1024, 8), ("in-order", 1024, 8),
 ]  # fmt: skip
 
@@ -55,6 +57,13 @@ def measure(method: str, length: int, n: int, vocab: int, size: int) -> dict[str
             for head, target in zip(heads, targets, strict=True)
         ]
         loss = torch.stack(losses).sum()
+    elif method == "linear-cross-entropy":
+        options = nn.LinearCrossEntropyOptions()
+        losses = [
+            F.linear_cross_entropy(head(hidden), output.weight, each, options=options)
+            for head, each in zip(heads, labels, strict=True)
+        ]
+        loss = torch.stack(losses).sum()
     else:
         losses = [
             F.cross_entropy(output(head(hidden)), each)
@@ -70,7 +79,7 @@ def measure(method: str, length: int, n: int, vocab: int, size: int) -> dict[str
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vocab", type=int, default=128_256)
-    parser.add_argument("--size", type=int, default=512)
+    parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a run for a child process
     parser.add_argument("--out", type=Path, default=Path("results/loss-memory.json"))
