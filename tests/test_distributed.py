@@ -173,6 +173,7 @@ def test_a_step_is_divided_evenly() -> None:
         ({"precision": "bf16"}, "use 'bf16-mixed'"),
         ({"recipe": "frozen", "cache_gb": 1}, "cache_gb"),
         ({"objective": {"distill": "marginal"}}, "marginal"),
+        ({"compile": True}, "compile"),
     ],
 )
 def test_what_shards_cannot_do_is_said(options: dict, message: str) -> None:

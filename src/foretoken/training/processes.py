@@ -43,6 +43,7 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
         == "bf16",
         "distill 'marginal' runs the backbone by itself": config.objective.distill == "marginal",
         "cache_gb runs the backbone by itself": config.cache_gb > 0,
+        "compile was made for whole ones": config.compile,
     }
     for reason, asked in whole.items():
         if asked:
