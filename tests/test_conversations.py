@@ -165,3 +165,9 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch) -> None:
         with pytest.raises(InputError, match=message) as caught:
             list(read_documents(wrong))
         assert "\n" not in str(caught.value)
+
+
+def test_a_record_without_tokens_shifts_no_other(tmp_path: Path) -> None:
+    documents = [Document("a = 1", "a", tokens=()), Document("b = 2", "b"), Document("c = 3", "c")]
+    found = [tokenizer().decode(piece.ids) for piece in tokenize(documents, tokenizer())]
+    assert [text.removesuffix("<|endoftext|>") for text in found] == ["", "b = 2", "c = 3"]

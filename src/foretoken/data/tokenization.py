@@ -69,7 +69,7 @@ def tokenize(
     Raises:
         InputError: a conversation, and no chat template, or one that rewrites earlier turns.
     """
-    texts = [document for document in documents if not (document.messages or document.tokens)]
+    texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
     eos = tokenizer.eos_token_id
     tail = [] if eos is None else [eos]
