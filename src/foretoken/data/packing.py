@@ -111,10 +111,7 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         one_document_per_block: bool = False,
     ) -> PackedBlocks:
         """`from_documents` for documents that are tokenized already, each with a token at least."""
-        if block_size < 1:
-            raise InputError(f"block size must be at least 1 token, not {block_size}")
-        if one_document_per_block and block_size == 1:
-            raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
+        check_block_size(block_size, one_document_per_block)
         if one_document_per_block:
             return cls._fill(pieces, block_size, _filler(tokenizer))
         return cls._cut(pieces, block_size)
@@ -203,6 +200,14 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         inside = self._starts[first:last] - begin
         starts[inside] = inside
         return places - np.maximum.accumulate(starts)
+
+
+def check_block_size(block_size: int, one_document_per_block: bool) -> None:
+    """Raise `InputError` for blocks that would be empty or have nothing to predict."""
+    if block_size < 1:
+        raise InputError(f"block size must be at least 1 token, not {block_size}")
+    if one_document_per_block and block_size == 1:
+        raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
 
 
 def held_out_split(
