@@ -29,8 +29,8 @@ SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
 
 _SUPPORTED = ", ".join(SUFFIXES)
 
-Message = dict[str, str]
-"""`role` and `content`."""
+Message = dict[str, Any]
+"""`role` and `content`, and whatever else the chat template reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
     A line or row has a field `text`; or `messages`, a list of `{"role": …, "content": …}`; or
     `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as `foretoken
-    distill` writes them.
+    distill` writes them, with the `text` that they stand for if it is known.
 
     Documents that are empty or all white space are left out.
 
@@ -241,7 +241,7 @@ def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
         return _tokens_of(record, where, source)
     if record.get("messages") is not None:
         messages = _messages_of(record["messages"], where)
-        text = "\n".join(message["content"] for message in messages)
+        text = "\n".join(message.get("content", "") for message in messages)
         return Document(text=text, source=source, messages=messages)
     if "text" not in record:
         fields = ", ".join(map(repr, record)) or "none"
@@ -251,7 +251,7 @@ def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
 
 def _tokens_of(record: dict[str, Any], where: str, source: str) -> Document:
     tokens, prompt = record["tokens"], record.get("prompt_tokens", 0)
-    if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
+    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
         raise InputError(f"{where}: the field 'tokens' must be a list of token ids")
     if not _is_count(prompt) or prompt > len(tokens):
         raise InputError(f"{where}: the field 'prompt_tokens' must be 0 to {len(tokens)}")
@@ -266,12 +266,11 @@ def _messages_of(messages: Any, where: str) -> tuple[Message, ...]:
     for number, turn in enumerate(messages, start=1):
         if not isinstance(turn, dict):
             raise InputError(f"{where}: turn {number} must be an object, not {_kind(turn)}")
-        turns.append(
-            {
-                name: _string(turn.get(name), f"{name!r} of turn {number}", where)
-                for name in ("role", "content")
-            }
-        )
+        turn = {name: value for name, value in turn.items() if value is not None}
+        _string(turn.get("role"), f"'role' of turn {number}", where)
+        if "content" in turn or "tool_calls" not in turn:
+            _string(turn.get("content"), f"'content' of turn {number}", where)
+        turns.append(turn)
     return tuple(turns)
 
 
@@ -286,7 +285,7 @@ def _string(value: object, what: str, where: str) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _kind(value: object) -> str:
