@@ -211,6 +211,40 @@ def test_a_broken_table_is_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_other_columns_of_a_table_are_not_read(tmp_path: Path, monkeypatch) -> None:
+    from pyarrow import parquet
+
+    seen = []
+
+    class File(parquet.ParquetFile):
+        def iter_batches(self, *args, **options):
+            for batch in super().iter_batches(*args, **options):
+                seen.append(batch.schema.names)
+                yield batch
+
+    monkeypatch.setattr(parquet, "ParquetFile", File)
+    records = [{"image": b"x" * 99, **record} for record in RECORDS[:2]]
+    found = list(read_documents(write(tmp_path / "data.parquet", records)))
+    assert [(d.text, d.messages) for d in found] == [expected[:2] for expected in EXPECTED[:2]]
+    assert seen == [["messages", "text"]]
+
+
+def test_the_library_of_data_sets_reads_them_alike(tmp_path: Path, monkeypatch) -> None:
+    """The real one, on a folder of its own instead of the Hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "corpus").mkdir()
+    write(tmp_path / "corpus" / "train.parquet", RECORDS)
+    write(tmp_path / "corpus" / "test.parquet", RECORDS[:1])
+    name = tmp_path / "corpus"
+    found = list(read_documents(f"hub:{name}"))
+    assert [(d.text, d.messages, d.tokens, d.prompt_tokens) for d in found] == EXPECTED
+    assert [d.text for d in read_documents(f"hub:{name}::test")] == ["plain"]
+    with pytest.raises(InputError, match="cannot be read .*validation"):
+        list(read_documents(f"hub:{name}::validation"))
+
+
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch) -> None:
     import datasets
 

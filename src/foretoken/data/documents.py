@@ -25,6 +25,9 @@ LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 TABLE_SUFFIXES = (".parquet",)
 """A file with one of these names holds one record per row."""
 
+_FIELDS = ("text", "messages", "tokens", "prompt_tokens")
+"""Of a record, all that is read."""
+
 SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
 
 _SUPPORTED = ", ".join(SUFFIXES)
@@ -182,7 +185,9 @@ def _read_table(file: Path, source: str) -> Iterator[Document]:
     try:
         with ParquetFile(file) as table:
             number = 0
-            for batch in table.iter_batches(batch_size=1024):
+            # None is all columns; the error then says what they are.
+            columns = [name for name in table.schema_arrow.names if name in _FIELDS] or None
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     yield _document_of(record, f"{file}, row {number}", f"{source}:{number}")
