@@ -241,7 +241,7 @@ def test_the_library_of_data_sets_reads_them_alike(tmp_path: Path, monkeypatch) 
     found = list(read_documents(f"hub:{name}"))
     assert [(d.text, d.messages, d.tokens, d.prompt_tokens) for d in found] == EXPECTED
     assert [d.text for d in read_documents(f"hub:{name}::test")] == ["plain"]
-    with pytest.raises(InputError, match="cannot be read .*validation"):
+    with pytest.raises(InputError, match=r"cannot be read .*validation"):
         list(read_documents(f"hub:{name}::validation"))
 
 

@@ -21,6 +21,7 @@ from foretoken.data import (
     held_out_split,
     read_documents,
 )
+from foretoken.data.tokenization import prompt_ids
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -189,14 +190,6 @@ def load_prompts(
     if not prompts:
         raise InputError(f"{path}: no prompt in it has a single token.")
     return prompts
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
-    ids = list(tokenizer(text)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
 
 
 def save_json(

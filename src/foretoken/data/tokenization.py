@@ -186,3 +186,11 @@ def render(
         reason = " ".join(str(error).split())
         raise InputError(f"{source}: the chat template cannot be applied ({reason})") from None
     return cast(str, text)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()
+    return ids
