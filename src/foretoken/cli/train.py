@@ -59,7 +59,7 @@ def train(
     epochs: Annotated[float | None, typer.Option(help="Stop after so many passes.")] = None,
     steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step and process. [16]")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows per step. [16]")] = None,
     block_size: Annotated[int | None, typer.Option(help="Tokens per row. [256]")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw (default) or muon.")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW. [1e-3]")] = None,

@@ -5,7 +5,8 @@ from typing import Any, cast
 
 import torch
 from accelerate import PartialState
-from accelerate.utils import broadcast
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
@@ -42,6 +43,7 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
         == "bf16",
         "distill 'marginal' runs the backbone by itself": config.objective.distill == "marginal",
         "cache_gb runs the backbone by itself": config.cache_gb > 0,
+        "compile was made for whole ones": config.compile,
     }
     for reason, asked in whole.items():
         if asked:
@@ -51,6 +53,20 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
         "fsdp": True,
         "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sorted(blocks)},
     }
+
+
+def shard_on_cpus(state: AcceleratorState, plugin: dict[str, Any]) -> None:
+    """Have accelerate shard over CPU processes as it does over accelerators.
+
+    Args:
+        state: of the accelerator, for processes on CPUs.
+        plugin: arguments of the FSDP plugin.
+    """
+    state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
+    if state.mixed_precision != "no":
+        state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
+    for known in (state, PartialState()):  # the second gives its type to the first, again and again
+        known.distributed_type = DistributedType.FSDP
 
 
 def gather_whole(model: nn.Module) -> None:

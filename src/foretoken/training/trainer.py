@@ -37,7 +37,13 @@ from foretoken.training.config import TrainConfig
 from foretoken.training.marginals import marginal_targets
 from foretoken.training.optimizers import make_optimizer, make_schedule
 from foretoken.training.order import EndlessOrder
-from foretoken.training.processes import agreed, gather_whole, rows_per_pass, sharding
+from foretoken.training.processes import (
+    agreed,
+    gather_whole,
+    rows_per_pass,
+    shard_on_cpus,
+    sharding,
+)
 from foretoken.training.report import Departure, Movement, write_report
 from foretoken.training.rundir import RunDirectory
 from foretoken.training.snapshots import load_snapshot, save_snapshot
@@ -231,10 +237,17 @@ class _MTPTrainer(Trainer):
             callbacks=callbacks,
         )
         self.pop_callback(PrinterCallback)
-        self.sharded = bool(self.is_fsdp_enabled)
         if self.sharded:
             model.depth_by_depth = False  # it needs whole parameters
         self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
+
+    def create_accelerator_and_postprocess(self) -> None:
+        """As transformers does, and shards on CPUs too, where accelerate would make copies."""
+        super().create_accelerator_and_postprocess()
+        self.sharded = bool(self.args.fsdp)
+        if self.sharded and not self.is_fsdp_enabled:
+            shard_on_cpus(self.accelerator.state, cast(Any, self.args).fsdp_plugin_args)
+            self.is_fsdp_enabled = True
 
     def compute_loss(
         self,
@@ -355,6 +368,8 @@ class _MTPTrainer(Trainer):
         """The model as it is to be saved, in the main process."""
         if self.sharded:
             gather_whole(self.mtp)
+            if not self.args.should_save:
+                return
         if self.settings.recipe == "lora" and self.settings.lora.merge:
             self.mtp.merge_adapters()
 
