@@ -18,6 +18,10 @@ FORGETFUL = (  # only the last answer is written in full
     "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.role }}>{{ m.content }}"
     "</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
 )
+TAGGED = (
+    "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content }}</s>{%- endgeneration %}{% else %}{{ m.content }}</s>{% endif %}\n{% endfor %}"
+)
 TURNS = (
     {"role": "user", "content": "Add one to x."},
     {"role": "assistant", "content": "x += 1"},
@@ -42,14 +46,79 @@ def test_only_the_assistants_turns_are_learned() -> None:
     assert len(chat(whole, add_special_tokens=False)["input_ids"]) == len(piece.ids)
 
 
-def test_a_template_that_writes_earlier_turns_anew_is_refused() -> None:
-    with pytest.raises(InputError, match="writes earlier turns anew") as caught:
-        list(tokenize([Document("", "chat.jsonl:7", messages=TURNS)], tokenizer(FORGETFUL)))
-    assert "chat.jsonl:7" in str(caught.value)
-    (piece,) = tokenize([Document("", "d", messages=TURNS[:2])], tokenizer(FORGETFUL))
-    assert tokenizer().decode(piece.ids[piece.learned]) == "x += 1</s>\n"
-    with pytest.raises(InputError, match="chat template cannot be applied"):
-        list(tokenize([Document("", "d", messages=TURNS)], tokenizer(None)))
+def test_a_template_says_itself_what_is_learned() -> None:
+    chat = tokenizer(TAGGED)
+    (piece,) = tokenize([Document("", "d", messages=TURNS)], chat)
+    assert chat.decode(piece.ids) == chat.apply_chat_template(list(TURNS), tokenize=False)
+    assert chat.decode(piece.ids[piece.learned]) == "x += 1</s>x += 2</s>"
+
+
+def test_a_conversation_that_is_written_anew_is_read_once_for_every_answer() -> None:
+    chat = tokenizer(FORGETFUL)
+    pieces = list(tokenize([Document("", "d", messages=TURNS)], chat))
+    assert [chat.decode(piece.ids) for piece in pieces] == [
+        "<user>Add one to x.</s>\n<assistant>x += 1</s>\n",
+        "<user>Add one to x.</s>\n<user>And two?</s>\n<assistant>x += 2</s>\n",
+    ]
+    learned = [chat.decode(piece.ids[piece.learned]) for piece in pieces]
+    assert learned == ["x += 1</s>\n", "x += 2</s>\n"]
+    assert [piece.num_bytes for piece in pieces] == [19, 33]
+    (piece,) = tokenize([Document("", "d", messages=TURNS[:2])], chat)
+    assert chat.decode(piece.ids[piece.learned]) == "x += 1</s>\n"
+
+
+def test_what_nobody_asked_for_is_not_learned() -> None:
+    chat = tokenizer()
+    (piece,) = tokenize([Document("", "d", messages=TURNS[1:])], chat)
+    assert chat.decode(piece.ids[piece.learned]) == "x += 2</s>\n"
+
+
+def test_a_template_reads_all_fields_of_a_turn(tmp_path: Path) -> None:
+    calling = "{% for m in messages %}{{ m.role }}{{ m.content }}{{ m.tool_calls }};{% endfor %}"
+    turns = [
+        {"role": "user", "content": "Add.", "tool_calls": None},
+        {"role": "assistant", "content": None, "tool_calls": ["add"]},
+    ]
+    path = write(tmp_path / "data.jsonl", [{"messages": turns}])
+    (document,) = read_documents(path)
+    chat = tokenizer(calling)
+    (piece,) = tokenize([document], chat)
+    assert chat.decode(piece.ids) == "userAdd.;assistant['add'];"
+
+
+def test_what_cannot_be_told_from_the_prompt_is_refused() -> None:
+    thinking = CHATML.replace("<assistant>{% endif", "<assistant><think>{% endif")
+    slow = tokenizer()
+    for template, message in (
+        (thinking, "asks for an answer otherwise than it writes one"),
+        (None, "chat template cannot be applied"),
+        ("{{ raise_exception('no') }}", r"chat template cannot be applied \(no\)"),
+    ):
+        with pytest.raises(InputError, match=rf"chat\.jsonl:7: .*{message}") as caught:
+            list(tokenize([Document("", "chat.jsonl:7", messages=TURNS)], tokenizer(template)))
+        assert "\n" not in str(caught.value)
+
+    class Slow(type(slow)):
+        is_fast = False
+
+    slow.__class__ = Slow
+    with pytest.raises(InputError, match=r"chat\.jsonl:7: .* needs a fast tokenizer"):
+        list(tokenize([Document("", "chat.jsonl:7", messages=TURNS)], slow))
+
+
+def test_tokens_of_another_tokenizer_are_refused() -> None:
+    chat = tokenizer()
+    ids = tuple(chat("x += 1")["input_ids"])
+    for text in ("x += 1", ""):
+        (piece,) = tokenize([Document(text, "d", tokens=ids, prompt_tokens=2)], chat)
+        assert piece.ids.tolist() == list(ids)
+        assert piece.learned.tolist() == [n >= 2 for n in range(len(ids))]
+    for document in (
+        Document("y = 7", "own.jsonl:3", tokens=ids),
+        Document("", "own.jsonl:3", tokens=(*ids, len(chat))),
+    ):
+        with pytest.raises(InputError, match=r"own\.jsonl:3: .* another tokenizer's"):
+            list(tokenize([document], chat))
 
 
 @pytest.mark.parametrize("one", [False, True])
@@ -116,7 +185,9 @@ def test_lines_and_rows_are_read_alike(tmp_path: Path, name: str) -> None:
         ({"messages": "hello"}, "must be a list of turns"),
         ({"messages": []}, "must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "'content' of turn 1 must be a string, not null"),
+        ({"messages": [{"role": None, "content": "x"}]}, "'role' of turn 1 must be a string"),
         ({"tokens": [1, -2]}, "list of token ids"),
+        ({"tokens": [1, 2**31]}, "list of token ids"),
         ({"tokens": [1, 2], "prompt_tokens": 3}, "must be 0 to 2"),
     ],
 )
@@ -138,6 +209,40 @@ def test_a_broken_table_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not a whole parquet file") as caught:
         list(read_documents(path))
     assert "\n" not in str(caught.value)
+
+
+def test_other_columns_of_a_table_are_not_read(tmp_path: Path, monkeypatch) -> None:
+    from pyarrow import parquet
+
+    seen = []
+
+    class File(parquet.ParquetFile):
+        def iter_batches(self, *args, **options):
+            for batch in super().iter_batches(*args, **options):
+                seen.append(batch.schema.names)
+                yield batch
+
+    monkeypatch.setattr(parquet, "ParquetFile", File)
+    records = [{"image": b"x" * 99, **record} for record in RECORDS[:2]]
+    found = list(read_documents(write(tmp_path / "data.parquet", records)))
+    assert [(d.text, d.messages) for d in found] == [expected[:2] for expected in EXPECTED[:2]]
+    assert seen == [["messages", "text"]]
+
+
+def test_the_library_of_data_sets_reads_them_alike(tmp_path: Path, monkeypatch) -> None:
+    """The real one, on a folder of its own instead of the Hub."""
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "corpus").mkdir()
+    write(tmp_path / "corpus" / "train.parquet", RECORDS)
+    write(tmp_path / "corpus" / "test.parquet", RECORDS[:1])
+    name = tmp_path / "corpus"
+    found = list(read_documents(f"hub:{name}"))
+    assert [(d.text, d.messages, d.tokens, d.prompt_tokens) for d in found] == EXPECTED
+    assert [d.text for d in read_documents(f"hub:{name}::test")] == ["plain"]
+    with pytest.raises(InputError, match=r"cannot be read .*validation"):
+        list(read_documents(f"hub:{name}::validation"))
 
 
 def test_a_data_set_of_the_hub_is_streamed(monkeypatch) -> None:

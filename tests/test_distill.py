@@ -3,6 +3,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers.processors import TemplateProcessing
+from transformers import GenerationConfig
 
 from foretoken.cli import app
 from foretoken.data import Document, PackedBlocks, read_documents
@@ -26,6 +28,11 @@ def prompts(count: int = 7) -> list[list[int]]:
     return [TOKENIZER(text)["input_ids"] for text in texts]
 
 
+def by_length(prompts: list[list[int]]) -> list[list[int]]:
+    """The order of so few prompts in the file."""
+    return sorted(prompts, key=len, reverse=True)
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -39,12 +46,64 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
     written = file.write(shares.append)
     assert shares == [3 / 7, 6 / 7, 1.0]
     found = lines(out)
-    assert [record["tokens"][: record["prompt_tokens"]] for record in found] == prompts()
-    for prompt, record in zip(prompts(), found, strict=True):
+    ordered = by_length(prompts())
+    assert ordered != prompts()
+    assert [record["tokens"][: record["prompt_tokens"]] for record in found] == ordered
+    for prompt, record in zip(ordered, found, strict=True):
         alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
         assert record["tokens"] == alone.sequences[0].tolist()
         assert record["text"] == TOKENIZER.decode(record["tokens"])
     assert written == sum(len(r["tokens"]) - r["prompt_tokens"] for r in found)
+
+
+def test_the_models_generation_config_changes_nothing(tiny: MTPModel, tmp_path: Path) -> None:
+    own = tiny.lm.generation_config
+    tiny.lm.generation_config = GenerationConfig(
+        repetition_penalty=5.0, do_sample=True, top_k=3, eos_token_id=own.eos_token_id
+    )
+    try:
+        Continuations(
+            tmp_path / "a.jsonl", tiny, TOKENIZER, prompts(), Sampling(max_new_tokens=12)
+        ).write()
+    finally:
+        tiny.lm.generation_config = own
+    for prompt, record in zip(by_length(prompts()), lines(tmp_path / "a.jsonl"), strict=True):
+        alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
+        assert record["tokens"] == alone.sequences[0].tolist()
+
+
+def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(
+    tiny: MTPModel, tmp_path: Path
+) -> None:
+    (prompt,) = prompts(1)
+    greedy = tiny.generate(torch.tensor([prompt]), max_new_tokens=12).new_tokens
+    at = next(n for n in range(2, 12) if greedy[n] not in greedy[:n])
+    ending = load_tokenizer("tiny")
+    ending.eos_token = ending.convert_ids_to_tokens(greedy[at])
+    sampling = Sampling(max_new_tokens=12)
+    Continuations(tmp_path / "a.jsonl", tiny, ending, [prompt], sampling).write()
+    (record,) = lines(tmp_path / "a.jsonl")
+    assert record["tokens"] == prompt + list(greedy[: at + 1])
+
+
+def test_draws_follow_the_backbones_distribution(tiny: MTPModel, tmp_path: Path) -> None:
+    (prompt,) = prompts(1)
+    count = 800
+    sampling = Sampling(max_new_tokens=1, temperature=0.8, top_p=0.9, batch_size=count)
+    Continuations(tmp_path / "a.jsonl", tiny, TOKENIZER, [prompt] * count, sampling).write()
+    drawn = [record["tokens"][-1] for record in lines(tmp_path / "a.jsonl")]
+    with torch.inference_mode():
+        logits = tiny.lm(torch.tensor([prompt])).logits[0, -1]
+    ordered, tokens = (logits / 0.8).softmax(-1).sort(descending=True)
+    nucleus = ordered.cumsum(0) - ordered < 0.9
+    expected = torch.zeros(len(logits)).index_put((tokens[nucleus],), ordered[nucleus])
+    expected /= expected.sum()
+    observed = torch.bincount(torch.tensor(drawn), minlength=len(logits)) / count
+    assert 4 <= nucleus.sum() <= 200
+    assert observed[expected == 0].sum() == 0
+    # Twice the mean distance of so many draws from their own distribution.
+    allowed = (2 * expected * (1 - expected) / (torch.pi * count)).sqrt().sum()
+    assert (observed - expected).abs().sum() < 2 * allowed
 
 
 @pytest.mark.parametrize("kept", [0, 10, 0.3, 0.6, 0.99, 1.0])
@@ -90,9 +149,15 @@ def test_continuations_are_training_data_for_the_response_alone(
 
 def test_prompts_are_cut_from_texts_and_end_where_the_assistant_answers() -> None:
     text = Document("x = 1\n" * 40, "d")
-    ids = TOKENIZER(text.text)["input_ids"] + [TOKENIZER.eos_token_id]
+    ids = TOKENIZER(text.text)["input_ids"]
     found = list(prompts_of([text], TOKENIZER, 10, 20))
     assert found == [ids[start : start + 10] for start in range(0, len(ids), 30)]
+    beginning = load_tokenizer("tiny")
+    beginning.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|endoftext|> $A", special_tokens=[("<|endoftext|>", beginning.bos_token_id)]
+    )
+    prefixed = list(prompts_of([text], beginning, 10, 20))
+    assert prefixed == [[beginning.bos_token_id, *prompt] for prompt in found]
     chat = tokenizer()
     (prompt,) = prompts_of([Document("", "d", messages=TURNS)], chat, 10, 20)
     assert chat.decode(prompt).endswith("<user>And two?</s>\n<assistant>")
@@ -116,6 +181,9 @@ def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> 
             Continuations(out, tiny, TOKENIZER, prompts(2), other)
     with pytest.raises(InputError, match="other settings"):
         Continuations(out, tiny, TOKENIZER, prompts(3), sampling)
+    halved = MTPModel.from_pretrained("tiny", dtype=torch.bfloat16)
+    with pytest.raises(InputError, match="other settings"):
+        Continuations(out, halved, TOKENIZER, prompts(2), sampling)
     (tmp_path / "mine.jsonl").write_text("precious")
     with pytest.raises(InputError, match="not begun here"):
         Continuations(tmp_path / "mine.jsonl", tiny, TOKENIZER, prompts(2), sampling)
@@ -137,3 +205,20 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
     assert result["rows"][0]["tokens"] == 15
     app(command, standalone_mode=False)
     assert "3 continuations, 3 of them before; 0 tokens" in capsys.readouterr().out
+
+
+def test_the_command_leaves_out_what_does_not_fit_into_the_context(tmp_path: Path, capsys) -> None:
+    long = " ".join(f"x{n} = {n}" for n in range(900))
+    data = tmp_path / "chat.jsonl"
+    with data.open("w") as file:
+        for text in (long, "Hello", long):
+            turns = [{"role": "user", "content": text}]
+            file.write(json.dumps({"messages": turns}) + "\n")
+    lm = MTPModel.from_pretrained("tiny", dtype=torch.float32).lm
+    lm.save_pretrained(tmp_path / "chat")
+    tokenizer().save_pretrained(tmp_path / "chat")
+    command = ["distill", str(tmp_path / "chat"), "--prompts", str(data), "--out"]
+    app([*command, str(tmp_path / "own.jsonl"), "--max-new-tokens", "3"], standalone_mode=False)
+    assert "2 prompts are left out" in capsys.readouterr().out
+    (record,) = lines(tmp_path / "own.jsonl")
+    assert record["text"].startswith("<user>Hello</s>\n<assistant>")

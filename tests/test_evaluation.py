@@ -226,6 +226,28 @@ def whole_rows(depth: int) -> PackedBlocks:
     return PackedBlocks(tokens, np.arange(3) * size, num_bytes=3 * size)
 
 
+def test_marginals_read_prompts_and_predict_none() -> None:
+    """Answers in the middle and at the end of a conversation; a block without any is left out."""
+    size = 2 * SIZE
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(0, families.VOCAB, (2, size), generator=generator)
+    learned = np.zeros((2, size), bool)
+    learned[0, 5:9] = learned[0, -6:-1] = True
+    blocks = PackedBlocks(
+        tokens.numpy().astype(np.int32), np.array([0, size]), num_bytes=1, learned=learned
+    )
+    model = ft.MTPModel(families.build("llama")).eval()
+    table = measure_marginals(model, blocks, depth=1, width=families.VOCAB, positions=32)
+    with torch.inference_mode():
+        logits = model.lm(tokens[:1]).logits[0]
+    # From where the token after next is learned too: depth 0 of each answer but its last token.
+    places = [t for t in range(size - 2) if learned[0, t + 1] and learned[0, t + 2]]
+    assert len(places) == 3 + 4
+    nll = torch.nn.functional.cross_entropy(logits[places], tokens[0, [t + 1 for t in places]])
+    assert [row["positions"] for row in table.rows()] == [7, 7]
+    assert table.rows()[0]["nll"] == pytest.approx(float(nll), rel=1e-5)
+
+
 def test_marginals_over_every_token_are_the_naive_ones() -> None:
     model, blocks, seen = ft.MTPModel(families.build("llama")).eval(), whole_rows(1), []
     width = families.VOCAB

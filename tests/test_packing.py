@@ -146,15 +146,23 @@ def test_a_split_depends_on_the_seed_and_not_on_other_documents() -> None:
     assert set(held_out) < set(larger)
 
 
+def test_copies_stay_together_wherever_they_lie() -> None:
+    copies = [Document(document.text, f"copy of {document.source}") for document in DOCUMENTS]
+    train, held_out = held_out_split(DOCUMENTS + copies, 0.3, seed=0)
+    assert not {document.text for document in train} & {document.text for document in held_out}
+    tokens = [Document("", "own.jsonl", tokens=(n, n + 1)) for n in range(40)]
+    assert 4 <= len(held_out_split(tokens, 0.3, seed=0)[1]) <= 20
+
+
 def test_a_split_is_the_same_in_every_process() -> None:
     # Python's own hash of a string differs from process to process; this must not.
     code = (
         "from foretoken.data import Document, held_out_split\n"
-        "documents = [Document('', str(n)) for n in range(20)]\n"
+        "documents = [Document(str(n), str(n)) for n in range(20)]\n"
         "print([d.source for d in held_out_split(documents, 0.3, 7)[1]])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    documents = [Document("", str(n)) for n in range(20)]
+    documents = [Document(str(n), str(n)) for n in range(20)]
     assert run.stdout.strip() == str([d.source for d in held_out_split(documents, 0.3, 7)[1]])
 
 

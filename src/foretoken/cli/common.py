@@ -1,6 +1,6 @@
 """What the commands share: options, loading, tables, progress and result files."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -17,10 +17,10 @@ from foretoken.data import (
     Document,
     PackedBlocks,
     StreamedBlocks,
-    draw_held_out,
-    held_out_split,
+    read_corpus,
     read_documents,
 )
+from foretoken.data.tokenization import prompt_ids
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -122,44 +122,17 @@ def load_corpus(
     data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
 ) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
     """What to train on, and what to measure on where some documents are held out."""
-    if not config.held_out and not config.streaming:
-        return load_blocks(data, model, tokenizer, config.block_size), None
     _check_block_size(model, config.block_size)
-    alone = not model.backbone.isolates_documents
-    measured: PackedBlocks | None = None
-    train: Iterable[Document] = ()
     with console.status(Text(f"Reading {data}")):
-        if config.held_out:
-            if config.streaming:
-                held_out = [d for d, out in _drawn(data, config) if out]
-            else:
-                train, held_out = held_out_split(read_documents(data), config.held_out, config.seed)
-            measured = PackedBlocks.from_documents(
-                held_out, tokenizer, config.block_size, one_document_per_block=alone
-            )
-        if not config.streaming:
-            return PackedBlocks.from_documents(
-                train, tokenizer, config.block_size, one_document_per_block=alone
-            ), measured
-
-    def documents() -> Iterable[Document]:
-        if not config.held_out:
-            return read_documents(data)
-        return (document for document, out in _drawn(data, config) if not out)
-
-    stream = StreamedBlocks(
-        documents,
-        tokenizer,
-        config.block_size,
-        one_document_per_block=alone,
-        seed=config.seed,
-        name=data,
-    )
-    return stream, measured
-
-
-def _drawn(data: str, config: TrainConfig) -> Iterator[tuple[Document, bool]]:
-    return draw_held_out(read_documents(data), config.held_out, config.seed)
+        return read_corpus(
+            data,
+            tokenizer,
+            config.block_size,
+            held_out=config.held_out,
+            seed=config.seed,
+            streaming=config.streaming,
+            one_document_per_block=not model.backbone.isolates_documents,
+        )
 
 
 def load_prompts(
@@ -189,14 +162,6 @@ def load_prompts(
     if not prompts:
         raise InputError(f"{path}: no prompt in it has a single token.")
     return prompts
-
-
-def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
-    ids = list(tokenizer(text)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
 
 
 def save_json(

@@ -1,7 +1,7 @@
 """`foretoken distill`: the backbone's own continuations, as training data for its heads."""
 
+import sys
 import time
-from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +49,22 @@ def distill(
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
     found = prompts_of(read_documents(prompts), tokenizer, prompt_tokens, max_new_tokens)
-    file = Continuations(out, loaded, tokenizer, list(islice(found, count)), sampling)
+    room = (loaded.backbone.max_length or sys.maxsize) - max_new_tokens
+    used: list[list[int]] = []
+    too_long = 0
+    for prompt in found:
+        if len(prompt) > room:
+            too_long += 1
+            continue
+        used.append(prompt)
+        if len(used) == count:
+            break
+    if too_long:
+        common.console.print(
+            f"{too_long} prompts are left out: with {max_new_tokens} tokens more they do not fit "
+            "into the model's context."
+        )
+    file = Continuations(out, loaded, tokenizer, used, sampling)
     before, began = file.done, time.monotonic()
     with common.progress_bar("Continuing") as progress:
         written = file.write(progress)

@@ -12,6 +12,7 @@ from rich.style import Style
 from transformers import PreTrainedTokenizerBase
 
 from foretoken.cli import common
+from foretoken.data.tokenization import prompt_ids
 from foretoken.decoding import NoDrafter, Step
 from foretoken.errors import InputError
 
@@ -46,7 +47,7 @@ def generate(
     text = _prompt_text(prompt, prompt_file)
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    ids = torch.tensor([common.prompt_ids(tokenizer, text)], dtype=torch.long)
+    ids = torch.tensor([prompt_ids(tokenizer, text)], dtype=torch.long)
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
     stop = {*loaded.stop_tokens, tokenizer.eos_token_id} - {None}

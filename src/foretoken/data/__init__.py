@@ -1,7 +1,8 @@
 """From text of any kind to blocks of tokens."""
 
+from foretoken.data.corpus import held_out_split, read_corpus
 from foretoken.data.documents import Document, read_documents
-from foretoken.data.packing import PackedBlocks, draw_held_out, held_out_split
+from foretoken.data.packing import PackedBlocks
 from foretoken.data.stdlib import HELD_OUT, standard_library
 from foretoken.data.streaming import StreamedBlocks
 
@@ -10,8 +11,8 @@ __all__ = [
     "Document",
     "PackedBlocks",
     "StreamedBlocks",
-    "draw_held_out",
     "held_out_split",
+    "read_corpus",
     "read_documents",
     "standard_library",
 ]

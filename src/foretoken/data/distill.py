@@ -10,20 +10,26 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+from transformers import GenerationConfig
 
 from foretoken.data.documents import Document
-from foretoken.data.tokenization import render, tokenize
+from foretoken.data.tokenization import prompt_ids, render
 from foretoken.errors import InputError
 from foretoken.model import MTPModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+
+_STRETCH = 16
+"""Batches among which prompts are sorted by length: a batch is padded to its longest prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,8 +67,9 @@ def prompts_of(
 
     A conversation gives one, up to where the assistant would answer for the last time. A text gives
     one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
-    and continuations cover as much.
+    and continuations cover as much; each stands behind what the tokenizer puts before a text.
     """
+    prefix = prompt_ids(tokenizer, "")
     for document in documents:
         if document.messages is not None:
             turns = list(document.messages)
@@ -75,24 +82,24 @@ def prompts_of(
         elif document.tokens is not None:
             yield list(document.tokens[: document.prompt_tokens or prompt_tokens])
         else:
-            (piece,) = tokenize([document], tokenizer)
-            ids = piece.ids.tolist()
+            ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
             for start in range(0, len(ids), prompt_tokens + max_new_tokens):
-                yield ids[start : start + prompt_tokens]
+                yield prefix + ids[start : start + prompt_tokens]
 
 
 class Continuations:
     """A file of continuations, one JSON object per line, that is written batch by batch.
 
     A line has `tokens`, of which the first `prompt_tokens` are the prompt, and `text`. Killed at
-    any moment and started again, it goes on after the last whole batch.
+    any moment and started again, it goes on after the last whole batch. Lines come in the order of
+    the prompts, but sorted by length, the longest first, within every 16 batches.
 
     Args:
         path: the file. What it holds already stays; a note beside it tells with which settings it
             was begun.
         model: its backbone writes; heads play no part.
         tokenizer: of the model.
-        prompts: token ids, in order.
+        prompts: token ids.
         sampling: how to draw.
 
     Raises:
@@ -109,7 +116,13 @@ class Continuations:
         sampling: Sampling,
     ) -> None:
         self.path, self.model, self.tokenizer = path, model, tokenizer
-        self.prompts, self.sampling = prompts, sampling
+        self.sampling = sampling
+        stretch = _STRETCH * sampling.batch_size
+        self.prompts = [
+            prompt
+            for start in range(0, len(prompts), stretch)
+            for prompt in sorted(prompts[start : start + stretch], key=len, reverse=True)
+        ]
         context = model.backbone.max_length
         for number, prompt in enumerate(prompts, start=1):
             if not prompt:
@@ -128,6 +141,7 @@ class Continuations:
         digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
         settings = {
             "backbone": self.model.fingerprint(),
+            "dtype": str(self.model.backbone.dtype),
             "prompts": digest,
             **asdict(self.sampling),
         }
@@ -142,7 +156,10 @@ class Continuations:
             raise InputError(f"{self.path}: exists and was not begun here; name another file.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            note.write_text(text, encoding="utf-8")
+            if not note.is_file():
+                work = note.with_name(f".{note.name}")
+                work.write_text(text, encoding="utf-8")
+                work.replace(note)  # never half of it
             self.done = self._keep_whole_batches()
         except OSError as error:
             raise InputError(
@@ -188,33 +205,41 @@ class Continuations:
     def _continue(self, prompts: list[list[int]]) -> list[list[int]]:
         """What the backbone writes behind each prompt, up to and with an end-of-sequence token."""
         device, longest = self.model.backbone.device, max(map(len, prompts))
-        stops = self.model.stop_tokens
+        stops = sorted({*self.model.stop_tokens, self.tokenizer.eos_token_id} - {None})
         filler = stops[0] if stops else 0
         rows = [[filler] * (longest - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
-        sampled = self.sampling.temperature > 0
-        options: dict[str, Any] = {"do_sample": sampled}
-        if sampled:
-            options |= {
-                "temperature": self.sampling.temperature,
-                "top_p": self.sampling.top_p,
-                "top_k": 0,
-            }
-        lm: Any = self.model.lm
-        out = cast(
-            Tensor,
-            lm.generate(
-                torch.tensor(rows, device=device),
-                attention_mask=torch.tensor(mask, device=device),
-                max_new_tokens=self.sampling.max_new_tokens,
-                pad_token_id=filler,
-                **options,
-            ),
+        drawn = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=self.sampling.max_new_tokens,
+            do_sample=self.sampling.temperature > 0,
+            eos_token_id=stops or None,
+            pad_token_id=filler,
+            **(drawn if self.sampling.temperature > 0 else {}),
         )
+        lm: Any = self.model.lm
+        with _generating(lm, config):
+            out = cast(
+                Tensor,
+                lm.generate(
+                    torch.tensor(rows, device=device),
+                    attention_mask=torch.tensor(mask, device=device),
+                ),
+            )
         return [_until_stop(row, stops) for row in out[:, longest:].tolist()]
 
 
-def _until_stop(tokens: list[int], stops: tuple[int, ...]) -> list[int]:
+@contextmanager
+def _generating(lm: Any, config: GenerationConfig) -> Iterator[None]:
+    """Put `config` in place of the model's own, from which `generate` would take penalties."""
+    own, lm.generation_config = lm.generation_config, config
+    try:
+        yield
+    finally:
+        lm.generation_config = own
+
+
+def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:
     for index, token in enumerate(tokens):
         if token in stops:
             return tokens[: index + 1]

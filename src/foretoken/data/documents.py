@@ -25,12 +25,15 @@ LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 TABLE_SUFFIXES = (".parquet",)
 """A file with one of these names holds one record per row."""
 
+_FIELDS = ("text", "messages", "tokens", "prompt_tokens")
+"""Of a record, all that is read."""
+
 SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
 
 _SUPPORTED = ", ".join(SUFFIXES)
 
-Message = dict[str, str]
-"""`role` and `content`."""
+Message = dict[str, Any]
+"""`role` and `content`, and whatever else the chat template reads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
     A line or row has a field `text`; or `messages`, a list of `{"role": …, "content": …}`; or
     `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as `foretoken
-    distill` writes them.
+    distill` writes them, with the `text` that they stand for if it is known.
 
     Documents that are empty or all white space are left out.
 
@@ -182,7 +185,9 @@ def _read_table(file: Path, source: str) -> Iterator[Document]:
     try:
         with ParquetFile(file) as table:
             number = 0
-            for batch in table.iter_batches(batch_size=1024):
+            # None is all columns; the error then says what they are.
+            columns = [name for name in table.schema_arrow.names if name in _FIELDS] or None
+            for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
                     yield _document_of(record, f"{file}, row {number}", f"{source}:{number}")
@@ -241,7 +246,7 @@ def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
         return _tokens_of(record, where, source)
     if record.get("messages") is not None:
         messages = _messages_of(record["messages"], where)
-        text = "\n".join(message["content"] for message in messages)
+        text = "\n".join(message.get("content", "") for message in messages)
         return Document(text=text, source=source, messages=messages)
     if "text" not in record:
         fields = ", ".join(map(repr, record)) or "none"
@@ -251,7 +256,7 @@ def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
 
 def _tokens_of(record: dict[str, Any], where: str, source: str) -> Document:
     tokens, prompt = record["tokens"], record.get("prompt_tokens", 0)
-    if not isinstance(tokens, list) or not all(_is_count(token) for token in tokens):
+    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
         raise InputError(f"{where}: the field 'tokens' must be a list of token ids")
     if not _is_count(prompt) or prompt > len(tokens):
         raise InputError(f"{where}: the field 'prompt_tokens' must be 0 to {len(tokens)}")
@@ -266,12 +271,11 @@ def _messages_of(messages: Any, where: str) -> tuple[Message, ...]:
     for number, turn in enumerate(messages, start=1):
         if not isinstance(turn, dict):
             raise InputError(f"{where}: turn {number} must be an object, not {_kind(turn)}")
-        turns.append(
-            {
-                name: _string(turn.get(name), f"{name!r} of turn {number}", where)
-                for name in ("role", "content")
-            }
-        )
+        turn = {name: value for name, value in turn.items() if value is not None}
+        _string(turn.get("role"), f"'role' of turn {number}", where)
+        if "content" in turn or "tool_calls" not in turn:
+            _string(turn.get("content"), f"'content' of turn {number}", where)
+        turns.append(turn)
     return tuple(turns)
 
 
@@ -286,7 +290,7 @@ def _string(value: object, what: str, where: str) -> str:
 
 
 def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
 
 
 def _kind(value: object) -> str:

@@ -5,8 +5,7 @@ Shapes: T tokens per block.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,10 +110,7 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         one_document_per_block: bool = False,
     ) -> PackedBlocks:
         """`from_documents` for documents that are tokenized already, each with a token at least."""
-        if block_size < 1:
-            raise InputError(f"block size must be at least 1 token, not {block_size}")
-        if one_document_per_block and block_size == 1:
-            raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
+        check_block_size(block_size, one_document_per_block)
         if one_document_per_block:
             return cls._fill(pieces, block_size, _filler(tokenizer))
         return cls._cut(pieces, block_size)
@@ -205,46 +201,12 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         return places - np.maximum.accumulate(starts)
 
 
-def held_out_split(
-    documents: Iterable[Document], fraction: float, seed: int
-) -> tuple[list[Document], list[Document]]:
-    """Split `documents` into (train, held out), about `fraction` of them held out.
-
-    Each document is drawn by a hash of the seed, its source and its number among the documents of
-    that source: it stays on its side when others are added, removed or put in another order.
-
-    Raises:
-        InputError: `fraction` is not between 0 and 1, or one side is empty.
-    """
-    sides: tuple[list[Document], list[Document]] = ([], [])
-    for document, held_out in draw_held_out(documents, fraction, seed):
-        sides[held_out].append(document)
-    train, held_out_documents = sides
-    if not train or not held_out_documents:
-        empty = "held-out" if train else "training"
-        raise InputError(
-            f"holding out {fraction:g} of {len(train) + len(held_out_documents)} documents leaves "
-            f"no {empty} document: give more documents, or another fraction or seed"
-        )
-    return sides
-
-
-def draw_held_out(
-    documents: Iterable[Document], fraction: float, seed: int
-) -> Iterator[tuple[Document, bool]]:
-    """Every document and whether it is held out, as `held_out_split` draws them."""
-    if not 0 < fraction < 1:
-        raise InputError(f"the held-out fraction must lie between 0 and 1, not {fraction}")
-    seen: dict[str, int] = {}
-    for document in documents:
-        number = seen.get(document.source, 0)
-        seen[document.source] = number + 1
-        yield document, _uniform(f"{seed}\0{document.source}\0{number}") < fraction
-
-
-def _uniform(key: str) -> float:
-    """Return a number in [0, 1) that depends on `key` alone: the same in every process."""
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:6]) / 2**48
+def check_block_size(block_size: int, one_document_per_block: bool) -> None:
+    """Raise `InputError` for blocks that would be empty or have nothing to predict."""
+    if block_size < 1:
+        raise InputError(f"block size must be at least 1 token, not {block_size}")
+    if one_document_per_block and block_size == 1:
+        raise InputError("a block of one document needs at least 2 tokens, or predicts nothing")
 
 
 def _learned(pieces: list[Tokenized]) -> NDArray[np.bool_] | None:

@@ -6,15 +6,15 @@ Shapes: T tokens per block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import count
+from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from torch.utils.data import IterableDataset
+from torch.utils.data import IterableDataset, get_worker_info
 
 from foretoken.data.documents import Document
-from foretoken.data.packing import PackedBlocks
+from foretoken.data.packing import PackedBlocks, check_block_size
 from foretoken.data.tokenization import Tokenized, tokenize_all
 from foretoken.errors import InputError
 
@@ -30,6 +30,10 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
     gives the same blocks in the same order, so that a run resumes by passing over those it has
     learned from.
 
+    Items always have labels, since some of a batch may hold prompts. Worker processes of a
+    `DataLoader` take turns, block by block; which process of a distributed run gets which rows of a
+    batch is for accelerate to say.
+
     Args:
         documents: opens the corpus anew.
         tokenizer: of the model.
@@ -38,6 +42,9 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         window: blocks in memory at once.
         seed: of the order.
         name: of the corpus, by which a resumed run knows it again.
+
+    Raises:
+        InputError: `block_size` is too small; or, when iteration finds out, the text too short.
     """
 
     def __init__(
@@ -51,6 +58,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         seed: int = 0,
         name: str = "",
     ) -> None:
+        check_block_size(block_size, one_document_per_block)
         self._name = name
         self._documents = documents
         self._tokenizer = tokenizer
@@ -64,13 +72,19 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         return {"stream": self._name, "block_size": self.block_size, "window": self._window}
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        worker = get_worker_info()
+        blocks = self._blocks()
+        return blocks if worker is None else islice(blocks, worker.id, None, worker.num_workers)
+
+    def _blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         for epoch in count():
             order = np.random.default_rng([self._seed, epoch])
             empty = True
             for blocks in self._windows():
                 for index in order.permutation(len(blocks)):
                     empty = False
-                    yield blocks[int(index)]
+                    item = blocks[int(index)]
+                    yield {"labels": item["input_ids"].clone(), **item}
             if empty:
                 raise InputError(
                     f"the text is shorter than one block of {self.block_size} tokens: give more "
@@ -79,18 +93,26 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
 
     def _windows(self) -> Iterator[PackedBlocks]:
         """One reading of the corpus; what does not fill a block at its end is dropped."""
-        size = self._window * self.block_size
+        limit = self._window * self.block_size
         pieces: list[Tokenized] = []
-        held = 0
+        held = 0  # tokens in memory, the filling of their blocks included
         for piece in tokenize_all(self._documents(), self._tokenizer):
+            if self.one_document_per_block and len(piece.ids) == 1:
+                continue  # it has nothing to predict
             pieces.append(piece)
-            held += len(piece.ids)
-            if held >= size:
+            held += self._taken(piece)
+            if held >= limit:
                 yield self._pack(pieces)
                 pieces = self._left_over(pieces, held % self.block_size)
-                held = sum(len(piece.ids) for piece in pieces)
-        if held >= self.block_size or (self.one_document_per_block and held > 1):
+                held = sum(map(self._taken, pieces))
+        if held >= self.block_size:
             yield self._pack(pieces)
+
+    def _taken(self, piece: Tokenized) -> int:
+        """Tokens that a document takes up in blocks."""
+        length = len(piece.ids)
+        size = self.block_size
+        return -(-length // size) * size if self.one_document_per_block else length
 
     def _pack(self, pieces: list[Tokenized]) -> PackedBlocks:
         return PackedBlocks.from_pieces(
@@ -105,8 +127,6 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
 
         Position ids restart with every block anyway, so nothing changes by cutting here.
         """
-        if self.one_document_per_block or not length:
-            return []
         left: list[Tokenized] = []
         for piece in reversed(pieces):
             if length <= 0:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from foretoken.data.documents import Document
+from foretoken.data.documents import Document, Message
 from foretoken.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
 BATCH = 64
 """Documents tokenized by one call: enough for the tokenizer's own threads."""
 
+_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""What transformers' chat templates put before a text that the model is to write."""
+
 
 @dataclass(frozen=True)
 class Tokenized:
-    """One document.
+    """One document, or a conversation up to one of its answers.
 
     Attributes:
         ids: (T,) token ids.
@@ -63,11 +67,17 @@ def tokenize(
 ) -> Iterator[Tokenized]:
     """Tokenize, with no special tokens but the end-of-sequence token behind every plain text.
 
-    A conversation is what the tokenizer's chat template makes of it; the assistant's turns are
-    learned, with the token that ends them. Ids that a document brings along stay as they are.
+    A conversation is what the tokenizer's chat template makes of it, and the answers in it are
+    learned: what the template marks with `{% generation %}`, else an assistant's turn with the
+    token that ends it. Many templates write earlier answers anew when later turns follow (without
+    their reasoning, say); such a conversation is read once for every answer, as the model is asked
+    for it, and that answer is learned. A turn before which nothing was said is no answer.
+
+    Ids that a document brings along stay as they are.
 
     Raises:
-        InputError: a conversation, and no chat template, or one that rewrites earlier turns.
+        InputError: a conversation, and no chat template that fits or a tokenizer without offsets;
+            ids of another tokenizer.
     """
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
@@ -76,10 +86,9 @@ def tokenize(
     for document in documents:
         size = len(document.text.encode("utf-8"))
         if document.tokens is not None:
-            learned = np.arange(len(document.tokens)) >= document.prompt_tokens
-            yield Tokenized(np.array(document.tokens, np.int32), learned, size)
+            yield _given(document, tokenizer, size)
         elif document.messages is not None:
-            yield _conversation(document, tokenizer, size)
+            yield from _conversation(document, tokenizer)
         else:
             ids = next(encoded)
             yield Tokenized(np.array([*ids, *tail] if ids else [], np.int32), None, size)
@@ -95,39 +104,80 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return cast(list[list[int]], encoded["input_ids"])
 
 
-def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
-    """Render the turns once; learn the tokens that begin inside an assistant's turn."""
-    turns = cast(Sequence[dict[str, str]], document.messages)
-    whole = render(turns, tokenizer, document.source)
+def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
+    tokens = list(document.tokens or ())
+    if document.text:
+        known = tokenizer.decode(tokens) == document.text
+    else:
+        known = max(tokens, default=0) < len(tokenizer)
+    if not known:
+        raise InputError(
+            f"{document.source}: the tokens are another tokenizer's, of which the text would be "
+            "another; use data that was written with this model"
+        )
+    learned = np.arange(len(tokens)) >= document.prompt_tokens
+    return Tokenized(np.array(tokens, np.int32), learned, size)
+
+
+def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
+    """Render the turns, at once if possible; learn the tokens that begin inside an answer."""
+    turns, source = document.messages or (), document.source
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{source}: a conversation needs a fast tokenizer, which knows where its tokens begin; "
+            f"{type(tokenizer).__name__} is none"
+        )
+    whole = render(turns, tokenizer, source)
+    if _GENERATION_TAG.search(str(tokenizer.get_chat_template())):
+        marked: Any = tokenizer.apply_chat_template(
+            list(turns), return_dict=True, return_assistant_tokens_mask=True
+        )
+        learned = np.array(marked["assistant_masks"], bool)
+        yield Tokenized(np.array(marked["input_ids"], np.int32), learned, _size(turns))
+        return
+    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
+    befores = [render(turns[:n], tokenizer, source, prompt=True) for n in answers]
+    untils = [render(turns[: n + 1], tokenizer, source) for n in answers]
+    spans = [(len(before), len(until)) for before, until in zip(befores, untils, strict=True)]
+    for number, before, until in zip(answers, befores, untils, strict=True):
+        if not until.startswith(before):
+            raise InputError(
+                f"{source}: the chat template asks for an answer otherwise than it writes one, so "
+                f"where turn {number + 1} begins cannot be told; use another template"
+            )
+    if all(whole.startswith(until) for until in untils):
+        yield _learn(whole, spans, tokenizer, _size(turns))
+        return
+    for number, until, span in zip(answers, untils, spans, strict=True):
+        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]))
+
+
+def _learn(
+    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, size: int
+) -> Tokenized:
+    """Learn the tokens of `text` that begin inside one of `spans` of its characters."""
     encoded: Any = tokenizer(
-        whole, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
     begins = np.array([begin for begin, _ in encoded["offset_mapping"]], np.int64)
     learned = np.zeros(len(begins), bool)
-    for number, turn in enumerate(turns):
-        if turn["role"] == "assistant":
-            before = render(turns[:number], tokenizer, document.source, prompt=True)
-            until = render(turns[: number + 1], tokenizer, document.source)
-            if not (whole.startswith(until) and until.startswith(before)):
-                raise InputError(
-                    f"{document.source}: the chat template writes earlier turns anew when later "
-                    "ones follow, so what was said cannot be told from the prompt; give one "
-                    "answer per conversation, or another template"
-                )
-            learned |= (begins >= len(before)) & (begins < len(until))
+    for begin, end in spans:
+        learned |= (begins >= begin) & (begins < end)
     return Tokenized(np.array(encoded["input_ids"], np.int32), learned, size)
 
 
+def _size(turns: Sequence[Message]) -> int:
+    return sum(len(turn.get("content", "").encode("utf-8")) for turn in turns)
+
+
 def render(
-    turns: Sequence[dict[str, str]],
+    turns: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     source: str,
     *,
     prompt: bool = False,
 ) -> str:
     """The text of a conversation; with `prompt`, up to where the assistant is to answer."""
-    if not turns and not prompt:
-        return ""
     try:
         text = tokenizer.apply_chat_template(
             list(turns), tokenize=False, add_generation_prompt=prompt
@@ -136,3 +186,11 @@ def render(
         reason = " ".join(str(error).split())
         raise InputError(f"{source}: the chat template cannot be applied ({reason})") from None
     return cast(str, text)
+
+
+def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
+    ids = list(tokenizer(text)["input_ids"])
+    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
+        ids.pop()
+    return ids

@@ -105,7 +105,10 @@ def measure_marginals(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> DepthTable:
-    """Marginalize the backbone at about `positions` random positions, 16 in a row."""
+    """Marginalize the backbone at about `positions` random positions, 16 in a row.
+
+    Positions are those from which every depth predicts a token that is learned, no prompt.
+    """
     if positions < 1:
         raise InputError(f"positions is {positions}; ask for at least 1.")
     if depth < 0 or width < 1:
@@ -115,12 +118,14 @@ def measure_marginals(
     order = torch.Generator().manual_seed(seed)
     tallies = [_Tally() for _ in range(depth + 1)]
     for number, index in enumerate(torch.randperm(len(blocks), generator=order)[:rows].tolist()):
-        row = _last_document(blocks[index]).to(model.backbone.device)
-        usable = row.shape[1] - 1 - depth
-        if usable < 1:
+        row, learned = _last_document(blocks[index])
+        if row.shape[1] < depth + 2:
             continue
-        where = torch.randperm(usable, generator=order)[:per_row].sort().values
-        where = where.to(model.backbone.device)
+        usable = learned[1:].unfold(0, depth + 1, 1).all(-1).nonzero().flatten()
+        if not len(usable):
+            continue
+        where = usable[torch.randperm(len(usable), generator=order)[:per_row]].sort().values
+        row, where = row.to(model.backbone.device), where.to(model.backbone.device)
         own = _own_choice(model, row)
         standing = torch.ones(len(where), dtype=torch.bool, device=where.device)
         for marginal in marginalize(model.backbone, row, where, depth, width):
@@ -194,13 +199,17 @@ def _own_choice(model: MTPModel, row: Tensor) -> Tensor:
     return model.backbone.unembed(model.backbone(row).final).argmax(-1)
 
 
-def _last_document(block: dict[str, Tensor]) -> Tensor:
-    """The last document of a block as a row of its own, (1, T'), without filling."""
+def _last_document(block: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """The last document of a block as a row of its own, (1, T'), without what fills it up.
+
+    And (T',), which of its tokens are learned.
+    """
     start = int((block["position_ids"] == 0).nonzero()[-1])
-    row = _labels(block)[start:]
-    return row[row != IGNORE].unsqueeze(0)
+    learned = _labels(block)[start:] != IGNORE
+    end = int(learned.nonzero().max()) + 1 if learned.any() else 0
+    return block["input_ids"][start : start + end].unsqueeze(0), learned[:end]
 
 
 def _labels(block: dict[str, Tensor]) -> Tensor:
-    """The tokens of a block, (T,), `IGNORE` on what fills it up."""
+    """The tokens of a block, (T,), `IGNORE` on prompts and on what fills it up."""
     return block.get("labels", block["input_ids"])
