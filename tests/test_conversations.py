@@ -273,6 +273,6 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch) -> None:
 
 
 def test_a_record_without_tokens_shifts_no_other(tmp_path: Path) -> None:
-    documents = [Document("a = 1", "a", tokens=()), Document("b = 2", "b"), Document("c = 3", "c")]
+    documents = [Document("", "a", tokens=()), Document("b = 2", "b"), Document("c = 3", "c")]
     found = [tokenizer().decode(piece.ids) for piece in tokenize(documents, tokenizer())]
     assert [text.removesuffix("<|endoftext|>") for text in found] == ["", "b = 2", "c = 3"]
