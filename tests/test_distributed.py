@@ -57,7 +57,7 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
 def work(jobs: list[dict], command: list[str]) -> None:
     """What each of the two processes does; the command line ends it."""
     torch.set_num_threads(1)
-    on_step_end = trainer_module._Follow.on_step_end
+    on_step_end = trainer_module.Follow.on_step_end
     job: dict = {}
 
     def stopping(self, args, state, control, **rest) -> None:
@@ -66,7 +66,7 @@ def work(jobs: list[dict], command: list[str]) -> None:
         if state.global_step == job.get("stop"):  # in both processes
             raise Stop
 
-    trainer_module._Follow.on_step_end = stopping
+    trainer_module.Follow.on_step_end = stopping
     for job in jobs:
         try:
             run(Path(job["out"]), job["options"])

@@ -35,8 +35,8 @@ from foretoken.objective import (
     Objective,
     ObjectiveConfig,
     Target,
+    all_depths,
     depth_by_depth,
-    depth_loss,
 )
 from foretoken.targets import depth_targets, states_ahead, tokens_ahead
 
@@ -253,21 +253,14 @@ class MTPModel(nn.Module):
 
         states = [output.final, *(output.states[layer] for layer in self.layers)]
         unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
+        alone = self.head is None or not self.head.chained
+        deeper = range(1, self.depth + 1)
+        groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
+        work = Objective(compute, groups, targets, weights, unembed, vocab_size)
         in_order = self.depth_by_depth and torch.is_grad_enabled()
         if in_order and not output.call.requires_grad:
-            head = self.head
-            alone = head is not None and not head.chained
-            deeper = range(1, self.depth + 1)
-            groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
-            work = Objective(compute, groups, targets, weights, unembed, vocab_size)
             return depth_by_depth(work, states, self._learning_beside_trunk())
-        losses = []
-        hiddens = compute(states, range(self.depth + 1))
-        for hidden, target, weight in zip(hiddens, targets, weights, strict=True):
-            with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
-                losses.append(depth_loss(hidden.flatten(0, 1), target, unembed, vocab_size))
-        total = sum(weight * loss for weight, (loss, _) in zip(weights, losses, strict=True))
-        return cast(Tensor, total), torch.stack([nll for _, nll in losses])
+        return all_depths(work, states)
 
     def _learning_beside_trunk(self) -> list[nn.Parameter]:
         """The parameters that a loss reaches without going through the trunk's states."""

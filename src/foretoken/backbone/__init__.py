@@ -2,6 +2,14 @@
 
 from foretoken.backbone.calls import BackboneOutput, BlockCall
 from foretoken.backbone.discovery import Scale
-from foretoken.backbone.view import Backbone, BlockInit, fingerprint
+from foretoken.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
 
-__all__ = ["Backbone", "BackboneOutput", "BlockCall", "BlockInit", "Scale", "fingerprint"]
+__all__ = [
+    "Backbone",
+    "BackboneOutput",
+    "BlockCall",
+    "BlockInit",
+    "BlockKind",
+    "Scale",
+    "fingerprint",
+]

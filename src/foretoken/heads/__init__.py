@@ -2,8 +2,6 @@
 
 from foretoken.errors import InputError
 from foretoken.heads.base import (
-    BlockInit,
-    BlockKind,
     EmbedAhead,
     Head,
     HeadConfig,
@@ -32,8 +30,6 @@ def head_class(kind: str) -> type[Head]:
 __all__ = [
     "FINAL",
     "HEADS",
-    "BlockInit",
-    "BlockKind",
     "EmbedAhead",
     "Head",
     "HeadConfig",

@@ -10,15 +10,13 @@ Shapes: B batch, T time, K depths, D hidden.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self, get_args
+from typing import Any, ClassVar, Protocol, Self, get_args
 
 from torch import Tensor, nn
 
+from foretoken.backbone import BlockInit, BlockKind
 from foretoken.errors import InputError
 from foretoken.heads.taps import FINAL, States, check_tap, make_tap
-
-BlockInit = Literal["fresh", "copy"]
-BlockKind = Literal["same", "dense"]
 
 
 class RunBlock(Protocol):

@@ -3,7 +3,7 @@ gradients are computed.
 """
 
 from foretoken.objective.config import ObjectiveConfig
-from foretoken.objective.gradients import Objective, depth_by_depth
+from foretoken.objective.gradients import Objective, all_depths, depth_by_depth
 from foretoken.objective.loss import BackboneTarget, MarginalTarget, Target, depth_loss
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Objective",
     "ObjectiveConfig",
     "Target",
+    "all_depths",
     "depth_by_depth",
     "depth_loss",
 ]

@@ -7,7 +7,7 @@ same way, so that none is computed twice and none outlives its chunk.
 
 What autograd sees is one function from the trunk's states and the parameters to the loss. It works
 under DDP and with accumulated gradients. It needs the parameters whole and knows first derivatives
-only; where either does not hold (FSDP2), `depth_loss` gives the same numbers.
+only; where either does not hold (FSDP2), `all_depths` gives the same numbers.
 
 Shapes: N positions, D hidden, V vocabulary.
 """
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from foretoken.objective.loss import CHUNK_ELEMENTS, Target, Unembed, chunks
+from foretoken.objective.loss import CHUNK_ELEMENTS, Target, Unembed, chunks, depth_loss
 
 Compute = Callable[[Sequence[Tensor], Sequence[int]], list[Tensor]]
 """`compute(states, depths)` → what the output head reads at each of `depths`, (..., D)."""
@@ -61,6 +61,25 @@ def depth_by_depth(
     """
     total, nlls = _DepthByDepth.apply(objective, len(states), *states, *parameters)  # type: ignore[no-untyped-call]
     return total, nlls
+
+
+def all_depths(objective: Objective, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """What `depth_by_depth` returns, by autograd over all depths at once."""
+    depths = [depth for group in objective.groups for depth in group]
+    losses = []
+    for depth, hidden in zip(depths, objective.compute(states, depths), strict=True):
+        weight, target = objective.weights[depth], objective.targets[depth]
+        with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
+            loss, nll = depth_loss(
+                hidden.flatten(0, -2),
+                target,
+                objective.unembed,
+                objective.vocab_size,
+                objective.chunk_elements,
+            )
+        losses.append((weight * loss, nll))
+    weighted, nlls = zip(*losses, strict=True)
+    return torch.stack(weighted).sum(), torch.stack(nlls)
 
 
 class _DepthByDepth(torch.autograd.Function):

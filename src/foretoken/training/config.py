@@ -22,8 +22,6 @@ from foretoken.objective import ObjectiveConfig
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
 
-RECIPES = ("frozen", "joint", "lora", "native", "pretrain")
-
 
 def _head(value: Any) -> Any:
     """A head's config from a mapping, a kind, or `none`."""

@@ -1,10 +1,8 @@
 """One training run on transformers' `Trainer`, which brings mixed precision and resuming."""
 
-import math
-import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -20,30 +18,33 @@ from transformers import (
     PrinterCallback,
     Trainer,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
     TrainingArguments,
 )
 
 from foretoken.adapters import Adapters
 from foretoken.data import PackedBlocks, StreamedBlocks
-from foretoken.errors import BackboneError, ForetokenError, InputError
-from foretoken.loading import cast_parameters
 from foretoken.model import MTPModel
 from foretoken.objective import ObjectiveConfig
 from foretoken.provenance import provenance
-from foretoken.targets import IGNORE, depth_targets
+from foretoken.targets import count_targets
 from foretoken.training.config import TrainConfig
 from foretoken.training.marginals import marginal_targets
 from foretoken.training.optimizers import make_optimizer, make_schedule
 from foretoken.training.order import EndlessOrder
+from foretoken.training.preparation import (
+    check_blocks,
+    checkpoint_activations,
+    compiled_blocks,
+    set_attention,
+    set_precision,
+)
 from foretoken.training.processes import (
-    agreed,
     gather_whole,
     rows_per_pass,
     shard_on_cpus,
     sharding,
 )
+from foretoken.training.progress import Clock, Follow, Progress, tensorboard
 from foretoken.training.report import Departure, Movement, write_report
 from foretoken.training.rundir import RunDirectory
 from foretoken.training.snapshots import load_snapshot, save_snapshot
@@ -51,31 +52,6 @@ from foretoken.training.states import StateCache
 
 UNLIMITED = 10**9
 SCHEDULER_FILE = "scheduler.pt"
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, for whoever shows it.
-
-    Attributes:
-        step: optimiser steps done.
-        total_steps: how many there will be; None where only time limits the run.
-        fraction: share of the run behind, 0…1.
-        depth_losses: mean loss of depths 0…K in nats since the last report.
-        held_out_losses: the same on held-out blocks; empty where none was measured just now.
-        learning_rate: now.
-        tokens_per_second: since the last report.
-        seconds: training time spent, over all processes of the run.
-    """
-
-    step: int
-    total_steps: int | None
-    fraction: float
-    depth_losses: tuple[float, ...]
-    learning_rate: float
-    tokens_per_second: float
-    seconds: float
-    held_out_losses: tuple[float, ...] = ()
 
 
 @dataclass
@@ -129,8 +105,8 @@ def train(
         InputError: `out` belongs to a run with other settings.
     """
     if config.attention is not None:
-        _set_attention(model, config.attention)
-    _check_blocks(model, blocks)
+        set_attention(model, config.attention)
+    check_blocks(model, blocks)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
@@ -145,14 +121,14 @@ def train(
         model.adapt(lambda lm: Adapters.add(lm, **lora))
     if not config.backbone_learns:
         model.freeze_backbone()
-    _set_precision(model, config.precision)
+    set_precision(model, config.precision)
     with processes.main_process_first():
         departure = Departure(run.departure, model)
-    clock = _Clock(config.minutes, resume.seconds if resume else 0.0)
-    trainer = _MTPTrainer(
+    clock = Clock(config.minutes, resume.seconds if resume else 0.0)
+    trainer = MTPTrainer(
         model, blocks, config, run, clock, held_out, tokenizer, backbone_path, report
     )
-    with _compiled_blocks(model) if config.compile else nullcontext():
+    with compiled_blocks(model) if config.compile else nullcontext():
         outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
     model.eval()
@@ -169,7 +145,7 @@ def train(
     )
 
 
-class _MTPTrainer(Trainer):
+class MTPTrainer(Trainer):
     """transformers' trainer with our loss, optimiser, schedule and checkpoints."""
 
     def __init__(
@@ -178,7 +154,7 @@ class _MTPTrainer(Trainer):
         blocks: PackedBlocks | StreamedBlocks,
         config: TrainConfig,
         run: RunDirectory,
-        clock: "_Clock",
+        clock: Clock,
         held_out: PackedBlocks | None,
         tokenizer: PreTrainedTokenizerBase | None,
         backbone_path: str | None,
@@ -226,10 +202,10 @@ class _MTPTrainer(Trainer):
         arguments._n_gpu = 1  # else Trainer would wrap the model in DataParallel; use torchrun
         self.tokens_per_step = config.batch_size * config.block_size
         if config.checkpoint_activations:
-            _checkpoint_activations(model)
-        callbacks: list[TrainerCallback] = [_Follow(self, report)]
+            checkpoint_activations(model)
+        callbacks: list[TrainerCallback] = [Follow(self, report)]
         if config.tensorboard:
-            callbacks.append(_tensorboard(run.path / "tensorboard"))
+            callbacks.append(tensorboard(run.path / "tensorboard"))
         super().__init__(
             model=model,
             args=arguments,
@@ -282,9 +258,13 @@ class _MTPTrainer(Trainer):
         because DDP takes the mean of the processes' gradients.
         """
         batches = list(islice(epoch_iterator, num_batches))
-        counts = torch.stack([_count_targets(batch, self.mtp.depth) for batch in batches]).sum(0)
+        counts = torch.stack([self._count_targets(batch) for batch in batches]).sum(0)
         counts = self.accelerator.reduce(counts.to(device), reduction="mean")
         return batches, counts.clamp(min=1.0)
+
+    def _count_targets(self, batch: dict[str, Tensor]) -> Tensor:
+        labels = batch.get("labels", batch["input_ids"])
+        return count_targets(labels, self.mtp.depth, batch["position_ids"])
 
     def weights(self) -> tuple[float, ...]:
         """Of the depths, now."""
@@ -357,7 +337,7 @@ class _MTPTrainer(Trainer):
         self.mtp.eval()
         sums, counts = torch.zeros(2, self.mtp.depth + 1, dtype=torch.float64)
         for batch in DataLoader(blocks, batch_size=self.args.per_device_train_batch_size):
-            targets = _count_targets(batch, self.mtp.depth)
+            targets = self._count_targets(batch)
             output = self.mtp(**{k: v.to(self.args.device) for k, v in batch.items()})
             sums += output.depth_losses.cpu() * targets
             counts += targets
@@ -416,13 +396,6 @@ class _MTPTrainer(Trainer):
         return cast(Optimizer, getattr(self.optimizer, "optimizer", self.optimizer))
 
 
-def _count_targets(batch: dict[str, Tensor], depth: int) -> Tensor:
-    """How many targets depths 0…`depth` have, (depth + 1,)."""
-    labels, position_ids = batch.get("labels", batch["input_ids"]), batch["position_ids"]
-    targets = [depth_targets(labels, k, position_ids) for k in range(depth + 1)]
-    return torch.stack([(target != IGNORE).sum() for target in targets]).float()
-
-
 class _Numbered(Dataset[dict[str, Tensor]]):
     """Blocks that know their number."""
 
@@ -434,177 +407,6 @@ class _Numbered(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         return {**self.blocks[index], "index": torch.tensor(index)}
-
-
-class _Follow(TrainerCallback):
-    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock."""
-
-    def __init__(self, trainer: _MTPTrainer, report: Callable[[Progress], None] | None) -> None:
-        self.trainer, self.report = trainer, report
-        self._since = (0, time.monotonic())
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.clock.start()
-        self.trainer.clock.tick()
-        self._since = (state.global_step, time.monotonic())
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.trainer.settings.head_warmup:
-            self.trainer.warm_up_heads()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.clock.tick()
-        if self.trainer.clock.fraction() >= 1.0:
-            control.should_training_stop = True
-        if control.should_training_stop or state.global_step >= state.max_steps:
-            control.should_log = True  # what was learned since the last report
-
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        logs = kwargs.get("logs") or {}
-        if "learning_rate" not in logs:
-            return
-        trainer, settings = self.trainer, self.trainer.settings
-        now, (step, since) = time.monotonic(), self._since
-        tokens = (state.global_step - step) * trainer.tokens_per_step
-        self._since = (state.global_step, now)
-        due = trainer.held_out is not None and settings.evaluate_every > 0
-        due = due and step // settings.evaluate_every < state.global_step // settings.evaluate_every
-        progress = Progress(
-            step=state.global_step,
-            total_steps=trainer.total_steps,
-            fraction=trainer.done(state.global_step),
-            depth_losses=trainer.latest,
-            learning_rate=float(logs["learning_rate"]),
-            tokens_per_second=tokens / max(now - since, 1e-9),
-            seconds=trainer.clock.seconds(),
-            held_out_losses=trainer.measure() if due else (),
-        )
-        if not all(map(math.isfinite, progress.depth_losses)):
-            raise ForetokenError(
-                f"the loss is not finite at step {state.global_step} (by depth "
-                f"{progress.depth_losses}); lower the learning rate or raise the precision."
-            )
-        if not args.should_save:  # not the main process
-            return
-        trainer.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
-        if self.report is not None:
-            self.report(progress)
-
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            self.trainer.run.mark_complete(state.global_step, self.trainer.clock.seconds())
-
-
-class _Clock:
-    """Training time spent, over all processes of a run, as a share of the minutes allowed."""
-
-    def __init__(self, minutes: float | None, before: float) -> None:
-        self.limit = None if minutes is None else 60 * minutes
-        self.before = before
-        self._started: float | None = None
-        self._fraction = 0.0
-
-    def start(self) -> None:
-        self._started = time.monotonic()
-
-    def seconds(self) -> float:
-        now = 0.0 if self._started is None else time.monotonic() - self._started
-        return self.before + now
-
-    def tick(self) -> None:
-        """Look at the clock, once per step: the schedule is the same in every process."""
-        if self.limit is not None:
-            self._fraction = agreed(self.seconds() / self.limit)
-
-    def fraction(self) -> float:
-        """At the last tick."""
-        return self._fraction
-
-
-def _set_attention(model: MTPModel, implementation: str) -> None:
-    try:
-        model.lm.set_attn_implementation(implementation)
-    except (ValueError, ImportError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"attention {implementation!r} cannot be used: {reason}") from None
-
-
-def _set_precision(model: MTPModel, precision: str) -> None:
-    """What learns is float32, unless the optimiser keeps float32 copies (`bf16`)."""
-    if precision == "bf16":
-        cast_parameters(model, torch.bfloat16)
-        return
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
-
-
-def _check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None:
-    """Blocks must fit the context, and keep documents apart where the backbone does not."""
-    if not (blocks.one_document_per_block or model.backbone.isolates_documents):
-        raise BackboneError(
-            f"{type(model.lm).__name__} lets packed documents attend to each other; "
-            "make the blocks with one_document_per_block=True."
-        )
-    length, context = blocks.block_size, model.backbone.max_length
-    if context is not None and length > context:
-        raise InputError(
-            f"blocks of {length} tokens are longer than the model's context of {context}; "
-            "use a smaller block size."
-        )
-
-
-@contextmanager
-def _compiled_blocks(model: MTPModel) -> Iterator[None]:
-    """Blocks run compiled; their forward alone, because hooks look at how they are called."""
-    kind = type(model.backbone.blocks[-1])
-    blocks = [module for module in model.modules() if isinstance(module, kind)]
-    for block in blocks:
-        block.forward = torch.compile(block.forward)
-    try:
-        yield
-    finally:
-        for block in blocks:
-            del block.forward
-
-
-def _checkpoint_activations(model: MTPModel) -> None:
-    """In the backbone's blocks, and in the heads' blocks as in those they were made like."""
-    lm: Any = model.lm
-    try:
-        if hasattr(lm, "activation_checkpointing_enable"):  # its name since transformers 5.20
-            lm.activation_checkpointing_enable({"use_reentrant": False})
-        else:
-            lm.gradient_checkpointing_enable({"use_reentrant": False})
-    except ValueError as error:
-        raise InputError(f"activations cannot be checkpointed: {error}") from None
-    like: Any = model.backbone.blocks[-1]
-    for block in model.head.modules() if model.head is not None else ():
-        if isinstance(block, type(like)) and hasattr(like, "_gradient_checkpointing_func"):
-            block.gradient_checkpointing = True
-            block._gradient_checkpointing_func = like._gradient_checkpointing_func
-
-
-def _tensorboard(directory: Path) -> TrainerCallback:
-    try:
-        from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations.integration_utils import TensorBoardCallback
-    except ImportError:
-        raise InputError(
-            "tensorboard is not installed; install foretoken[train], or leave it out."
-        ) from None
-    return TensorBoardCallback(SummaryWriter(str(directory)))
 
 
 def _total_steps(config: TrainConfig, rows: int | None) -> int | None:
