@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import linear
 
 from foretoken.cli import common
-from foretoken.decoding.cache import new_cache, rollback
+from foretoken.decoding.cache import SlottedPast
 from foretoken.provenance import provenance, write_result
 
 WIDTHS = (1, 2, 4, 8)
@@ -40,15 +40,13 @@ def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, objec
     tokens = torch.randint(backbone.vocab_size, (1, PAST))
     weight, rows = torch.randn(2816, 1024).to(dtype), []
     for width in WIDTHS:
-        cache = new_cache()
-        backbone(tokens, cache=cache)
+        past = SlottedPast(backbone, 1, 2 * PAST)
+        backbone(tokens, **past.enter(PAST))
+        past.keep([PAST])
         window = tokens[:, :width]
 
-        def verify(
-            window: torch.Tensor = window, cache: object = cache, width: int = width
-        ) -> None:
-            backbone(window, layers=model.layers, cache=cache)  # type: ignore[arg-type]
-            rollback(cache, width)  # type: ignore[arg-type]
+        def verify(window: torch.Tensor = window, past: SlottedPast = past) -> None:
+            backbone(window, layers=model.layers, **past.enter(window.shape[1]))
 
         output = backbone(window, layers=model.layers)
 

@@ -46,9 +46,9 @@ def test_the_design_page_works_as_written(tmp_path: Path) -> None:
         result = attached.generate(input_ids, attention_mask=mask, max_new_tokens=10)
         assert torch.equal(result.sequences, plain)
         assert result.tokens_per_forward == 10 / len(result.steps)
-        assert result.steps[0].drafted == 0
-        assert all(0 <= step.accepted <= step.drafted for step in result.steps)
-        assert sum(len(step.tokens) for step in result.steps) == 10
+        assert result.steps[0][0].drafted == 0
+        assert all(0 <= step.accepted <= step.drafted for step in result.row_steps)
+        assert sum(len(step.tokens) for step in result.row_steps) == 10
 
         attached.save_pretrained(tmp_path / "model")
         again = ft.MTPModel.from_pretrained(tmp_path / "model")

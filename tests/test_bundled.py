@@ -140,7 +140,7 @@ def test_greedy_output_is_the_backbones_own() -> None:
         assert torch.equal(own, with_heads.sequences[:, :length])
         assert length == prompt.shape[1] + 48 or int(own[0, -1]) == model.lm.config.eos_token_id
         until = loop_start(plain.new_tokens) or len(plain.new_tokens)
-        for step in with_heads.steps:
+        for step in with_heads.row_steps:
             if until > 0:
                 drafted, accepted = drafted + step.drafted, accepted + step.accepted
             until -= len(step.tokens)

@@ -9,17 +9,19 @@ from torch import Tensor
 
 import families
 import foretoken as ft
-from foretoken.decoding import Drafter, Exact, NoDrafter, Step, decode, drafter_for
-from foretoken.decoding.drafters import Committed
+from foretoken.decoding import (
+    Committed,
+    Draft,
+    Drafter,
+    Exact,
+    NoDrafter,
+    Step,
+    drafter_for,
+)
 from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
-RECURRENT = {
-    "qwen3_next": "linear_attention",
-    "qwen3_5_text": "linear_attention",
-    "lfm2": "conv",
-    "mamba": "linear_attention",
-}
+RECURRENT = {"mamba": "linear_attention"}
 SERVED = [name for name in families.FAMILIES if name != "bloom" and name not in RECURRENT]
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
 DRAFTED = [
@@ -85,14 +87,19 @@ class Oracle:
     layers: tuple[int, ...] = ()
 
     def __init__(self, prompt, continuation, lengths, right, inner=None) -> None:
-        self.start, self.continuation = prompt.shape[1], continuation
+        self.begin, self.continuation = prompt.shape[1], continuation
         self.lengths, self.right, self.inner = lengths, right, inner
         self.layers = inner.layers if inner else ()
         self.expected: list[tuple[int, int]] = []
 
-    def draft(self, committed: Committed, limit: int) -> Tensor:
-        done = committed.tokens.shape[1] - self.start
-        assert committed.tokens[0, self.start :].tolist() == self.continuation[:done]
+    def start(self, past, sampler, rows, capacity) -> None:
+        if self.inner is not None:
+            self.inner.start(past, sampler, rows, capacity)
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        done = committed.lengths[0] - self.begin
+        tokens = committed.tokens[0, self.begin : committed.lengths[0]]
+        assert tokens.tolist() == self.continuation[:done]
         if self.inner is not None:
             self.inner.draft(committed, limit)
         number = len(self.expected)
@@ -102,7 +109,7 @@ class Oracle:
         if right < len(draft):
             draft[right:] = (draft[right:] + 1) % families.VOCAB
         self.expected.append((len(draft), min(right, len(draft))))
-        return draft
+        return Draft(draft.unsqueeze(0))
 
 
 class Checked:
@@ -113,20 +120,24 @@ class Checked:
         self.inner = drafter_for(model.backbone, model.require_head())
         self.layers = self.inner.layers
 
-    def draft(self, committed: Committed, limit: int) -> Tensor:
+    def start(self, past, sampler, rows, capacity) -> None:
+        self.inner.start(past, sampler, rows, capacity)
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
         draft = self.inner.draft(committed, limit)
-        assert draft.shape == (min(self.model.depth, limit),)
-        last = committed.tokens.shape[1] - 2  # the position the heads predict from
-        row = torch.cat([committed.tokens, draft.unsqueeze(0)], dim=1)
+        assert draft.tokens.shape == (1, min(self.model.depth, limit))
+        length = committed.lengths[0]
+        last = length - 2  # the position the heads predict from
+        row = torch.cat([committed.tokens[:, :length], draft.tokens], dim=1)
         output = self.model.backbone(row, layers=self.model.layers)
         torch.testing.assert_close(
-            committed.output.final[:, committed.kept - 1],
+            committed.output.final[:, committed.last[0]],
             output.final[:, last],
             rtol=1e-3,
             atol=1e-3,
         )
         states = self.model.depth_hidden(row, output)
-        for token, state in zip(draft.tolist(), states, strict=False):
+        for token, state in zip(draft.tokens[0].tolist(), states, strict=False):
             logits = self.model.backbone.unembed(state[0, last])
             assert logits[token] >= logits.max() - 1e-3
             self.drafts += 1
@@ -155,7 +166,7 @@ def test_greedy_output_is_that_of_transformers(family: str, shape: str) -> None:
         assert result.new_tokens == reference(family, number)
         assert torch.equal(result.sequences[:, : row.shape[1]], row)
         assert result.sequences[0, row.shape[1] :].tolist() == result.new_tokens
-        check_steps(result.steps, NEW)
+        check_steps(result.row_steps, NEW)
         assert result.forwards == len(result.steps)
         assert result.tokens_per_forward == NEW / result.forwards
         if shape == "plain":
@@ -170,9 +181,9 @@ def test_a_drafter_that_is_right_or_half_right_changes_nothing(family: str, righ
     oracle = Oracle(row, reference(family, 1), [5], [right])
     result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
     assert result.new_tokens == reference(family, 1)
-    check_steps(result.steps, NEW)
-    assert [(s.drafted, s.accepted) for s in result.steps[1:]] == oracle.expected
-    assert max(s.accepted for s in result.steps) == right
+    check_steps(result.row_steps, NEW)
+    assert [(s.drafted, s.accepted) for s in result.row_steps[1:]] == oracle.expected
+    assert max(s.accepted for s in result.row_steps) == right
 
 
 @settings(max_examples=20)
@@ -190,8 +201,8 @@ def test_whatever_is_drafted_the_output_is_the_backbones(
     oracle = Oracle(row, reference(family, number), lengths, right)
     result = attached(family, "plain").generate(row, max_new_tokens=new, drafter=oracle)
     assert result.new_tokens == reference(family, number)[:new]
-    check_steps(result.steps, new)
-    assert [(s.drafted, s.accepted) for s in result.steps[1:]] == oracle.expected
+    check_steps(result.row_steps, new)
+    assert [(s.drafted, s.accepted) for s in result.row_steps[1:]] == oracle.expected
 
 
 # -- the drafters draft what the heads were trained to say --------------------------------------
@@ -209,7 +220,7 @@ def test_drafts_are_what_a_pass_over_the_whole_row_says(family: str, shape: str)
     result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
     assert result.new_tokens == reference(family, 1)
     assert checked.drafts > depth
-    assert {step.accepted for step in result.steps} >= {0, 1, depth}
+    assert {step.accepted for step in result.row_steps} >= {0, 1, depth}
 
 
 @settings(max_examples=20)
@@ -245,7 +256,7 @@ def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
         row, attention_mask=torch.ones_like(row), max_new_tokens=25, do_sample=False
     )
     assert torch.equal(result.sequences, own)
-    check_steps(result.steps, 25)
+    check_steps(result.row_steps, 25)
     assert result.tokens_per_forward > 1 + 0.6 * model.depth
 
 
@@ -258,7 +269,7 @@ def test_exactly_as_many_tokens_as_asked_for(shape: str, new: int) -> None:
     row = prompts("llama")[1]
     result = attached("llama", shape).generate(row, max_new_tokens=new)
     assert result.new_tokens == reference("llama", 1)[:new]
-    check_steps(result.steps, new)
+    check_steps(result.row_steps, new)
 
 
 @pytest.mark.parametrize("length", [0, 1, 4])
@@ -274,7 +285,7 @@ def test_nothing_follows_a_stop_token(place: int, length: int) -> None:
     )
     assert result.new_tokens == words[: place + 1]
     assert result.sequences.shape[1] == row.shape[1] + place + 1
-    for step in result.steps:
+    for step in result.row_steps:
         assert step.accepted <= step.drafted
         assert len(step.tokens) <= step.accepted + 1
 
@@ -299,7 +310,7 @@ def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> No
     oracle = Oracle(row, plain.new_tokens, [5], [correct])
     result = model.generate(row, max_new_tokens=100, drafter=oracle)
     assert result.new_tokens == plain.new_tokens
-    check_steps(result.steps, 11)
+    check_steps(result.row_steps, 11)
     assert model.generate(row[:, :1].repeat(1, 23), max_new_tokens=5).sequences.shape == (1, 24)
     for length in (24, 25):
         with pytest.raises(InputError, match=f"prompt has {length} tokens.*context 24; shorten"):
@@ -313,8 +324,8 @@ def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> No
     ("row", "options", "message"),
     [
         (torch.zeros(1, 0, dtype=torch.long), {}, "prompt is empty"),
-        (torch.zeros(2, 4, dtype=torch.long), {}, r"shape \(2, 4\); give one row"),
-        (torch.zeros(4, dtype=torch.long), {}, r"shape \(4,\); give one row"),
+        (torch.zeros(0, 4, dtype=torch.long), {}, r"shape \(0, 4\); give rows"),
+        (torch.zeros(4, dtype=torch.long), {}, r"shape \(4,\); give rows"),
         (torch.tensor([[1, families.VOCAB]]), {}, "outside the model's vocabulary of 101"),
         (torch.tensor([[1, -1]]), {}, "outside the model's vocabulary of 101"),
         (torch.zeros(1, families.POSITIONS, dtype=torch.long), {}, "context 512; shorten"),
@@ -322,8 +333,8 @@ def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> No
         (torch.zeros(1, 4, dtype=torch.long), {"max_new_tokens": -3}, "max_new_tokens is -3"),
         (
             torch.zeros(1, 2, dtype=torch.long),
-            {"attention_mask": torch.tensor([[0, 1]])},
-            "attention mask hides tokens",
+            {"attention_mask": torch.tensor([[1, 0, 1]])},
+            "attention mask has shape",
         ),
     ],
 )
@@ -354,11 +365,11 @@ def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) 
 def test_the_exact_rule_accepts_the_longest_right_beginning(own, flips) -> None:
     logits = torch.nn.functional.one_hot(torch.tensor(own), 5).float()
     draft = [(o + f) % 5 for o, f in zip(own[:-1], flips, strict=False)]
-    verdict = Exact()(torch.tensor(draft, dtype=torch.long), logits)
+    verdict = Exact()(Draft(torch.tensor([draft], dtype=torch.long)), logits.unsqueeze(0))
     right = next(
         (i for i, (d, o) in enumerate(zip(draft, own, strict=False)) if d != o), len(draft)
     )
-    assert (verdict.accepted, verdict.next_token) == (right, own[right])
+    assert (int(verdict.accepted), int(verdict.next_token)) == (right, own[right])
     assert Exact.lossless
 
 
@@ -367,16 +378,16 @@ def test_a_step_is_seen_as_soon_as_it_is_committed() -> None:
     asked = []
 
     class Counting(NoDrafter):
-        def draft(self, committed: Committed, limit: int) -> Tensor:
-            asked.append((committed.tokens.shape[1], committed.kept, limit))
+        def draft(self, committed: Committed, limit: int) -> Draft:
+            asked.append((committed.lengths[0], int(committed.last), limit))
             return super().draft(committed, limit)
 
     drafter: Drafter = Counting()
-    stream = decode(model.backbone, row, drafter, Exact(), max_new_tokens=3)
+    stream = (step for (step,) in model.stream(row, max_new_tokens=3, drafter=drafter))
     assert next(stream).tokens == (reference("llama", 1)[0],)
     assert asked == []
     assert [step.tokens for step in stream] == [(token,) for token in reference("llama", 1)[1:3]]
-    assert asked == [(14, 13, 1), (15, 1, 0)]
+    assert asked == [(14, 12, 1), (15, 0, 0)]
 
 
 def test_decoding_leaves_no_trace() -> None:

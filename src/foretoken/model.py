@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretoken.adapters import Adapters
 from foretoken.backbone import Backbone, BackboneOutput, fingerprint
@@ -25,7 +25,21 @@ from foretoken.checkpoint import (
     replacing,
     write_heads,
 )
-from foretoken.decoding import Drafter, Exact, Generation, NoDrafter, Step, decode, drafter_for
+from foretoken.decoding import (
+    AcceptanceRule,
+    Batch,
+    Drafter,
+    Generation,
+    NoDrafter,
+    Sampling,
+    SpeculativeSampling,
+    Step,
+    Stop,
+    StopStrings,
+    StopTokens,
+    decode,
+    drafter_for,
+)
 from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretoken.loading import cast_parameters, load_causal_lm, resolve
@@ -273,30 +287,45 @@ class MTPModel(nn.Module):
     def stream(
         self,
         input_ids: Tensor,
+        attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int,
         stop_tokens: Collection[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sampling: Sampling | None = None,
         drafter: Drafter | None = None,
-    ) -> Iterator[Step]:
+        rule: AcceptanceRule | None = None,
+    ) -> Iterator[tuple[Step, ...]]:
         """`generate`, one step at a time. Puts the model into evaluation mode.
 
         Args:
-            input_ids: (1, T), the prompt.
-            max_new_tokens: how many tokens to emit.
+            input_ids: (B, T), the prompts.
+            attention_mask: (B, T), 0 where a prompt is padded, on either side.
+            max_new_tokens: how many tokens to emit, per row.
             stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
                 model's generation config. `()` ends nowhere earlier.
+            stop_strings: end after the token with which one of these is complete.
+            tokenizer: for `stop_strings`.
+            sampling: how tokens are chosen; greedily by default.
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
+            rule: what of a draft is accepted; by default what leaves the output as it is.
         """
+        if stop_strings and tokenizer is None:
+            raise InputError("stop strings need the tokenizer too.")
+        stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
+        if tokenizer is not None and stop_strings:
+            stops.append(StopStrings(stop_strings, tokenizer))
+        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
             drafter = NoDrafter() if self.head is None else drafter_for(self.backbone, self.head)
         self.eval()
         return decode(
             self.backbone,
-            input_ids,
+            batch,
             drafter,
-            Exact(),
-            max_new_tokens=max_new_tokens,
-            stop_tokens=self.stop_tokens if stop_tokens is None else stop_tokens,
+            rule or SpeculativeSampling(),
+            sampling or Sampling(),
         )
 
     @property
@@ -306,32 +335,26 @@ class MTPModel(nn.Module):
         return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
 
     def generate(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int,
-        stop_tokens: Collection[int] | None = None,
-        drafter: Drafter | None = None,
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
     ) -> Generation:
-        """Continue a prompt greedily: the backbone's own tokens, in fewer forward passes.
+        """Continue prompts: the backbone's own tokens, in fewer forward passes.
 
-        The arguments are those of `stream`; `attention_mask` (1, T) must be all ones, since one
-        prompt needs no padding.
+        The arguments are those of `stream`.
 
         Raises:
-            InputError: more than one prompt, an empty one, or one longer than the context.
+            InputError: a prompt that is empty or longer than the context, or an option out of its
+                range.
             BackboneError: the backbone's cache cannot be rolled back.
         """
-        if attention_mask is not None and not bool(attention_mask.bool().all()):
-            raise InputError("the attention mask hides tokens; give one prompt without padding.")
-        steps = list(
-            self.stream(
-                input_ids, max_new_tokens=max_new_tokens, stop_tokens=stop_tokens, drafter=drafter
-            )
-        )
-        new = [token for step in steps for token in step.tokens]
-        return Generation(torch.cat([input_ids, input_ids.new_tensor([new])], dim=1), steps)
+        steps = list(self.stream(input_ids, attention_mask, **options))
+        continuations = [
+            [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
+        ]
+        fill = getattr(self.lm.generation_config, "pad_token_id", None) or 0
+        longest = max(map(len, continuations))
+        filled = [row + [fill] * (longest - len(row)) for row in continuations]
+        sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)
+        return Generation(sequences, continuations, steps)
 
     # -- saving and loading ---------------------------------------------------------------------
 

@@ -150,7 +150,7 @@ class Backbone:
         tokens: Tensor,
         *,
         layers: Iterable[int] = (),
-        attention_mask: Tensor | None = None,
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
         router_logits: bool = False,
@@ -160,8 +160,9 @@ class Backbone:
         Args:
             tokens: (B, T) token ids.
             layers: which residual states to keep, 0…L.
-            attention_mask: (B, S) ones and zeros over cache and tokens; None where nothing is
-                padded.
+            attention_mask: (B, S) ones and zeros over cache and tokens, or what is added to
+                attention's scores, (B, 1, T, S), by kind of layer where there are several; None
+                where nothing is padded.
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
             router_logits: keep what the loss that balances experts needs, where there is one.
@@ -204,7 +205,13 @@ class Backbone:
         loss = balance(output.router_logits, model.num_experts, model.num_experts_per_tok)
         return cast(Tensor, model.router_aux_loss_coef * loss)
 
-    def block_call(self, hidden: Tensor, position_ids: Tensor, cache: Cache | None) -> BlockCall:
+    def block_call(
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None,
+        attention_mask: Any = None,
+    ) -> BlockCall:
         """How the model would call its last block on `hidden` (B, T, D) behind `cache`.
 
         The decoder's own code prepares the arguments: it runs with every block replaced by a
@@ -217,6 +224,7 @@ class Backbone:
             position_ids=position_ids,
             past_key_values=cache,
             use_cache=cache is not None,
+            **({} if attention_mask is None else {"attention_mask": attention_mask}),
         )
         if recorder.call is None:
             raise BackboneError(

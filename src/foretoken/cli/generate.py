@@ -53,7 +53,7 @@ def generate(
     stop = {*loaded.stop_tokens, tokenizer.eos_token_id} - {None}
     printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
     steps: list[Step] = []
-    for step in loaded.stream(
+    for (step,) in loaded.stream(
         ids,
         max_new_tokens=max_new_tokens,
         stop_tokens=stop,

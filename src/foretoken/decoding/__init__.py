@@ -1,16 +1,52 @@
 """Decoding: drafters, acceptance rules, and the loop that joins them."""
 
-from foretoken.decoding.acceptance import AcceptanceRule, Exact, Verdict
-from foretoken.decoding.drafters import Drafter, NoDrafter, drafter_for
-from foretoken.decoding.loop import Generation, Step, decode
+from foretoken.decoding.acceptance import (
+    AcceptanceRule,
+    Distance,
+    Exact,
+    MinimumBlock,
+    SpeculativeSampling,
+    TopK,
+    Typical,
+    Verdict,
+)
+from foretoken.decoding.batch import Batch, Step, Stop, StopStrings, StopTokens
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.drafters import (
+    Committed,
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    drafter_for,
+)
+from foretoken.decoding.loop import Generation, decode
+from foretoken.decoding.sampling import Sampler, Sampling
+from foretoken.decoding.tree import TreeShape
 
 __all__ = [
     "AcceptanceRule",
+    "Batch",
+    "Committed",
+    "Distance",
+    "Draft",
     "Drafter",
     "Exact",
     "Generation",
+    "LookupDrafter",
+    "MinimumBlock",
+    "ModelDrafter",
     "NoDrafter",
+    "Sampler",
+    "Sampling",
+    "SpeculativeSampling",
     "Step",
+    "Stop",
+    "StopStrings",
+    "StopTokens",
+    "TopK",
+    "TreeShape",
+    "Typical",
     "Verdict",
     "decode",
     "drafter_for",

@@ -1,35 +1,397 @@
-"""The backbone's cache: full-length keys and values, from whose end tokens can be removed.
+"""What has been read: keys and values of B rows, from whose ends tokens can be taken back.
 
-Sliding-window layers keep everything too (the window is in the attention mask), because what a
-window has dropped could not be brought back when a draft is rejected.
+`SlottedPast` keeps every row in slots of its own: position p of a row lies in slot p, whatever the
+other rows do. Nothing has to be removed when a draft is rejected, because a slot is seen only from
+positions behind it, and is written again before the row gets there. That serves rows that accept
+different lengths, and trees, whose accepted nodes move to the slots of their positions. Sliding
+windows are in the mask, since what a window has dropped could not be brought back.
+
+`RestoringPast` is transformers' own cache for one row and chains: for recurrent layers, whose state
+is put back where it was, and for backbones that take no mask of ours.
+
+Shapes: B rows, W nodes of a pass, S slots, D hidden.
 """
 
+from collections.abc import Sequence
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
 from transformers import Cache, DynamicCache
+from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttentionCacheLayerMixin
 
 from foretoken.backbone import Backbone
-from foretoken.errors import BackboneError
+from foretoken.backbone.discovery import evaluating, same
+from foretoken.decoding.draft import Draft
+from foretoken.errors import BackboneError, ForetokenError
 
 
-def new_cache() -> Cache:
-    """An empty cache of attention layers."""
-    return DynamicCache()
+class Past(Protocol):
+    """What the rows of a batch have read.
+
+    Attributes:
+        cache: the backbone's.
+        read: how many tokens of each row; the next pass begins there.
+    """
+
+    cache: Cache
+    read: list[int]
+
+    def beside(self) -> Cache:
+        """The cache of one more block, which is always as far as this one."""
+        ...
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        """Arguments of a pass over `width` more tokens: `cache`, positions and mask.
+
+        The tokens are a chain, or the nodes of `draft`.
+        """
+        ...
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        """Take back all but the first `read` tokens of each row; it may take back some more.
+
+        `path` (B, W) are the nodes of the last pass, if it was a tree, that come first.
+        """
+        ...
 
 
-def rollback(cache: Cache, count: int) -> None:
-    """Forget the last `count` tokens."""
-    if count:
-        cache.crop(-count)
+# -- rows in slots --------------------------------------------------------------------------------
+
+
+class SlottedPast:
+    """For attention, any number of rows, chains and trees.
+
+    Args:
+        backbone: whose cache it is.
+        rows: B.
+        capacity: S, slots per row to begin with.
+    """
+
+    def __init__(self, backbone: Backbone, rows: int, capacity: int) -> None:
+        self.rows, self.capacity, self.device = rows, capacity, backbone.device
+        self.dtype, self.windows = backbone.dtype, _windows(backbone)
+        self.context = backbone.max_length or capacity
+        self.read = [0] * rows
+        self.layers: list[SlottedLayer] = []
+        self.width = 0
+        self.where: Tensor | slice = slice(0)  # slots of the pass: a stretch, or (B, W)
+        self.seen = 0  # slots that the pass can see
+        self._moves: Tensor | None = None  # (2, B, W), from where to where
+        self.cache = self._new_cache(backbone.num_layers)
+
+    def beside(self) -> Cache:
+        return self._new_cache(1)
+
+    def _new_cache(self, layers: int) -> Cache:
+        fresh = [SlottedLayer(self) for _ in range(layers)]
+        self.layers += fresh
+        return Cache(layers=list(fresh))
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        self._move()
+        self.width, start = width, self.read[0]
+        self.seen = max(self.read) + width
+        self._reserve(self.seen)
+        steps = torch.arange(width, device=self.device)
+        if len(set(self.read)) == 1:
+            self.where, places = slice(start, start + width), (steps + start).unsqueeze(0)
+        else:
+            begin = torch.tensor(self.read, device=self.device).unsqueeze(1)
+            self.where = places = begin + steps
+        tree = draft is not None and draft.parents is not None
+        if tree:
+            assert draft is not None
+            positions = places[:, :1] + draft.depths
+        else:
+            positions = places.expand(self.rows, -1)
+        given = {"cache": self.cache, "position_ids": positions.clamp(max=self.context - 1)}
+        if start == 0 and not any(self.read):
+            return given  # a causal pass from the start: each row's filling is behind its tokens
+        if width == self.rows == 1:
+            return given  # one token sees everything
+        given["attention_mask"] = self._mask(places[:, :1], positions, draft if tree else None)
+        return given
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        if path is not None:
+            begin = torch.tensor(self.read, device=self.device).unsqueeze(1)
+            to = begin + torch.arange(path.shape[1], device=self.device)
+            self._moves = torch.stack([begin + path, to])
+        self.read = list(read)
+
+    def _reserve(self, slots: int) -> None:
+        if slots > self.capacity:
+            self.capacity = slots + 64
+            for layer in self.layers:
+                layer.grow(self.capacity)
+
+    def _move(self) -> None:
+        """Bring the nodes on the accepted path to the slots of their positions."""
+        if self._moves is not None:
+            for layer in self.layers:
+                layer.move(*self._moves)
+            self._moves = None
+
+    def _mask(self, begin: Tensor, positions: Tensor, tree: Draft | None) -> Any:
+        """What each token sees, added to attention's scores: (B, 1, W, S'), by kind of layer."""
+        slots = torch.arange(self.seen, device=self.device)
+        if tree is None:
+            visible = slots <= positions.unsqueeze(-1)
+            places = slots.view(1, 1, -1)
+        else:
+            node = (slots - begin).clamp(max=self.width - 1)  # (B, S'), negative before the pass
+            index = node.clamp(min=0)
+            branch = tree.ancestors.gather(2, index.unsqueeze(1).expand(-1, self.width, -1)) & (
+                slots - begin < self.width
+            ).unsqueeze(1)
+            visible = branch | (node < 0).unsqueeze(1)
+            places = torch.where(node < 0, slots, positions.gather(1, index)).unsqueeze(1)
+        masks = {}
+        for kind, window in self.windows.items():
+            near = visible
+            if window is not None:
+                near = visible & (positions.unsqueeze(-1) - places < window)
+            mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
+            masks[kind] = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class SlottedLayer(CacheLayerMixin):
+    """Keys and values of one block. `Cache` asks it as it asks its own layers."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, past: SlottedPast) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.past = past
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        def slots(states: Tensor) -> Tensor:
+            rows, heads, _, size = states.shape
+            return states.new_zeros(rows, heads, self.past.capacity, size)
+
+        self.keys, self.values = slots(key_states), slots(value_states)
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        where, seen = self.past.where, self.past.seen
+        found = []
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            if isinstance(where, slice):
+                stored[:, :, where] = new
+            else:
+                stored.scatter_(2, where[:, None, :, None].expand_as(new), new)
+            found.append(stored[:, :, :seen])
+        return found[0], found[1]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+        if self.is_initialized:
+            missing = (0, 0, 0, capacity - self.keys.shape[2])
+            self.keys, self.values = pad(self.keys, missing), pad(self.values, missing)
+
+    def move(self, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` (B, W) to slots `target` (B, W)."""
+        if self.is_initialized:
+            for stored in (self.keys, self.values):
+                shape = (stored.shape[0], stored.shape[1], source.shape[1], stored.shape[3])
+                moved = stored.gather(2, source[:, None, :, None].expand(shape))
+                stored.scatter_(2, target[:, None, :, None].expand(shape), moved)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.past.seen, 0
+
+    def get_seq_length(self) -> int:
+        return max(self.past.read)
+
+    def get_max_length(self) -> int:
+        return self.past.capacity
+
+
+def _windows(backbone: Backbone) -> dict[str, int | None]:
+    """The kinds of attention layers, and how far back each of them sees."""
+    config = backbone.config
+    window = getattr(config, "sliding_window", None)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        return {kind: window if kind == "sliding_attention" else None for kind in kinds}
+    return {"all": None if kinds == ["full_attention"] else window}
+
+
+_takes_masks: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+
+
+def takes_masks(backbone: Backbone) -> bool:
+    """Whether rows of a batch, and branches of a tree, can be told apart by a mask of ours.
+
+    Tried out, not looked up: two rows of different lengths, then a tree of two branches, must give
+    what each way gives by itself.
+    """
+    if backbone.model not in _takes_masks:
+        _takes_masks[backbone.model] = _try_masks(backbone)
+    return _takes_masks[backbone.model]
+
+
+@torch.inference_mode()
+def _try_masks(backbone: Backbone) -> bool:
+    config = backbone.config
+    if recurrent_layers(backbone) or config._attn_implementation not in ("eager", "sdpa"):
+        return False
+    tokens = torch.arange(2 * 8, device=backbone.device).remainder(backbone.vocab_size).view(2, 8)
+    past = SlottedPast(backbone, 2, 16)
+    parents = torch.tensor([[0, 0, 2], [0, 1, 0]], device=backbone.device)
+    ways = [[[0, 1], [0, 2, 3]], [[0, 1, 2], [0, 3]]]  # nodes from the first to a leaf
+    draft = Draft(tokens[:, 1:4], parents)
+    try:
+        with evaluating(backbone.model):
+            backbone(tokens[:, :5], **past.enter(5))
+            past.keep([5, 3])
+            found = backbone(tokens[:, :4], **past.enter(4, draft)).final
+            for row, leaves in enumerate(ways):
+                for way in leaves:
+                    whole = torch.cat([tokens[row, : past.read[row]], tokens[row, way]])
+                    alone = backbone(whole.unsqueeze(0)).final
+                    if not same(found[row, way[-1]], alone[0, -1]):
+                        return False
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False
+    return True
+
+
+# -- transformers' cache --------------------------------------------------------------------------
+
+
+class RestoringPast:
+    """For one row and chains, on transformers' own cache.
+
+    From keys and values the end is cut off. A recurrent state cannot be shortened: it is put back
+    to where it was before the pass, and what stands of that pass is read again with the next one.
+
+    Raises:
+        BackboneError: a layer's state cannot be taken back, by name.
+    """
+
+    cache: Cache
+
+    def __init__(self, backbone: Backbone) -> None:
+        require_rollback(backbone)
+        self.config = backbone.config
+        self.recurrent = bool(recurrent_layers(backbone))
+        self.read, self.width, self.started = [0], 0, 0
+        self.cache = DynamicCache(config=self.config) if self.recurrent else DynamicCache()
+        self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
+        self.others: list[Cache] = []
+
+    def beside(self) -> Cache:
+        cache: Cache = DynamicCache()
+        if self.recurrent:  # a block like the last one keeps what the last one keeps
+            cache = Cache(layers=DynamicCache(config=self.config).layers[-1:])
+        self.others.append(cache)
+        return cache
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        for layer, state in self.states if self.read[0] < self.started + self.width else ():
+            layer.__dict__.update(_copied(state))
+        layers: list[Any] = [
+            layer for cache in (self.cache, *self.others) for layer in cache.layers
+        ]
+        for layer in layers:
+            if isinstance(layer, DynamicLayer):
+                layer.crop(min(0, self.read[0] - layer.get_seq_length()))
+        self.started, self.width = self.read[0], width
+        recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
+        used = [layer for layer in recurrent if any(layer.has_previous_state.values())]
+        self.states = [(layer, _copied(layer.__dict__)) for layer in used]
+        return {"cache": self.cache}
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        if path is not None or len(read) != 1:
+            raise ForetokenError("this cache holds one row and chains")
+        whole = read[0] == self.started + self.width
+        self.read = [self.started] if self.states and not whole else list(read)
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """The recurrent part of a layer's state."""
+    parts = ("conv_states", "recurrent_states", "has_previous_state")
+    return {
+        name: {key: x.clone() if isinstance(x, Tensor) else x for key, x in state[name].items()}
+        for name in parts
+    }
+
+
+def recurrent_layers(backbone: Backbone) -> list[str]:
+    """The kinds of layers that keep a state in place of keys and values."""
+    kinds = getattr(backbone.config, "layer_types", None) or ()
+    recurrent = sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind})
+    if not recurrent and getattr(backbone.model, "_is_stateful", False):
+        return ["a recurrent state"]
+    return recurrent
 
 
 def require_rollback(backbone: Backbone) -> None:
-    """Refuse a backbone that keeps a state from which tokens cannot be removed, by name."""
-    kinds = getattr(backbone.config, "layer_types", None) or ()
-    recurrent = sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind})
-    stateful = getattr(backbone.model, "_is_stateful", False)
-    if recurrent or stateful:
-        what = f"layers of type {', '.join(recurrent)}" if recurrent else "a recurrent state"
+    """Refuse a backbone that keeps a state from which tokens cannot be taken back, by name."""
+    if (kinds := recurrent_layers(backbone)) and not _restores(backbone):
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in drafts yet: its cache has "
-            f"{what}, which cannot be rolled back when a draft is rejected; "
+            f"{type(backbone.model).__name__} cannot be decoded in drafts: its cache has "
+            f"{', '.join(kinds)}, whose state cannot be restored when a draft is rejected; "
             "use transformers' generate."
         )
+
+
+_restoring: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+
+
+def _restores(backbone: Backbone) -> bool:
+    """Whether the cache brings recurrent states back: tried out on a rejected draft."""
+    if backbone.model not in _restoring:
+        _restoring[backbone.model] = _try_restoring(backbone)
+    return _restoring[backbone.model]
+
+
+@torch.inference_mode()
+def _try_restoring(backbone: Backbone) -> bool:
+    tokens = torch.arange(12, device=backbone.device).remainder(backbone.vocab_size).unsqueeze(0)
+    _restoring[backbone.model] = True  # or `RestoringPast` would refuse to be tried
+    try:
+        with evaluating(backbone.model):
+            past = RestoringPast(backbone)
+            for length, drafted, accepted in ((5, 0, 0), (6, 3, 1), (8, 2, 2), (11, 1, 1)):
+                draft = tokens[:, length : length + drafted].clone()
+                draft[:, accepted:] = tokens[:, :1]  # wrong
+                window = torch.cat([tokens[:, past.read[0] : length], draft], dim=1)
+                first = window.shape[1] - drafted - 1
+                given = past.enter(window.shape[1], Draft(draft))
+                found = backbone(window, **given).final[:, first + accepted]
+                past.keep([length + accepted])
+                alone = backbone(tokens[:, : length + accepted]).final[:, -1]
+                if not same(found, alone):
+                    return False
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False
+    return True
+
+
+def new_past(backbone: Backbone, rows: int, capacity: int) -> Past:
+    """The past of `rows` rows of up to `capacity` tokens, the longest draft included.
+
+    Raises:
+        BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
+    """
+    if takes_masks(backbone):
+        return SlottedPast(backbone, rows, capacity)
+    if rows > 1:
+        raise BackboneError(
+            f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
+            "lengths apart; decode its rows one by one."
+        )
+    return RestoringPast(backbone)

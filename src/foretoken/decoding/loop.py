@@ -1,9 +1,11 @@
 """The decoding loop: draft → verify → accept → commit.
 
 Plain decoding is the same loop with a drafter that proposes nothing.
+
+Shapes: B rows, T prompt, W nodes of a pass.
 """
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,25 +13,11 @@ from torch import Tensor
 
 from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import AcceptanceRule
-from foretoken.decoding.cache import new_cache, require_rollback, rollback
+from foretoken.decoding.batch import Batch, Step
+from foretoken.decoding.cache import new_past, takes_masks
+from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed, Drafter
-from foretoken.errors import InputError
-
-
-@dataclass(frozen=True)
-class Step:
-    """One forward pass of the backbone.
-
-    Attributes:
-        drafted: how many tokens were proposed to it.
-        accepted: how many of them stand and were emitted.
-        tokens: what it emitted: the accepted tokens and the backbone's own next one (cut after an
-            end-of-sequence token).
-    """
-
-    drafted: int
-    accepted: int
-    tokens: tuple[int, ...]
+from foretoken.decoding.sampling import Sampler, Sampling
 
 
 @dataclass(frozen=True)
@@ -37,17 +25,20 @@ class Generation:
     """What `generate` returns.
 
     Attributes:
-        sequences: (1, T) prompt and continuation.
-        steps: one for each forward pass, the pass over the prompt included.
+        sequences: (B, T') prompts as they were given, and continuations, filled up at the end.
+        continuations: the new tokens of each row.
+        steps: one tuple for each forward pass, the pass over the prompts included; in it a step
+            for each row.
     """
 
     sequences: Tensor
-    steps: list[Step]
+    continuations: list[list[int]]
+    steps: list[tuple[Step, ...]]
 
     @property
     def new_tokens(self) -> list[int]:
-        """The continuation."""
-        return [token for step in self.steps for token in step.tokens]
+        """The continuation of the first row."""
+        return self.continuations[0]
 
     @property
     def forwards(self) -> int:
@@ -55,91 +46,72 @@ class Generation:
         return len(self.steps)
 
     @property
+    def row_steps(self) -> list[Step]:
+        """Steps of all rows, without those after a row's end."""
+        return [step for steps in self.steps for step in steps if step.tokens]
+
+    @property
     def tokens_per_forward(self) -> float:
-        """New tokens per pass of the backbone; plain decoding has 1."""
-        return len(self.new_tokens) / max(1, self.forwards)
+        """New tokens per pass of the backbone and row; plain decoding has 1."""
+        steps = self.row_steps
+        return sum(len(step.tokens) for step in steps) / max(1, len(steps))
 
 
 def decode(
     backbone: Backbone,
-    prompt: Tensor,
+    batch: Batch,
     drafter: Drafter,
     rule: AcceptanceRule,
-    *,
-    max_new_tokens: int,
-    stop_tokens: Collection[int] = (),
-) -> Iterator[Step]:
-    """Continue `prompt` (1, T), yielding every step as it is committed.
+    sampling: Sampling,
+) -> Iterator[tuple[Step, ...]]:
+    """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
-    Exactly `max_new_tokens` tokens are emitted, fewer only where a stop token is among them or the
-    model's context is full. A prompt that cannot be continued is refused at once, see
-    `check_prompt`.
+    Rows of a backbone that cannot tell them apart are continued one after another.
     """
-    tokens, room = check_prompt(backbone, prompt, max_new_tokens)
-    return _decode(backbone, tokens, drafter, rule, room, stop_tokens)
+    sampler = Sampler(sampling, batch.rows, backbone.device)
+    if batch.rows == 1 or takes_masks(backbone):
+        yield from _decode(backbone, batch, drafter, rule, sampler)
+        return
+    ended = Step(0, 0, ())
+    for row in range(batch.rows):
+        for (step,) in _decode(backbone, batch.row(row), drafter, rule, sampler.row(row)):
+            yield tuple(step if other == row else ended for other in range(batch.rows))
 
 
 @torch.inference_mode()
 def _decode(
-    backbone: Backbone,
-    tokens: Tensor,
-    drafter: Drafter,
-    rule: AcceptanceRule,
-    room: int,
-    stop_tokens: Collection[int],
-) -> Iterator[Step]:
-    cache = new_cache()
-    window, draft = tokens, tokens.new_empty(0)
+    backbone: Backbone, batch: Batch, drafter: Drafter, rule: AcceptanceRule, sampler: Sampler
+) -> Iterator[tuple[Step, ...]]:
+    past = new_past(backbone, batch.rows, batch.width + max(batch.room))
+    drafter.start(past, sampler, batch.rows, batch.width + max(batch.room))
+    window, draft = batch.tokens, Draft.nothing(batch.rows, batch.device)
     while True:
-        # Verify: one pass over what the backbone has not read yet, which ends with the draft.
-        output = backbone(window, layers=drafter.layers, cache=cache)
-        logits = backbone.unembed(output.final[0, -1 - len(draft) :])
-        # Accept: the draft's beginning, and the backbone's own token after it.
-        verdict = rule(draft, logits)
-        emitted = [*draft[: verdict.accepted].tolist(), verdict.next_token]
-        # Commit: the cache forgets what was rejected.
-        rejected = len(draft) - verdict.accepted
-        rollback(cache, rejected)
-        tokens = torch.cat([tokens, tokens.new_tensor([emitted])], dim=1)
-        emitted, stopped = cut_after(emitted, stop_tokens)
-        counted = len(emitted) if stopped else len(draft)  # nothing counts behind a stop token
-        yield Step(min(len(draft), counted), min(verdict.accepted, counted), tuple(emitted))
-        room -= len(emitted)
-        if stopped or room <= 0:
+        # Verify: one pass over what the backbone has not read yet, and the draft behind it.
+        begin, given = past.read, past.enter(window.shape[1], draft)
+        output = backbone(window, layers=drafter.layers, **given)
+        unread = [length - read for length, read in zip(batch.lengths, begin, strict=True)]
+        first = torch.tensor(unread, device=batch.device) - 1  # node 0's place in the pass
+        logits = backbone.unembed(_nodes(output.final, first, draft.size + 1))
+        # Accept: a way through the draft, and the backbone's own token after it.
+        scores = sampler.scores(logits, draft, batch.prefixes)
+        verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
+        # Commit: what stands, in every row; the past forgets the rest.
+        steps = batch.commit(draft, verdict)
+        past.keep([length - 1 for length in batch.lengths], verdict.path)
+        yield steps
+        if not any(batch.active):
             return
         # Draft: what may follow. The backbone adds one token of its own, so leave it room.
-        draft = drafter.draft(Committed(tokens, output, window.shape[1] - rejected), room - 1)
-        window = torch.cat([tokens[:, -1:], draft.unsqueeze(0)], dim=1)
-
-
-def check_prompt(backbone: Backbone, prompt: Tensor, max_new_tokens: int) -> tuple[Tensor, int]:
-    """The prompt on the backbone's device, and how many tokens may follow it."""
-    require_rollback(backbone)
-    if prompt.ndim != 2 or prompt.shape[0] != 1:
-        raise InputError(
-            f"the prompt has shape {tuple(prompt.shape)}; give one row of tokens, (1, T)."
+        committed = Committed(
+            batch.tokens, batch.lengths, begin, output, first + verdict.last, verdict.path
         )
-    length = prompt.shape[1]
-    if length == 0:
-        raise InputError("the prompt is empty; give at least one token.")
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
-    if not 0 <= int(prompt.min()) <= int(prompt.max()) < backbone.vocab_size:
-        raise InputError(
-            f"the prompt has token ids outside the model's vocabulary of {backbone.vocab_size}."
-        )
-    context = backbone.max_length
-    if context is not None and length >= context:
-        raise InputError(
-            f"the prompt has {length} tokens and the model's context {context}; shorten the prompt."
-        )
-    room = max_new_tokens if context is None else min(max_new_tokens, context - length)
-    return prompt.to(backbone.device), room
+        draft = drafter.draft(committed, batch.limit)
+        window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
 
 
-def cut_after(tokens: list[int], stop_tokens: Collection[int]) -> tuple[list[int], bool]:
-    """`tokens` up to and with the first stop token, and whether there was one."""
-    for index, token in enumerate(tokens):
-        if token in stop_tokens:
-            return tokens[: index + 1], True
-    return tokens, False
+def _nodes(final: Tensor, first: Tensor, width: int) -> Tensor:
+    """The states of a draft's nodes, which begin at place `first` (B,) of the pass: (B, W, D)."""
+    if final.shape[1] == width:
+        return final
+    places = first.unsqueeze(1) + torch.arange(width, device=first.device)
+    return final.gather(1, places.unsqueeze(-1).expand(-1, -1, final.shape[-1]))

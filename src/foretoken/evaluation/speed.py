@@ -56,7 +56,7 @@ class Foretoken:
     def __call__(self, prompt: Tensor, count: int) -> Continuation:
         drafter = NoDrafter() if self.plain else None
         result = self.model.generate(prompt, max_new_tokens=count, drafter=drafter, stop_tokens=())
-        return Continuation(result.new_tokens, result.forwards, result.steps)
+        return Continuation(result.new_tokens, result.forwards, result.row_steps)
 
 
 class Transformers:

@@ -21,9 +21,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 from foretoken.backbone import Backbone
-from foretoken.decoding.cache import new_cache, require_rollback
+from foretoken.decoding.cache import recurrent_layers
 from foretoken.errors import BackboneError, InputError
 
 
@@ -62,9 +63,13 @@ def marginalize(
     """
     if depth < 0 or width < 1:
         raise InputError(f"depth is {depth} and width {width}; use depth ≥ 0 and width ≥ 1.")
-    require_rollback(backbone)
+    if kinds := recurrent_layers(backbone):
+        raise BackboneError(
+            f"{type(backbone.model).__name__} cannot be marginalized: its cache has "
+            f"{', '.join(kinds)}, which cannot follow many strings at once."
+        )
     _require_whole_window(backbone, tokens.shape[1] + depth)
-    cache = new_cache()
+    cache = DynamicCache()
     output = backbone(tokens, cache=cache)
     probabilities = _distribution(backbone, output.final[0, positions])  # (P, V)
     mass = torch.ones(len(positions), device=tokens.device)

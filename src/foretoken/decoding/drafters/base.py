@@ -1,11 +1,18 @@
-"""What every drafter is, and what it is shown."""
+"""What every drafter is, and what it is shown.
 
+Shapes: B rows, S tokens kept per row, W nodes of a pass.
+"""
+
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from foretoken.backbone import BackboneOutput
+from foretoken.decoding.cache import Past
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.sampling import Sampler
 
 
 @dataclass(frozen=True)
@@ -13,24 +20,39 @@ class Committed:
     """What stands after a verdict.
 
     Attributes:
-        tokens: (1, N) all tokens that stand; the backbone has not read the last one yet.
-        output: the pass that was just judged.
-        kept: how many of its positions stand; the last of them is position N-2.
+        tokens: (B, S) the tokens that stand of each row, then filling.
+        lengths: how many of them do, by row; the backbone has not read the last one yet.
+        begin: the position of the first token of the pass that was just judged, by row.
+        output: that pass.
+        last: (B,) the place in that pass of the last token of it that stands.
+        path: (B, W) the places of those that stand, where the draft was a tree; None: the first.
     """
 
     tokens: Tensor
+    lengths: Sequence[int]
+    begin: Sequence[int]
     output: BackboneOutput
-    kept: int
+    last: Tensor
+    path: Tensor | None
 
 
 class Drafter(Protocol):
-    """Proposes tokens. A drafter follows one sequence from its prompt on."""
+    """Proposes tokens for the rows of one batch, from their prompts on."""
 
     @property
     def layers(self) -> tuple[int, ...]:
         """Residual states of the backbone that it reads."""
         ...
 
-    def draft(self, committed: Committed, limit: int) -> Tensor:
-        """(G,) tokens after `committed.tokens`, G ≤ limit; called once after every verdict."""
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        """Forget everything; `rows` new rows of up to `capacity` tokens begin.
+
+        Args:
+            past: the backbone's.
+            sampler: how tokens are drawn.
+        """
+        ...
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        """Up to `limit` tokens deep, for every row; called once after every verdict."""
         ...

@@ -1,8 +1,9 @@
 """No drafter: with it the loop is plain decoding."""
 
-from torch import Tensor
-
+from foretoken.decoding.cache import Past
+from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.sampling import Sampler
 
 
 class NoDrafter:
@@ -10,6 +11,9 @@ class NoDrafter:
 
     layers: tuple[int, ...] = ()
 
-    def draft(self, committed: Committed, limit: int) -> Tensor:
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        """There is nothing to forget."""
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
         """An empty draft."""
-        return committed.tokens.new_empty(0)
+        return Draft.nothing(len(committed.last), committed.last.device)

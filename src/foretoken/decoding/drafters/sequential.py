@@ -5,58 +5,117 @@ round ago, so every round computes those positions again, with the tokens that n
 drafts from the last one. All depths run over this same window, so that they share one mask and one
 rotary embedding, and what they compute is exactly what training computed.
 
-Shapes: W positions of the window, K depths, D hidden.
+Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import pad
 
 from foretoken.backbone import Backbone
-from foretoken.decoding.cache import new_cache, rollback
+from foretoken.decoding.cache import Past, new_past
+from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.tree import TreeShape, chain, comb
+from foretoken.errors import InputError
 from foretoken.heads import FINAL, SequentialHeads
 
 
 class SequentialDrafter:
-    """Greedy drafts from a chain of modules."""
+    """Drafts from a chain of modules.
 
-    def __init__(self, backbone: Backbone, head: SequentialHeads) -> None:
-        self.backbone, self.head = backbone, head
-        self.caches = [new_cache() for _ in range(head.depth)]
-        self.trailing: Tensor | None = None  # (1, ≤ K-1, D): tapped states that must be read again
+    Args:
+        backbone: that the heads belong to.
+        head: the chain.
+        length: how many tokens are drafted; by default as many as the heads have depths. A shared
+            module can be applied further than it was trained.
+        shape: of a tree, which branches off the chain; None drafts the chain alone.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: SequentialHeads,
+        length: int | None = None,
+        shape: TreeShape | None = None,
+    ) -> None:
+        length = head.depth if length is None else length
+        shared = len(head.chain) == 1
+        if length < 1 or (length > head.depth and not shared):
+            raise InputError(
+                f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
+                "module goes further than it was trained."
+            )
+        if shape is not None:
+            shape.check(backbone.vocab_size)
+        self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
 
     @property
     def layers(self) -> tuple[int, ...]:
         return self.head.layers
 
-    def draft(self, committed: Committed, limit: int) -> Tensor:
-        tapped = self._window(committed)
-        end = committed.tokens.shape[1] - 1  # one past the last position that the backbone has read
-        start = end - tapped.shape[1]
-        for cache in self.caches:
-            rollback(cache, cache.get_seq_length() - start)
-        positions = torch.arange(start, end, device=tapped.device).unsqueeze(0)
-        call = self.backbone.block_call(tapped, positions, self.caches[0])
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        self.sampler = sampler
+        self.past = new_past(self.backbone, rows, capacity)
+        self.caches = [self.past.beside() for _ in range(self.length)]
+        self.read = [0] * rows
+        self.tapped = torch.empty(rows, 0, 0)
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        last = committed.last
+        if limit < 1:
+            return Draft.nothing(len(last), last.device)
+        self._remember(committed)
+        self.past.keep([max(0, read - self.length + 1) for read in self.read])
+        starts = self.past.read
+        self.read = [length - 1 for length in committed.lengths]
+        width = max(read - start for read, start in zip(self.read, starts, strict=True))
+        begin = torch.tensor(starts, device=last.device).unsqueeze(1)
+        places = begin + torch.arange(width, device=last.device)  # (B, W)
+        hidden = _at(self.tapped, places)
+        ends = torch.tensor(self.read, device=last.device).unsqueeze(1) - begin - 1
+        given = self.past.enter(width)
+        call = self.backbone.block_call(
+            hidden,
+            places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
+            self.caches[0],
+            given.get("attention_mask"),
+        )
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
             return call(block, hidden, self.caches[depth - 1])
 
-        tokens, hidden = committed.tokens, tapped
-        for depth in range(1, self.head.depth + 1):
-            ahead = self.backbone.embed(tokens[:, start + depth : end + depth])
+        tokens = pad(committed.tokens, (0, self.length + width))
+        drafts, logits = [], []
+        for depth in range(1, min(self.length, limit) + 1):
+            ahead = self.backbone.embed(tokens.gather(1, places + depth))
             hidden = self.head.step(hidden, ahead, depth, run)
-            final = self.head.module(depth).norm(hidden[:, -1])
-            drafted = self.backbone.unembed(final).argmax(dim=-1, keepdim=True)
-            tokens = torch.cat([tokens, drafted], dim=1)
-        return tokens[0, end + 1 : end + 1 + limit]
+            final = self.head.module(depth).norm(_at(hidden, ends))
+            logits.append(self.backbone.unembed(final))
+            drafts.append(chain(logits[-1], self.sampler, chosen=self.shape is not None))
+            tokens.scatter_(1, begin + ends + 1 + depth, drafts[-1].tokens)
+        if self.shape is not None:
+            return comb(torch.cat(logits, dim=1), self.shape)
+        return Draft.joined(drafts)
 
-    def _window(self, committed: Committed) -> Tensor:
-        """Tapped states of the window: the new positions that stand, behind the trailing ones."""
-        output = committed.output
+    def _remember(self, committed: Committed) -> None:
+        """Keep the tapped states of what stands, by position: (B, S, D)."""
+        output, path = committed.output, committed.path
         states = {FINAL: output.final, **output.states}
-        tapped: Tensor = self.head.tap(states, 1)[:, : committed.kept]
-        if self.trailing is not None:
-            tapped = torch.cat([self.trailing, tapped], dim=1)
-        count = self.head.depth - 1
-        self.trailing = tapped[:, max(0, tapped.shape[1] - count) :]
-        return tapped
+        tapped: Tensor = self.head.tap(states, 1)
+        if path is not None:
+            tapped = _at(tapped, path)
+        begin = torch.tensor(committed.begin, device=tapped.device).unsqueeze(1)
+        places = begin + torch.arange(tapped.shape[1], device=tapped.device)
+        missing = max(committed.begin) + tapped.shape[1] - self.tapped.shape[1]
+        if not self.tapped.numel():
+            self.tapped = tapped.new_zeros(tapped.shape[0], missing + 64, tapped.shape[2])
+        elif missing > 0:
+            self.tapped = pad(self.tapped, (0, 0, 0, missing + 64))
+        self.tapped.scatter_(1, places.unsqueeze(-1).expand_as(tapped), tapped)
+
+
+def _at(values: Tensor, places: Tensor) -> Tensor:
+    """Values of each row at some places of it: (B, S, D), (B, P) → (B, P, D)."""
+    return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))

@@ -1,0 +1,225 @@
+"""The rows of a batch: what stands of each, and where each ends.
+
+Shapes: B rows, T prompt, N drafted tokens, W = N+1 nodes.
+"""
+
+from collections.abc import Collection, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from foretoken.backbone import Backbone
+from foretoken.decoding.acceptance import Verdict
+from foretoken.decoding.draft import Draft
+from foretoken.errors import InputError
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one forward pass of the backbone brought to one row.
+
+    Attributes:
+        drafted: how many tokens were proposed, along the longest way where they were a tree.
+        accepted: how many of them stand and were emitted.
+        tokens: what was emitted: the accepted tokens and the backbone's own next one, cut where the
+            row ends. Empty for a row that had ended before.
+    """
+
+    drafted: int
+    accepted: int
+    tokens: tuple[int, ...]
+
+
+class Stop(Protocol):
+    """Where a continuation ends early."""
+
+    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
+        """How many of the `new` tokens are still emitted; None: all, and it goes on."""
+        ...
+
+
+@dataclass(frozen=True)
+class StopTokens:
+    """After the first of some tokens."""
+
+    tokens: Collection[int] = ()
+
+    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
+        return next((place + 1 for place, token in enumerate(new) if token in self.tokens), None)
+
+
+class StopStrings:
+    """After the token with which one of some strings is complete, as in transformers.
+
+    Raises:
+        InputError: a string is empty, or the tokenizer cannot write it.
+    """
+
+    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.strings, self.tokenizer = list(strings), tokenizer
+        for string in self.strings:
+            ids = tokenizer(string, add_special_tokens=False)["input_ids"]
+            if not string or string not in tokenizer.decode(ids):
+                raise InputError(
+                    f"stop string {string!r} can never appear: the tokenizer does not write it."
+                )
+        # A token is at least a byte long.
+        self.reach = max((len(string.encode()) for string in self.strings), default=0)
+
+    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
+        for place in range(1, len(new) + 1 if self.strings else 0):
+            text = self.tokenizer.decode([*before, *new[:place]][-self.reach :])
+            if any(string in text for string in self.strings):
+                return place
+        return None
+
+
+class Batch:
+    """B prompts and their continuations so far.
+
+    Args:
+        backbone: that continues them.
+        prompts: (B, T).
+        attention_mask: (B, T), 0 where a prompt is padded, on either side; None: nowhere.
+        max_new_tokens: per row.
+        stops: where a row ends earlier.
+
+    Raises:
+        InputError: a prompt is empty, too long, or not of the vocabulary.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        prompts: Tensor,
+        attention_mask: Tensor | None,
+        max_new_tokens: int,
+        stops: Sequence[Stop] = (),
+    ) -> None:
+        rows = _rows(prompts, attention_mask)
+        _check(backbone, rows, max_new_tokens)
+        self.rows, self.stops, self.device = len(rows), stops, backbone.device
+        self.lengths = [len(row) for row in rows]
+        self.width = max(self.lengths)
+        context = backbone.max_length
+        self.room = [
+            max_new_tokens if context is None else min(max_new_tokens, context - length)
+            for length in self.lengths
+        ]
+        self.continuations: list[list[int]] = [[] for _ in rows]
+        self.active = [True] * self.rows
+        self.tokens = torch.zeros(self.rows, self.width, dtype=torch.long)
+        for number, row in enumerate(rows):
+            self.tokens[number, : len(row)] = row
+        self.tokens = self.tokens.to(self.device)
+
+    @property
+    def limit(self) -> int:
+        """How many more tokens the row with most room may draft: one is the backbone's own."""
+        return (
+            max(
+                (room for room, active in zip(self.room, self.active, strict=True) if active),
+                default=1,
+            )
+            - 1
+        )
+
+    def row(self, number: int) -> "Batch":
+        """One row as a batch of its own; this one sees what it emits only through its steps."""
+        alone = copy(self)
+        alone.rows, alone.active = 1, [True]
+        alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
+        alone.continuations = [self.continuations[number]]
+        alone.width = alone.lengths[0]
+        alone.tokens = self.tokens[number : number + 1, : alone.width].clone()
+        return alone
+
+    def prefixes(self) -> list[Tensor]:
+        """The tokens that stand, row by row."""
+        return [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
+
+    def unread(self, read: Sequence[int]) -> Tensor:
+        """(B, U) tokens behind the first `read`; as many in every row, but for ended ones."""
+        ends = zip(self.lengths, read, strict=True)
+        count = max(length - start for length, start in ends)
+        begin = torch.tensor(self.lengths, device=self.device).unsqueeze(1) - count
+        return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
+
+    def commit(self, draft: Draft, verdict: Verdict) -> tuple[Step, ...]:
+        """Add what a verdict lets stand. The one place where the host waits for the device."""
+        standing = draft.tokens
+        if verdict.path is not None:
+            standing = draft.tokens.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
+        numbers = torch.stack([verdict.accepted, verdict.next_token, draft.depths.amax(1)], dim=1)
+        steps, emitted = [], []
+        for row, values in enumerate(torch.cat([numbers, standing], dim=1).tolist()):
+            accepted, own, deepest, *tokens = values
+            tokens = [*tokens[:accepted], own] if self.active[row] else []
+            steps.append(self._commit_row(row, tokens, min(deepest, self.room[row] - 1), accepted))
+            emitted.append(steps[-1].tokens)
+        self._write(emitted)
+        return tuple(steps)
+
+    def _commit_row(self, row: int, tokens: list[int], drafted: int, accepted: int) -> Step:
+        if not tokens:
+            return Step(0, 0, ())
+        tokens = tokens[: self.room[row]]
+        ends = [stop(self.continuations[row], tokens) for stop in self.stops]
+        stopped = min((end for end in ends if end is not None), default=None)
+        if stopped is not None:
+            tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts behind it
+        self.continuations[row] += tokens
+        self.room[row] -= len(tokens)
+        self.active[row] = stopped is None and self.room[row] > 0
+        return Step(drafted, min(accepted, drafted, len(tokens)), tuple(tokens))
+
+    def _write(self, emitted: Sequence[Sequence[int]]) -> None:
+        lengths = [length + len(new) for length, new in zip(self.lengths, emitted, strict=True)]
+        if (missing := max(lengths) - self.tokens.shape[1]) > 0:
+            self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))
+        for row, new in enumerate(emitted):
+            self.tokens[row, self.lengths[row] : lengths[row]] = torch.tensor(
+                new, dtype=torch.long, device=self.device
+            )
+        self.lengths = lengths
+
+
+def _rows(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    """The prompts without padding."""
+    if prompts.ndim != 2 or not prompts.shape[0]:
+        raise InputError(
+            f"the prompts have shape {tuple(prompts.shape)}; give rows of tokens, (B, T)."
+        )
+    if attention_mask is None:
+        return list(prompts)
+    if attention_mask.shape != prompts.shape:
+        raise InputError(
+            f"the attention mask has shape {tuple(attention_mask.shape)}, the prompts "
+            f"{tuple(prompts.shape)}."
+        )
+    seen = attention_mask.bool()
+    if bool((seen.int().diff(dim=1).abs().sum(1) > 1).any()):
+        raise InputError("the attention mask has gaps; prompts are padded on one side.")
+    return [row[keep] for row, keep in zip(prompts, seen, strict=True)]
+
+
+def _check(backbone: Backbone, rows: Sequence[Tensor], max_new_tokens: int) -> None:
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
+    context = backbone.max_length
+    for row in rows:
+        if not len(row):
+            raise InputError("the prompt is empty; give at least one token.")
+        if not 0 <= int(row.min()) <= int(row.max()) < backbone.vocab_size:
+            raise InputError(
+                f"the prompt has token ids outside the model's vocabulary of {backbone.vocab_size}."
+            )
+        if context is not None and len(row) >= context:
+            raise InputError(
+                f"the prompt has {len(row)} tokens and the model's context {context}; "
+                "shorten the prompt."
+            )

@@ -1,0 +1,73 @@
+"""What a drafter proposes: for every row a tree of tokens. A chain is a tree of width one.
+
+Node 0 is the last token that stands; node n > 0 is the n-th drafted token, and its parent comes
+before it. The nodes of a draft, node 0 first, are the window of the pass that verifies them.
+
+Shapes: B rows, N drafted tokens, W = N+1 nodes, V vocabulary.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Draft:
+    """Attributes:
+    tokens: (B, N); N may be 0.
+    parents: (B, N), the node before each token; None: a chain.
+    probabilities: (B, N, V), the distribution that each token was drawn from, earlier siblings
+        taken out; None: the tokens were chosen, not drawn.
+    """
+
+    tokens: Tensor
+    parents: Tensor | None = None
+    probabilities: Tensor | None = None
+
+    @classmethod
+    def nothing(cls, rows: int, device: torch.device) -> "Draft":
+        """No token for any row."""
+        return cls(torch.empty(rows, 0, dtype=torch.long, device=device))
+
+    @classmethod
+    def joined(cls, chains: Sequence["Draft"]) -> "Draft":
+        """Chains, one behind the other."""
+        drawn = [part.probabilities for part in chains if part.probabilities is not None]
+        tokens = torch.cat([part.tokens for part in chains], dim=1)
+        return cls(tokens, probabilities=torch.cat(drawn, dim=1) if drawn else None)
+
+    @property
+    def size(self) -> int:
+        """N."""
+        return self.tokens.shape[1]
+
+    @cached_property
+    def ancestors(self) -> Tensor:
+        """(B, W, W): whether node j is node i or lies on the way to it."""
+        rows, width = self.tokens.shape[0], self.size + 1
+        if self.parents is None:
+            ones = torch.ones(width, width, dtype=torch.bool, device=self.tokens.device)
+            return ones.tril().expand(rows, -1, -1)
+        reach = torch.eye(width, device=self.tokens.device).repeat(rows, 1, 1)
+        reach[:, 1:].scatter_(2, self.parents.unsqueeze(-1), 1.0)
+        for _ in range((width - 1).bit_length()):  # every round doubles how far it reaches
+            reach = (reach @ reach).clamp(max=1.0)
+        return reach > 0
+
+    @cached_property
+    def depths(self) -> Tensor:
+        """(B, W): how far each node is from node 0."""
+        if self.parents is None:
+            rows, width = self.tokens.shape[0], self.size + 1
+            return torch.arange(width, device=self.tokens.device).expand(rows, -1)
+        return self.ancestors.sum(-1) - 1
+
+    def at_parents(self, values: Tensor) -> Tensor:
+        """The value of each drafted token's parent: (B, W, …) → (B, N, …)."""
+        if self.parents is None:
+            return values[:, :-1]
+        index = self.parents.reshape(*self.parents.shape, *[1] * (values.ndim - 2))
+        return values.gather(1, index.expand(-1, -1, *values.shape[2:]))

@@ -1,0 +1,54 @@
+"""Drafting from the text itself: what followed the last words where they stood before.
+
+Saxena 2023, "Prompt lookup decoding"; transformers has it as `prompt_lookup_num_tokens`.
+
+Shapes: B rows, S tokens kept per row.
+"""
+
+from torch import Tensor
+
+from foretoken.decoding.cache import Past
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.sampling import Sampler
+from foretoken.errors import InputError
+
+
+class LookupDrafter:
+    """Copies the tokens after the latest earlier place that ends with the same tokens.
+
+    Args:
+        length: tokens per draft.
+        match: how many last tokens must be the same; if nowhere, fewer are tried, down to one.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, length: int = 4, match: int = 3) -> None:
+        if min(length, match) < 1:
+            raise InputError("prompt lookup drafts at least 1 token, after at least 1 that match.")
+        self.length, self.match = length, match
+
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        """There is nothing to forget: the text is all it reads."""
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        length = min(self.length, limit)
+        found = [
+            self._continuation(row[:count], length)
+            for row, count in zip(committed.tokens, committed.lengths, strict=True)
+        ]
+        longest = max(map(len, found))
+        tokens = committed.tokens.new_zeros(len(found), longest)  # where nothing was found: a guess
+        for row, copied in zip(tokens, found, strict=True):
+            row[: len(copied)] = copied
+        return Draft(tokens)
+
+    def _continuation(self, tokens: Tensor, length: int) -> Tensor:
+        for size in range(min(self.match, len(tokens) - 1), 0, -1):
+            places = tokens[:-1].unfold(0, size, 1)  # every stretch that something follows
+            same = (places == tokens[-size:]).all(1).nonzero()
+            if len(same):
+                after = int(same[-1]) + size
+                return tokens[after : after + max(0, length)]
+        return tokens[:0]

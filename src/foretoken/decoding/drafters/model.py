@@ -1,0 +1,88 @@
+"""Drafting with a model of its own: smaller, faster, with the same vocabulary.
+
+Leviathan et al. 2023, "Fast inference from transformers via speculative decoding" (arXiv
+2211.17192).
+
+Shapes: B rows, W tokens of a pass.
+"""
+
+import torch
+
+from foretoken.backbone import Backbone
+from foretoken.decoding.cache import Past, new_past
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.tree import TreeShape, chain, comb
+from foretoken.errors import InputError
+
+
+class ModelDrafter:
+    """Drafts what another causal LM would say.
+
+    Args:
+        backbone: whose output is drafted.
+        model: the view on the draft model.
+        length: tokens per draft.
+        shape: of a tree, which branches off the chain; None drafts the chain alone.
+
+    Raises:
+        InputError: the draft model has another vocabulary.
+    """
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        model: Backbone,
+        length: int = 4,
+        shape: TreeShape | None = None,
+    ) -> None:
+        if model.vocab_size != backbone.vocab_size:
+            raise InputError(
+                f"the draft model has a vocabulary of {model.vocab_size} tokens, the model one of "
+                f"{backbone.vocab_size}; a draft model needs the same one."
+            )
+        if length < 1:
+            raise InputError(f"draft length {length}: draft at least 1 token.")
+        if shape is not None:
+            shape.check(backbone.vocab_size)
+        self.model, self.length, self.shape = model, length, shape
+
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        self.sampler = sampler
+        self.past = new_past(self.model, rows, capacity)
+        self.read = [0] * rows
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        device, lengths = committed.last.device, committed.lengths
+        context = self.model.max_length
+        limit = min(limit, limit if context is None else context - max(lengths))
+        if limit < 1:
+            return Draft.nothing(len(lengths), device)
+        # What it has read of its own last draft stands as far as that was accepted.
+        starts = [min(read, length - 1) for read, length in zip(self.read, lengths, strict=True)]
+        self.past.keep(starts)
+        starts = self.past.read
+        width = max(length - start for length, start in zip(lengths, starts, strict=True))
+        begin = torch.tensor(starts, device=device).unsqueeze(1)
+        places = (begin + torch.arange(width, device=device)).clamp(
+            max=committed.tokens.shape[1] - 1
+        )
+        window = committed.tokens.gather(1, places)
+        last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
+        self.read = list(lengths)
+        drafts, logits = [], []
+        for _ in range(min(self.length, limit)):
+            final = self.model(window, **self.past.enter(window.shape[1])).final
+            final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+            logits.append(self.model.unembed(final))
+            drafts.append(chain(logits[-1], self.sampler, chosen=self.shape is not None))
+            self.past.keep(self.read)
+            window, last = drafts[-1].tokens, torch.zeros_like(last)
+            self.read = [read + 1 for read in self.read]
+        self.read = [read - 1 for read in self.read]  # it has not read its last token
+        if self.shape is not None:
+            return comb(torch.cat(logits, dim=1), self.shape)
+        return Draft.joined(drafts)

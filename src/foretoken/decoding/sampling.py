@@ -1,0 +1,130 @@
+"""How the next token is chosen: greedily, or drawn after transformers' own logits processors.
+
+Each row has its own random numbers, so that what it draws does not depend on its neighbours.
+
+Shapes: B rows, W nodes of a draft, V vocabulary.
+"""
+
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import (
+    LogitsProcessor,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from foretoken.decoding.draft import Draft
+from foretoken.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What transformers' `generate` can be told, with its meaning and its order there.
+
+    Attributes:
+        temperature: 0 takes the likeliest token.
+        top_k: draw among so many likeliest tokens; 0: all.
+        top_p: draw from the smallest set of tokens with this probability.
+        min_p: leave out tokens less likely than this share of the likeliest one.
+        repetition_penalty: divides the scores of tokens that are there already; also when greedy.
+        processors: any of transformers' `LogitsProcessor`; they see a row's tokens without padding.
+        seeds: of the rows, one each, or one number for the first; the others follow it.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    processors: Sequence[LogitsProcessor] = ()
+    seeds: int | Sequence[int] = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature is {self.temperature}; it must be 0 or more.")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top_p is {self.top_p}; it must be over 0 and at most 1.")
+        if not 0 <= self.min_p <= 1 or self.top_k < 0:
+            raise InputError("min_p must be in 0…1 and top_k 0 (all) or more.")
+        if not self.repetition_penalty > 0:
+            raise InputError(f"repetition_penalty is {self.repetition_penalty}; it is over 0.")
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0
+
+
+class Sampler:
+    """A `Sampling` at work on some rows."""
+
+    def __init__(self, sampling: Sampling, rows: int, device: torch.device) -> None:
+        self.greedy, self.device = sampling.greedy, device
+        seeds = sampling.seeds
+        seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
+        if len(seeds) != rows:
+            raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
+        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.by_history = LogitsProcessorList(sampling.processors)
+        if sampling.repetition_penalty != 1:
+            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
+            self.by_history.insert(0, penalty)
+        self.by_scores = LogitsProcessorList()
+        if not sampling.greedy:
+            if sampling.temperature != 1:
+                self.by_scores.append(TemperatureLogitsWarper(sampling.temperature))
+            if sampling.top_k:
+                self.by_scores.append(TopKLogitsWarper(sampling.top_k))
+            if sampling.top_p < 1:
+                self.by_scores.append(TopPLogitsWarper(sampling.top_p))
+            if sampling.min_p:
+                self.by_scores.append(MinPLogitsWarper(sampling.min_p))
+
+    def row(self, number: int) -> "Sampler":
+        """For one row alone, with its own random numbers."""
+        alone = copy(self)
+        alone.generators = [self.generators[number]]
+        return alone
+
+    def uniforms(self, width: int) -> Tensor | None:
+        """(B, 2, width) random numbers in [0, 1); None where nothing is left to chance."""
+        if self.greedy:
+            return None
+        drawn = [torch.rand(2, width, generator=generator) for generator in self.generators]
+        return torch.stack(drawn).to(self.device, non_blocking=True)
+
+    def scores(
+        self, logits: Tensor, draft: Draft, prefixes: Callable[[], Sequence[Tensor]]
+    ) -> Tensor:
+        """What tokens are drawn from, (B, W, V).
+
+        Args:
+            logits: (B, W, V), the backbone's.
+            draft: whose nodes they belong to.
+            prefixes: gives the tokens that stand of each row, (T_b,).
+        """
+        if self.by_history:
+            logits = logits.clone()
+            for row, prefix in enumerate(prefixes()):
+                for node in range(logits.shape[1]):
+                    before = draft.ancestors[row, node, 1:]
+                    tokens = torch.cat([prefix, draft.tokens[row][before]]).unsqueeze(0)
+                    score = logits[row, node, None].float()
+                    logits[row, node] = self.by_history(cast(Any, tokens), score)[0]
+        return self.warped(logits)
+
+    def warped(self, logits: Tensor) -> Tensor:
+        """The part that looks at scores alone; drafts are drawn so: (B, W, V) → (B, W, V)."""
+        if not self.by_scores or not logits.numel():
+            return logits
+        flat = logits.flatten(0, 1).float()
+        return self.by_scores(cast(Any, None), flat).view(logits.shape)

@@ -1,0 +1,155 @@
+"""Drafts from one distribution per depth: a chain, or a tree of the likeliest ways.
+
+Heads that read no drafted token give one distribution per depth, whatever came before. A way's
+joint probability is then the product of its tokens' own.
+
+Shapes: B rows, K depths, V vocabulary, N drafted tokens.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from foretoken.decoding.acceptance import draw
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.sampling import Sampler
+from foretoken.errors import InputError
+
+
+@dataclass(frozen=True)
+class TreeShape:
+    """What a draft looks like.
+
+    Attributes:
+        widths: of a static tree: at depth k each node has `widths[k-1]` children, the likeliest.
+        nodes: of a dynamic tree: so many nodes, those with the highest joint probability.
+    """
+
+    widths: tuple[int, ...] = ()
+    nodes: int = 0
+
+    def __post_init__(self) -> None:
+        if bool(self.widths) == bool(self.nodes):
+            raise InputError("a tree has either widths by depth or a number of nodes.")
+        if self.nodes < 0 or min(self.widths, default=1) < 1:
+            raise InputError("a tree needs at least one node at each depth.")
+
+    def check(self, vocab_size: int) -> None:
+        """Raise where the vocabulary has fewer tokens than a node has children."""
+        if (widest := max(self.widths, default=1)) > vocab_size:
+            raise InputError(
+                f"the tree is {widest} wide, the vocabulary has {vocab_size} tokens; make it "
+                "narrower."
+            )
+
+
+def chain(logits: Tensor, sampler: Sampler, *, chosen: bool = False) -> Draft:
+    """One token per depth, drawn as the backbone's will be: (B, K, V) → K tokens.
+
+    `chosen` takes the likeliest tokens in any case.
+    """
+    if chosen or (uniforms := sampler.uniforms(logits.shape[1])) is None:
+        return Draft(logits.argmax(-1))
+    probabilities = sampler.warped(logits).softmax(-1, dtype=torch.float32)
+    return Draft(draw(probabilities, uniforms[:, 0]), probabilities=probabilities)
+
+
+def tree(logits: Tensor, shape: TreeShape) -> Draft:
+    """The likeliest tokens as a tree, (B, K, V); see `TreeShape`."""
+    if shape.widths:
+        return _static(logits, shape.widths[: logits.shape[1]])
+    return _dynamic(logits, shape.nodes)
+
+
+def comb(logits: Tensor, shape: TreeShape) -> Draft:
+    """The chain of likeliest tokens, and at every depth the next likeliest as leaves beside it.
+
+    For drafters whose depths read the token before: only the chain's own logits are known. A
+    dynamic tree takes the leaves of highest joint probability.
+
+    Args:
+        logits: (B, K, V), along the chain.
+        shape: widths by depth, or how many nodes in all.
+    """
+    depth, vocab = logits.shape[1:]
+    logs = logits.log_softmax(-1, dtype=torch.float32)
+    if shape.widths:
+        widths = [*shape.widths[:depth], *[1] * (depth - len(shape.widths))]
+        values, tokens = logs.topk(max(widths), dim=-1)
+        nodes = [(level, rank) for level, width in enumerate(widths) for rank in range(width)]
+        index = torch.tensor([level * max(widths) + rank for level, rank in nodes])
+        order = index.to(logs.device).expand(len(logs), -1)
+        width = max(widths)
+    else:
+        width = min(shape.nodes, vocab)
+        values, tokens = logs.topk(width, dim=-1)
+        before = values[..., :1].cumsum(1) - values[..., :1]
+        joint = values + before
+        joint[..., 0] += 1e6  # the chain itself is always whole
+        order = joint.flatten(1).topk(max(shape.nodes, depth)).indices.sort(1).values
+    level = order // width
+    place = torch.zeros(len(order), depth * width, dtype=torch.long, device=order.device)
+    count = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
+    place.scatter_(1, order, count)
+    parents = torch.where(level > 0, place.gather(1, (level - 1).clamp(min=0) * width), 0)
+    return Draft(tokens.flatten(1).gather(1, order), parents)
+
+
+def _static(logits: Tensor, widths: tuple[int, ...]) -> Draft:
+    best = logits[:, : len(widths)].topk(max(widths), dim=-1).indices
+    depths, ranks, parents = _layout(widths)
+    tokens = best[:, depths, ranks]
+    return Draft(tokens, torch.tensor(parents, device=tokens.device).expand(len(tokens), -1))
+
+
+@lru_cache
+def _layout(widths: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
+    """Depth (from 0), rank and parent of every node of a full tree, level by level."""
+    depths: list[int] = []
+    ranks: list[int] = []
+    parents: list[int] = []
+    level = [0]
+    for depth, width in enumerate(widths):
+        following = []
+        for parent in level:
+            for rank in range(width):
+                depths.append(depth)
+                ranks.append(rank)
+                parents.append(parent)
+                following.append(len(depths))
+        level = following
+    return depths, ranks, parents
+
+
+def _dynamic(logits: Tensor, nodes: int) -> Draft:
+    """The `nodes` ways of highest joint probability, which contain all their beginnings.
+
+    Li et al. 2024, "EAGLE-2" (arXiv 2406.16858), section 4, for independent depths.
+    """
+    logs = logits.log_softmax(-1, dtype=torch.float32)
+    rows, depth, vocab = logs.shape
+    width = min(nodes, vocab)
+    scores, tokens = logs[:, 0].topk(width)  # ways of this depth, best first
+    parents = torch.full_like(tokens, -1)
+    all_scores, all_tokens, all_parents = [scores], [tokens], [parents]
+    for level in range(1, depth):
+        values, candidates = logs[:, level].topk(width)
+        joint = (scores.unsqueeze(-1) + values.unsqueeze(1)).flatten(1)
+        scores, index = joint.topk(width)
+        parents = (level - 1) * width + index // width
+        tokens = candidates.gather(1, index % width)
+        all_scores.append(scores)
+        all_tokens.append(tokens)
+        all_parents.append(parents)
+    joint = torch.cat(all_scores, dim=1)
+    # A way is at most as likely as its beginning; stable, so that the beginning comes first.
+    order = joint.sort(dim=1, descending=True, stable=True).indices[:, :nodes]
+    place = torch.zeros_like(joint, dtype=torch.long)
+    place.scatter_(
+        1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand(rows, -1)
+    )
+    before = torch.cat(all_parents, dim=1).gather(1, order)
+    found = torch.where(before < 0, 0, place.gather(1, before.clamp(min=0)))
+    return Draft(torch.cat(all_tokens, dim=1).gather(1, order), found)
