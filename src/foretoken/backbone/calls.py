@@ -66,8 +66,9 @@ class BackboneOutput:
 
 @dataclass
 class Trace:
-    """What hooks saw in one forward pass."""
+    """What hooks saw in the last forward pass."""
 
+    layers: set[int]
     block_inputs: dict[int, Tensor] = field(default_factory=dict)
     last_output: Any = None
     call: BlockCall | None = None

@@ -71,6 +71,7 @@ class Backbone:
         self.softcap: float | None = None
         self.final_norm: nn.Module = nn.Identity()
         self.blocks_return_tuples = False
+        self._open: Trace | None = None
         Discovery(self).run()
 
     # -- what it is -----------------------------------------------------------------------------
@@ -273,8 +274,14 @@ class Backbone:
 
     @contextmanager
     def watch(self, layers: Iterable[int]) -> Iterator[Trace]:
-        """Record, while the model runs, what enters `layers` and how the last block is called."""
-        trace = Trace()
+        """Record, while the model runs, what enters `layers` and how the last block is called.
+
+        Passes within share it, so that their hooks are there only once.
+        """
+        if self._open is not None and self._open.layers == set(layers):
+            yield self._open
+            return
+        trace = Trace(set(layers))
         last = self.blocks[-1]
 
         def see_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -298,9 +305,11 @@ class Backbone:
             for layer in layers
             if layer < self.num_layers
         ]
+        outer, self._open = self._open, trace
         try:
             yield trace
         finally:
+            self._open = outer
             for handle in handles:
                 handle.remove()
 

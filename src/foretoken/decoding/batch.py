@@ -142,6 +142,11 @@ class Batch:
         """The tokens that stand, row by row."""
         return [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
 
+    def behind(self, read: Sequence[int]) -> Tensor:
+        """(B,) how many tokens stand behind the first `read` of each row."""
+        ends = zip(self.lengths, read, strict=True)
+        return torch.tensor([length - start for length, start in ends], device=self.device)
+
     def unread(self, read: Sequence[int]) -> Tensor:
         """(B, U) tokens behind the first `read`; as many in every row, but for ended ones."""
         ends = zip(self.lengths, read, strict=True)

@@ -27,6 +27,9 @@ from foretoken.backbone.discovery import evaluating, same
 from foretoken.decoding.draft import Draft
 from foretoken.errors import BackboneError, ForetokenError
 
+FIXED_SLOTS = 128
+"""Slots are set aside in multiples of this, so that few shapes occur."""
+
 
 class Past(Protocol):
     """What the rows of a batch have read.
@@ -34,10 +37,12 @@ class Past(Protocol):
     Attributes:
         cache: the backbone's.
         read: how many tokens of each row; the next pass begins there.
+        fixed: whether passes of one width have one shape.
     """
 
     cache: Cache
     read: list[int]
+    fixed: bool
 
     def beside(self) -> Cache:
         """The cache of one more block, which is always as far as this one."""
@@ -68,9 +73,15 @@ class SlottedPast:
         backbone: whose cache it is.
         rows: B.
         capacity: S, slots per row to begin with.
+        fixed: every pass looks at all slots, so that passes of one width have one shape.
     """
 
-    def __init__(self, backbone: Backbone, rows: int, capacity: int) -> None:
+    def __init__(
+        self, backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False
+    ) -> None:
+        if fixed:
+            capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
+        self.fixed = fixed
         self.rows, self.capacity, self.device = rows, capacity, backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
         self.context = backbone.max_length or capacity
@@ -93,10 +104,11 @@ class SlottedPast:
     def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
         self._move()
         self.width, start = width, self.read[0]
-        self.seen = max(self.read) + width
-        self._reserve(self.seen)
+        self._reserve(max(self.read) + width)
+        first = not any(self.read)
+        self.seen = self.capacity if self.fixed and not first else max(self.read) + width
         steps = torch.arange(width, device=self.device)
-        if len(set(self.read)) == 1:
+        if len(set(self.read)) == 1 and (first or not self.fixed):
             self.where, places = slice(start, start + width), (steps + start).unsqueeze(0)
         else:
             begin = torch.tensor(self.read, device=self.device).unsqueeze(1)
@@ -108,9 +120,9 @@ class SlottedPast:
         else:
             positions = places.expand(self.rows, -1)
         given = {"cache": self.cache, "position_ids": positions.clamp(max=self.context - 1)}
-        if start == 0 and not any(self.read):
+        if first:
             return given  # a causal pass from the start: each row's filling is behind its tokens
-        if width == self.rows == 1:
+        if width == self.rows == 1 and not self.fixed:
             return given  # one token sees everything
         given["attention_mask"] = self._mask(places[:, :1], positions, draft if tree else None)
         return given
@@ -124,7 +136,7 @@ class SlottedPast:
 
     def _reserve(self, slots: int) -> None:
         if slots > self.capacity:
-            self.capacity = slots + 64
+            self.capacity = slots + FIXED_SLOTS
             for layer in self.layers:
                 layer.grow(self.capacity)
 
@@ -189,7 +201,8 @@ class SlottedLayer(CacheLayerMixin):
             if isinstance(where, slice):
                 stored[:, :, where] = new
             else:
-                stored.scatter_(2, where[:, None, :, None].expand_as(new), new)
+                rows = torch.arange(len(where), device=where.device).unsqueeze(1)
+                stored[rows, :, where] = new.transpose(1, 2)
             found.append(stored[:, :, :seen])
         return found[0], found[1]
 
@@ -211,7 +224,7 @@ class SlottedLayer(CacheLayerMixin):
         return self.past.seen, 0
 
     def get_seq_length(self) -> int:
-        return max(self.past.read)
+        return 0 if self.past.fixed else max(self.past.read)  # positions are given in any case
 
     def get_max_length(self) -> int:
         return self.past.capacity
@@ -281,6 +294,7 @@ class RestoringPast:
     """
 
     cache: Cache
+    fixed = False
 
     def __init__(self, backbone: Backbone) -> None:
         require_rollback(backbone)
@@ -381,17 +395,22 @@ def _try_restoring(backbone: Backbone) -> bool:
     return True
 
 
-def new_past(backbone: Backbone, rows: int, capacity: int) -> Past:
-    """The past of `rows` rows of up to `capacity` tokens, the longest draft included.
+def new_past(backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False) -> Past:
+    """The past of `rows` rows of up to `capacity` tokens.
 
     Raises:
         BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
     """
     if takes_masks(backbone):
-        return SlottedPast(backbone, rows, capacity)
+        return SlottedPast(backbone, rows, capacity, fixed=fixed)
     if rows > 1:
         raise BackboneError(
             f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
             "lengths apart; decode its rows one by one."
+        )
+    if fixed:
+        raise BackboneError(
+            f"{type(backbone.model).__name__} cannot be compiled for decoding: it takes no "
+            "attention mask that lets passes of one shape see pasts of any length."
         )
     return RestoringPast(backbone)

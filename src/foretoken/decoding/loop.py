@@ -7,17 +7,20 @@ Shapes: B rows, T prompt, W nodes of a pass.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from foretoken.backbone import Backbone
+from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import Batch, Step
 from foretoken.decoding.cache import new_past, takes_masks
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed, Drafter
 from foretoken.decoding.sampling import Sampler, Sampling
+
+UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -63,55 +66,72 @@ def decode(
     drafter: Drafter,
     rule: AcceptanceRule,
     sampling: Sampling,
+    *,
+    compiled: bool = False,
 ) -> Iterator[tuple[Step, ...]]:
     """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
-    Rows of a backbone that cannot tell them apart are continued one after another.
+    Rows of a backbone that cannot tell them apart are continued one after another. `compiled` runs
+    every pass but the first in one shape, compiled by torch; the first time takes its minutes.
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
     if batch.rows == 1 or takes_masks(backbone):
-        yield from _decode(backbone, batch, drafter, rule, sampler)
+        yield from _decode(backbone, batch, drafter, rule, sampler, compiled)
         return
     ended = Step(0, 0, ())
     for row in range(batch.rows):
-        for (step,) in _decode(backbone, batch.row(row), drafter, rule, sampler.row(row)):
+        for (step,) in _decode(backbone, batch.row(row), drafter, rule, sampler.row(row), compiled):
             yield tuple(step if other == row else ended for other in range(batch.rows))
 
 
 @torch.inference_mode()
 def _decode(
-    backbone: Backbone, batch: Batch, drafter: Drafter, rule: AcceptanceRule, sampler: Sampler
+    backbone: Backbone,
+    batch: Batch,
+    drafter: Drafter,
+    rule: AcceptanceRule,
+    sampler: Sampler,
+    compiled: bool,
 ) -> Iterator[tuple[Step, ...]]:
-    past = new_past(backbone, batch.rows, batch.width + max(batch.room))
-    drafter.start(past, sampler, batch.rows, batch.width + max(batch.room))
-    window, draft = batch.tokens, Draft.nothing(batch.rows, batch.device)
-    while True:
-        # Verify: one pass over what the backbone has not read yet, and the draft behind it.
-        begin, given = past.read, past.enter(window.shape[1], draft)
-        output = backbone(window, layers=drafter.layers, **given)
-        unread = [length - read for length, read in zip(batch.lengths, begin, strict=True)]
-        first = torch.tensor(unread, device=batch.device) - 1  # node 0's place in the pass
-        logits = backbone.unembed(_nodes(output.final, first, draft.size + 1))
-        # Accept: a way through the draft, and the backbone's own token after it.
-        scores = sampler.scores(logits, draft, batch.prefixes)
-        verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
-        # Commit: what stands, in every row; the past forgets the rest.
-        steps = batch.commit(draft, verdict)
-        past.keep([length - 1 for length in batch.lengths], verdict.path)
-        yield steps
-        if not any(batch.active):
-            return
-        # Draft: what may follow. The backbone adds one token of its own, so leave it room.
-        committed = Committed(
-            batch.tokens, batch.lengths, begin, output, first + verdict.last, verdict.path
-        )
-        draft = drafter.draft(committed, batch.limit)
-        window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
+    capacity = batch.width + max(batch.room)
+    past = new_past(backbone, batch.rows, capacity, fixed=compiled)
+    drafter.start(past, sampler, batch.rows, capacity)
+    window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
+    with backbone.watch(drafter.layers):
+        while True:
+            # Verify: one pass over what the backbone has not read yet, and the draft behind it.
+            begin, given = past.read, past.enter(window.shape[1], draft)
+            first = batch.behind(begin) - 1  # node 0's place in the pass
+            output, logits = verify(backbone, window, drafter.layers, given, first, draft.size + 1)
+            # Accept: a way through the draft, and the backbone's own token after it.
+            scores = sampler.scores(logits, draft, batch.prefixes)
+            verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
+            # Commit: what stands, in every row; the past forgets the rest.
+            steps = batch.commit(draft, verdict)
+            past.keep([length - 1 for length in batch.lengths], verdict.path)
+            yield steps
+            if not any(batch.active):
+                return
+            # Draft: what may follow. The backbone adds one token of its own, so leave it room.
+            last = first + verdict.last
+            committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
+            draft = drafter.draft(committed, UNLIMITED if compiled else batch.limit)
+            window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
+            verify = torch.compile(_verify, dynamic=False) if compiled else _verify
 
 
-def _nodes(final: Tensor, first: Tensor, width: int) -> Tensor:
-    """The states of a draft's nodes, which begin at place `first` (B,) of the pass: (B, W, D)."""
-    if final.shape[1] == width:
-        return final
-    places = first.unsqueeze(1) + torch.arange(width, device=first.device)
-    return final.gather(1, places.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+def _verify(
+    backbone: Backbone,
+    window: Tensor,
+    layers: tuple[int, ...],
+    given: dict[str, Any],
+    first: Tensor,
+    nodes: int,
+) -> tuple[BackboneOutput, Tensor]:
+    """A pass over `window`, and the logits at a draft's nodes, which begin at place `first`."""
+    output = backbone(window, layers=layers, **given)
+    final = output.final
+    if final.shape[1] != nodes:
+        places = first.unsqueeze(1) + torch.arange(nodes, device=first.device)
+        final = final.gather(1, places.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+    return output, backbone.unembed(final)

@@ -9,7 +9,7 @@ Shapes: B rows, W nodes of the pass, K depths, D hidden, V vocabulary.
 import torch
 from torch import Tensor, nn
 
-from foretoken.backbone import Backbone
+from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.cache import Past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
@@ -51,11 +51,17 @@ class ParallelDrafter:
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
         self.caches = [past.beside() for _ in range(self.head.depth)]
+        self._compiled = torch.compile(self._logits, dynamic=False) if past.fixed else self._logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
         if limit < 1:
             return Draft.nothing(len(last), last.device)
+        logits = (self._compiled if any(committed.begin) else self._logits)(output, last)[:, :limit]
+        return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
+
+    def _logits(self, output: BackboneOutput, last: Tensor) -> Tensor:
+        """Of every depth after place `last` (B,) of a pass, (B, K, V)."""
         states = {FINAL: output.final, **output.states}
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
@@ -64,8 +70,7 @@ class ParallelDrafter:
         per_depth = self.head(states, _no_embedding, run, self.depths)
         rows = torch.arange(len(last), device=last.device)
         final = torch.stack([hidden[rows, last] for hidden in per_depth], dim=1)
-        logits = self.backbone.unembed(final[:, :limit])  # (B, K, V)
-        return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
+        return self.backbone.unembed(final)
 
 
 def _no_embedding(distance: int) -> Tensor:
