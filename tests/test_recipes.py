@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 import foretoken as ft
 from foretoken.errors import InputError
-from foretoken.training import train
+from foretoken.training import train, trainer
 from test_training import (
     SIZE,
     Stop,
@@ -168,6 +168,32 @@ def test_distillation_trains_the_heads_of_a_frozen_model(
     config = settings(recipe="frozen", steps=6, objective=objective)
     train(model, corpus(), config, tmp_path / "run")
     assert moved(model, before) == names(model, "head")
+
+
+@pytest.mark.parametrize(
+    ("lever", "what"),
+    [({"objective": {"distill": "marginal"}}, "marginal_targets"), ({"cache_gb": 1}, "StateCache")],
+)
+def test_a_teacher_sees_what_training_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lever: dict, what: str
+) -> None:
+    """Under autocast the backbone's own passes run in bfloat16 too, as the heads' tap sees them."""
+    inside, outside = getattr(trainer, what), []
+
+    def look(*args, **kwargs):
+        outside.append(torch.is_autocast_enabled("cpu"))
+        return inside(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, what, look)
+    config = settings(recipe="frozen", steps=2, precision="bf16-mixed", **lever)
+    model = small_model()
+    assert model.backbone.isolates_documents  # tried out in float32, once
+    products = []
+    model.backbone.blocks[0].mlp.register_forward_hook(lambda *seen: products.append(seen[2].dtype))
+    train(model, corpus(), config, tmp_path / "run")
+    assert outside
+    assert all(outside)
+    assert set(products) == {torch.bfloat16}
 
 
 def test_a_curriculum_trains_one_depth_after_another(tmp_path: Path) -> None:

@@ -59,3 +59,15 @@ def test_the_file_stays_within_its_limit_and_other_rows_are_computed(tmp_path: P
     assert cache.known.tolist() == [True, True, False, False]
     with pytest.raises(InputError, match="holds no block"):
         StateCache(path, model, 4, 16, limit=100)
+
+
+def test_states_keep_the_type_that_the_backbone_computes_them_in(tmp_path: Path) -> None:
+    """Here a norm that is more exact than the other weights, as some checkpoints have it."""
+    model = frozen("llama")
+    model.bfloat16()
+    model.backbone.final_norm.float()
+    tokens, positions = families.prompt(2, 16), torch.arange(16).expand(2, 16)
+    cache = StateCache(tmp_path / "states", model, 2, 16, limit=1 << 30)
+    for _ in range(2):
+        trunk = cache.read(torch.arange(2), tokens, positions)
+        assert torch.equal(trunk.final, model.backbone(tokens).final)

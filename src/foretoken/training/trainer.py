@@ -171,14 +171,9 @@ class MTPTrainer(Trainer):
         self.backbone_path = backbone_path
         self.clock = clock
         self.latest: tuple[float, ...] = ()
-        self.states: StateCache | None = None
         self._sums: list[Tensor] = []
         processes = PartialState()
         rows = len(blocks) if isinstance(blocks, PackedBlocks) else None
-        if config.cache_gb and rows is not None:
-            limit = int(config.cache_gb * 2**30 / processes.num_processes)
-            path = run.states(processes.process_index)
-            self.states = StateCache(path, model, rows, blocks.block_size, limit)
         self.total_steps = _total_steps(config, rows)
         arguments = TrainingArguments(
             output_dir=str(run.path),
@@ -216,6 +211,17 @@ class MTPTrainer(Trainer):
         if self.sharded:
             model.depth_by_depth = False  # it needs whole parameters
         self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
+        self.states = self._state_cache(rows, blocks.block_size)
+
+    def _state_cache(self, rows: int | None, block_size: int) -> StateCache | None:
+        """This process's part of the cache that the settings ask for."""
+        if not self.settings.cache_gb or rows is None:
+            return None
+        processes = PartialState()
+        limit = int(self.settings.cache_gb * 2**30 / processes.num_processes)
+        path = self.run.states(processes.process_index)
+        with self.accelerator.autocast():
+            return StateCache(path, self.mtp, rows, block_size, limit)
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and shards on CPUs too, where accelerate would make copies."""
@@ -235,16 +241,14 @@ class MTPTrainer(Trainer):
         """The weighted loss of all depths; the parts are kept for the next report."""
         index = inputs.pop("index", None)
         given = dict(inputs, objective=self.objective, weights=self.weights())
-        if self.objective.distill == "marginal":
-            given["marginals"] = marginal_targets(
-                self.mtp,
-                inputs["input_ids"],
-                inputs["position_ids"],
-                self.objective,
-                self.settings.accumulate,
-            )
-        if self.states is not None:
-            given["trunk"] = self.states.read(index, inputs["input_ids"], inputs["position_ids"])
+        row = inputs["input_ids"], inputs["position_ids"]
+        with self.accelerator.autocast():  # as in the forward pass, which enters it by itself
+            if self.objective.distill == "marginal":
+                given["marginals"] = marginal_targets(
+                    self.mtp, *row, self.objective, self.settings.accumulate, inputs.get("labels")
+                )
+            if self.states is not None:
+                given["trunk"] = self.states.read(index, *row)
         output = model(**given, counts=num_items_in_batch, passes=self.settings.accumulate)
         self._sums.append(output.depth_losses)
         return (output.loss, output) if return_outputs else output.loss
