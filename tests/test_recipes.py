@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import families
 import foretoken as ft
+from foretoken.adapters import Adapters
 from foretoken.errors import InputError
 from foretoken.training import train, trainer
 from test_training import (
@@ -60,6 +62,12 @@ def test_lora_moves_heads_and_adapters(tmp_path: Path, merge: bool) -> None:
     config = settings(recipe="lora", steps=6, lora={"rank": 4, "merge": merge})
     result = train(model, corpus(), config, tmp_path / "run", backbone_path=str(where))
     assert not moved(model.head, heads).symmetric_difference(heads)
+    went = {m.part: m.change > 0 for m in result.movements if m.part.startswith("backbone")}
+    assert went == {
+        "backbone block 0": False, "backbone block 0 adapters": True, "backbone norm": False,
+        "backbone block 1": False, "backbone block 1 adapters": True,
+        "backbone embed_tokens": False,
+    }  # fmt: skip
     tokens = torch.arange(SIZE).unsqueeze(0)
     again = ft.MTPModel.from_pretrained(result.directory)
     torch.testing.assert_close(again.lm(tokens).logits, model.lm(tokens).logits)
@@ -90,8 +98,41 @@ def test_lora_is_told_where_it_belongs(tmp_path: Path) -> None:
         train(small_model(), corpus(), config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     config = settings(recipe="lora", steps=1, lora={"merge": False})
-    with pytest.raises(ft.CheckpointError, match="apart from their base"):
+    with pytest.raises(InputError, match="give backbone_path, or merge them"):
         train(small_model(), corpus(), config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
+def test_adapters_where_heads_would_pass_them_over_are_refused(targets: list[str]) -> None:
+    model = ft.attach(families.build("llama"), depth=1)
+    before = weights(model)
+
+    def add(lm) -> Adapters:
+        return Adapters.add(lm, rank=2, alpha=4.0, dropout=0.0, targets=targets)
+
+    with pytest.raises(InputError, match="embedding or the output head"):
+        model.adapt(add)
+    assert model.adapters is None
+    assert equal(weights(model), before)
+
+
+def test_adapters_kept_apart_go_on_learning(tmp_path: Path) -> None:
+    model, base = small_model(), str(tmp_path / "base")
+    model.lm.save_pretrained(base)
+    config = settings(recipe="lora", steps=4, lora={"rank": 4, "merge": False})
+    first = train(model, corpus(), config, tmp_path / "first", backbone_path=base)
+    model = ft.MTPModel.from_pretrained(first.directory)
+    before = weights(model)
+    config = settings(recipe="native", head="none", steps=4)
+    with pytest.raises(InputError, match="give backbone_path"):
+        train(model, corpus(), config, tmp_path / "nowhere")
+    second = train(model, corpus(), config, tmp_path / "second", backbone_path=base)
+    adapters = {name for name in names(model, "lm") if "lora_" in name}
+    assert adapters
+    assert moved(model, before) == names(model, "head") | adapters
+    assert not any(m.suspicious for m in second.movements)
+    assert equal(weights(ft.MTPModel.from_pretrained(second.directory)), weights(model))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -246,8 +287,6 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
 
 def test_accumulated_passes_share_what_is_no_sum_over_positions(tmp_path: Path) -> None:
     """The experts' loss and the marginals: two equal passes teach what one of them does."""
-    import families
-
     trained = []
     for accumulate in (1, 2):
         torch.manual_seed(0)

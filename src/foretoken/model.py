@@ -107,9 +107,21 @@ class MTPModel(nn.Module):
         return self._base_fingerprint or fingerprint(self.lm)
 
     def adapt(self, make: Callable[[PreTrainedModel], Adapters]) -> None:
-        """Put adapters into the backbone, made by `make`; they are saved beside the heads."""
-        self._base_fingerprint = fingerprint(self.lm)
-        self.adapters = make(self.lm)
+        """Put adapters into the backbone, made by `make`; they are saved beside the heads.
+
+        Raises:
+            InputError: they adapt the embedding or the output head, which heads read directly.
+        """
+        base = fingerprint(self.lm)
+        adapters = make(self.lm)
+        read = self.backbone.embedding, self.backbone.output
+        if (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()) != read:
+            adapters.remove()
+            raise InputError(
+                "adapters on the embedding or the output head do not go with heads, which read "
+                "both directly; leave them out of the targets."
+            )
+        self.adapters, self._base_fingerprint = adapters, base
 
     def merge_adapters(self) -> None:
         """Make the adapters part of the backbone, which then is an ordinary one."""

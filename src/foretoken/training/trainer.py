@@ -23,6 +23,7 @@ from transformers import (
 
 from foretoken.adapters import Adapters
 from foretoken.data import PackedBlocks, StreamedBlocks
+from foretoken.errors import InputError
 from foretoken.model import MTPModel
 from foretoken.objective import ObjectiveConfig
 from foretoken.provenance import provenance
@@ -98,15 +99,18 @@ def train(
         held_out: blocks to measure the loss on, every `config.evaluate_every` steps.
         tokenizer: saved with the model.
         backbone_path: where the backbone can be loaded from; then `frozen` stores heads alone.
+            Adapters that are not merged need it.
         report: called with the progress every `config.log_every` steps, by the main process.
 
     Raises:
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
-        InputError: `out` belongs to a run with other settings.
+        InputError: `out` belongs to a run with other settings, or the blocks or adapters do not
+            fit the model.
     """
     if config.attention is not None:
         set_attention(model, config.attention)
     check_blocks(model, blocks)
+    _check_base_is_known(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
@@ -132,10 +136,12 @@ def train(
         outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
     model.eval()
-    trainer.make_whole()
+    trainer.gather()
     movements: list[Movement] = []
     if processes.is_main_process:
         movements = write_report(run.path, model, departure, run.metrics())
+    trainer.merge_adapters()
+    if processes.is_main_process:
         trainer.store(run.model)
         run.finish()
     processes.wait_for_everyone()
@@ -143,6 +149,16 @@ def train(
     return TrainResult(
         run.model, outcome.global_step, tokens, seconds, trainer.latest, tuple(movements)
     )
+
+
+def _check_base_is_known(model: MTPModel, config: TrainConfig, backbone_path: str | None) -> None:
+    """Adapters that stay apart from their base are saved with its name."""
+    adds = config.recipe == "lora" and not config.lora.merge
+    if backbone_path is None and (adds or model.adapters is not None):
+        raise InputError(
+            "adapters are saved apart from their base, whose place is not known: "
+            "give backbone_path, or merge them."
+        )
 
 
 class MTPTrainer(Trainer):
@@ -348,13 +364,15 @@ class MTPTrainer(Trainer):
         self.mtp.train()
         return tuple((sums / counts.clamp(min=1.0)).tolist())
 
-    def make_whole(self) -> None:
-        """The model as it is to be saved, in the main process."""
+    def gather(self) -> None:
+        """Give the main process the whole model."""
         if self.sharded:
             gather_whole(self.mtp)
-            if not self.args.should_save:
-                return
-        if self.settings.recipe == "lora" and self.settings.lora.merge:
+
+    def merge_adapters(self) -> None:
+        """Where they are to be part of the backbone, and the process holds all of it."""
+        whole = not self.sharded or self.args.should_save
+        if whole and self.settings.recipe == "lora" and self.settings.lora.merge:
             self.mtp.merge_adapters()
 
     def store(self, directory: Path) -> None:
