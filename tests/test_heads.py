@@ -317,6 +317,9 @@ def test_a_head_config_survives_plain_values(kind: str) -> None:
         ({"depth": 1, "tap": True}, "tap True is unknown"),
         ({"depth": 1, "init": "zeros"}, "init is 'zeros'"),
         ({"depth": 1, "width": 2}, "width"),
+        ({"depth": 1, "shared": "no"}, "shared"),
+        ({"depth": 1, "layers": 1.0}, "layers"),
+        ({"depth": 1, "variant": "wide"}, "variant"),
     ],
 )
 def test_a_head_told_nonsense_is_refused(kind: str, wrong: dict, message: str) -> None:

@@ -223,6 +223,9 @@ def test_curricula_move_through_the_depths(schedule: str, backbone: float, activ
         {"weights": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}, {"decay": 1.5},
         {"schedule": "sometimes"}, {"distill": "soft"}, {"distill_share": 1.1}, {"curriculum": 0.0},
         {"temperature": 0.0}, {"marginal_width": 0}, {"lambda": 0.3}, {"scale": float("nan")},
+        {"scale": float("inf")}, {"backbone": float("nan")}, {"scale": "much"}, {"scale": None},
+        {"scale": True}, {"scale": [1.0]}, {"decay": "nan"}, {"marginal_width": 2.5},
+        {"marginal_positions": "16"}, {"marginal_positions": True}, {"weights": ["sum"]},
     ],
 )  # fmt: skip
 def test_wrong_objectives_are_refused(wrong: dict) -> None:
@@ -230,6 +233,11 @@ def test_wrong_objectives_are_refused(wrong: dict) -> None:
         ObjectiveConfig.from_dict(wrong)
     assert "\n" not in str(caught.value)
     assert next(iter(wrong)) in str(caught.value)
+
+
+def test_a_number_that_yaml_takes_for_a_string_is_one() -> None:
+    assert ObjectiveConfig.from_dict({"scale": "1e-1"}) == ObjectiveConfig(scale=0.1)
+    assert type(ObjectiveConfig(scale=2).scale) is int  # as it was written
 
 
 # -- the model's loss ----------------------------------------------------------------------------
@@ -284,6 +292,13 @@ def test_the_models_loss_equals_an_eager_loop_over_depths(
         mine = torch.zeros(()) if mine is None else mine
         theirs = torch.zeros(()) if theirs is None else theirs
         torch.testing.assert_close(mine + 0 * theirs, theirs + 0 * mine, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0,) * 4])
+def test_every_depth_has_a_weight(weights: tuple) -> None:
+    model = ft.attach(families.build("llama"), depth=2)
+    with pytest.raises(InputError, match="depths 0 to 2 take one each"):
+        model(families.prompt(2, 10), weights=weights)
 
 
 def test_a_frozen_backbone_has_a_loss_but_does_not_learn() -> None:

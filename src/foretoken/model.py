@@ -202,9 +202,16 @@ class MTPModel(nn.Module):
             trunk: the backbone's pass over this row, where it has been computed before.
             passes: how many of these make up a step and are added; what is no sum over positions
                 (the experts' loss) counts for its part.
+
+        Raises:
+            InputError: not one weight per depth, or no marginals where they are distilled.
         """
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
+        if len(weights) != self.depth + 1:
+            raise InputError(
+                f"{len(weights)} weights were given; depths 0 to {self.depth} take one each."
+            )
         if not self.backbone_trains:
             weights[0] = 0.0
         output = self._trunk(input_ids, position_ids) if trunk is None else trunk

@@ -51,7 +51,7 @@ class ResidualHeads(Head):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if isinstance(self.layers, bool) or not isinstance(self.layers, int) or self.layers < 1:
+            if self.layers < 1:
                 raise InputError(f"layers is {self.layers!r}; a head has at least 1.")
 
     def __init__(self, config: "ResidualHeads.Config", parts: Parts) -> None:

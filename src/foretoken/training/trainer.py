@@ -109,7 +109,9 @@ def train(
     """
     if config.attention is not None:
         set_attention(model, config.attention)
-    check_blocks(model, blocks)
+    for given in (blocks, held_out):
+        if given is not None:
+            check_blocks(model, given)
     _check_base_is_known(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
