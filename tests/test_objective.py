@@ -313,6 +313,21 @@ def test_a_frozen_backbone_has_a_loss_but_does_not_learn() -> None:
 
 
 @pytest.mark.parametrize("head", ["parallel", "sequential", "residual"])
+def test_a_backbone_that_rests_costs_no_gradient(head: str) -> None:
+    """Until heads are warm it keeps learning parameters, and none of them gets a gradient."""
+    model = ft.attach(families.build("llama"), head, depth=2)
+    tokens, found = families.prompt(2, 10), []
+    for trains in (True, False):
+        model.backbone_trains = trains
+        model.zero_grad()
+        model(tokens, objective=ObjectiveConfig(backbone=0.0)).loss.backward()
+        found.append([p.grad for p in model.head.parameters()])
+        assert all(p.grad is None for p in model.lm.parameters()) == (not trains)
+        assert all(p.requires_grad for p in model.lm.parameters())
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("head", ["parallel", "sequential", "residual"])
 def test_the_order_changes_no_gradient_under_autocast(head: str) -> None:
     """A depth that only is measured comes first, so that autocast's cached casts could be stale."""
     model = ft.attach(families.build("llama"), head, depth=2)

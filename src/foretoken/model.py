@@ -282,9 +282,14 @@ class MTPModel(nn.Module):
         return all_depths(work, states)
 
     def _learning_beside_trunk(self) -> list[nn.Parameter]:
-        """The parameters that a loss reaches without going through the trunk's states."""
-        parts = [self.backbone.embedding, self.backbone.output, self.head]
-        found = {id(p): p for part in parts if part is not None for p in part.parameters()}
+        """The parameters that a loss reaches without going through the trunk's states.
+
+        Those of a backbone that rests are left out, also where they are to learn later.
+        """
+        resting = not self.backbone_trains
+        tables = [] if resting else [self.backbone.embedding, self.backbone.output]
+        parts = [*tables, *([] if self.head is None else [self.head])]
+        found = {id(p): p for part in parts for p in part.parameters()}
         return [parameter for parameter in found.values() if parameter.requires_grad]
 
     # -- decoding -------------------------------------------------------------------------------
