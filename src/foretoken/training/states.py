@@ -6,6 +6,8 @@ limit allows. Rows that are not there are computed, so that a cache of any size 
 Shapes: B rows, T row length, D hidden, S states kept per row.
 """
 
+import errno
+import os
 from pathlib import Path
 
 import torch
@@ -50,10 +52,13 @@ class StateCache:
             )
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.unlink(missing_ok=True)
+            _allocate(path, self.capacity * size)
             flat = torch.from_file(str(path), shared=True, size=self.capacity * row, dtype=dtype)
         except (OSError, RuntimeError) as error:
-            raise InputError(f"{path}: cannot be made ({error}).") from None
+            raise InputError(
+                f"{path}: a state cache of {self.capacity * size / 2**30:.3g} GB cannot be made "
+                f"there ({' '.join(str(error).split())}); give less, or none."
+            ) from None
         self.stored = flat.view(self.capacity, *shape)
         self.known = torch.zeros(num_blocks, dtype=torch.bool)
 
@@ -94,3 +99,19 @@ class StateCache:
         final, *residual = rows.unbind(1)
         call = backbone.block_call(final, position_ids, None)
         return BackboneOutput(final, dict(zip(self.model.layers, residual, strict=True)), call)
+
+
+def _allocate(path: Path, size: int) -> None:
+    """Make a new file of `size` bytes that the disk has room for.
+
+    A file with holes would grow as it is written to, and a full disk end the process (SIGBUS).
+    """
+    path.unlink(missing_ok=True)  # whoever has the old one mapped keeps it
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):  # not on macOS
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # by the file system
+                    path.unlink()
+                    raise
