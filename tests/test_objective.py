@@ -17,6 +17,7 @@ from foretoken.objective import (
     depth_by_depth,
     depth_loss,
 )
+from foretoken.objective.loss import chunks
 from foretoken.targets import IGNORE
 
 VOCAB, HIDDEN = 23, 8
@@ -134,10 +135,11 @@ def test_gradients_in_order_add_up_in_float32_and_can_be_taken_once() -> None:
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: float) -> None:
     torch.manual_seed(1)
-    weight, teacher = torch.randn(VOCAB, HIDDEN), torch.randn(7, HIDDEN)
-    labels = torch.tensor([3, IGNORE, 5, 1, IGNORE, 0, 22])
-    hidden = torch.randn(7, HIDDEN, requires_grad=True)
-    soft = BackboneTarget(teacher, lambda x: x @ weight.T, temperature=2.0)
+    weight, rows = torch.randn(VOCAB, HIDDEN), torch.randn(2, 6, HIDDEN)
+    labels = torch.tensor([3, IGNORE, 5, 1, IGNORE, IGNORE, 0, 4, 4, 22, IGNORE, IGNORE])
+    hidden = torch.randn(12, HIDDEN, requires_grad=True)
+    soft = BackboneTarget(rows, 2, lambda x: x @ weight.T, temperature=2.0)
+    teacher = torch.cat([rows[:, 2:], rows[:, -1:], rows[:, -1:]], 1).flatten(0, 1)
     target = Target(labels, soft=soft, soft_share=share)
     loss, nll = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
     logs = (hidden @ weight.T).log_softmax(-1)
@@ -147,6 +149,23 @@ def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: floa
     q = (hidden @ weight.T / 2).softmax(-1)
     each = (p * (p.log() - q.log())).sum(-1)[labels >= 0]
     torch.testing.assert_close(loss, (1 - share) * text + share * 4 * each.mean())
+
+
+def test_all_depths_learn_from_the_same_states() -> None:
+    model, tokens = ft.attach(families.build("llama"), depth=3), families.prompt(2, 10)
+    trunk, objective = model.backbone(tokens), ObjectiveConfig(distill="backbone")
+    for depth in (1, 2, 3):
+        soft = model._soft_target(objective, depth, trunk, None)
+        assert soft.final.data_ptr() == trunk.final.data_ptr()
+
+
+def test_states_count_where_they_are_wider_than_the_vocabulary() -> None:
+    assert list(chunks(5, vocab_size=2, hidden_size=10, chunk_elements=20)) == [
+        (0, 2), (2, 4), (4, 5),
+    ]  # fmt: skip
+    assert list(chunks(5, vocab_size=10, hidden_size=2, chunk_elements=1)) == [
+        (n, n + 1) for n in range(5)
+    ]
 
 
 @pytest.mark.parametrize("chunk", [VOCAB, 3 * VOCAB, 1000 * VOCAB])

@@ -38,7 +38,7 @@ from foretoken.objective import (
     all_depths,
     depth_by_depth,
 )
-from foretoken.targets import depth_targets, states_ahead, tokens_ahead
+from foretoken.targets import depth_targets, tokens_ahead
 
 
 @dataclass
@@ -251,8 +251,8 @@ class MTPModel(nn.Module):
             if marginals is None:
                 raise InputError("an objective that distills marginals has to be given them.")
             return marginals[depth]
-        final = states_ahead(output.final.detach(), depth).flatten(0, 1)
-        return BackboneTarget(final, self.backbone.unembed, objective.temperature)
+        final, unembed = output.final.detach(), self.backbone.unembed
+        return BackboneTarget(final, depth, unembed, objective.temperature)
 
     def _losses(
         self,
