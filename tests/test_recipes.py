@@ -1,6 +1,7 @@
 """Every lever of training does what it says: the parameters that should move do, and only they."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -383,6 +384,26 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
     torch.testing.assert_close(
         torch.tensor(lines[-1]["held_out_losses"]), expected, rtol=1e-5, atol=0
     )
+
+
+def test_the_curves_are_drawn_while_the_run_lasts(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_a_run_leaves_no_word_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate sets this one when it shards, and would believe that it was launched so."""
+    monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "error")  # the caller's own
+
+    def report(progress) -> None:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+
+    train(small_model(), corpus(), settings(steps=1), tmp_path / "run", report=report)
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert os.environ["ACCELERATE_LOG_LEVEL"] == "error"
 
 
 def test_a_head_that_did_not_move_is_seen(tmp_path: Path) -> None:

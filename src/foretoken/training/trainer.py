@@ -41,6 +41,7 @@ from foretoken.training.preparation import (
 )
 from foretoken.training.processes import (
     gather_whole,
+    own_environment,
     rows_per_pass,
     shard_on_cpus,
     sharding,
@@ -76,6 +77,7 @@ class TrainResult:
     movements: tuple[Movement, ...] = ()
 
 
+@own_environment()
 def train(
     model: MTPModel,
     blocks: PackedBlocks | StreamedBlocks,
