@@ -22,8 +22,8 @@ from foretoken.errors import InputError
 from foretoken.training import train
 from foretoken.training import trainer as trainer_module
 from foretoken.training.processes import rows_per_pass, sharding
-from test_recipes import masked_corpus
-from test_training import Stop, metrics, settings, small_model, stop_at, weights
+from test_recipes import masked_corpus, stream
+from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
 
 OPTIONS = {"steps": 10, "log_every": 1, "save_every": 10, "recipe": "joint", "head": "parallel"}
 
@@ -34,6 +34,7 @@ RUNS = {
         "curriculum": {"recipe": "frozen", "objective": {"schedule": "forward"}},
         "accumulated": {"recipe": "frozen", "accumulate": 2},
         "muon": {"recipe": "pretrain", "optimizer": "muon", "precision": "bf16"},
+        "streamed": {"streaming": True},
     },
     "shards": {
         "plain": {"steps": 20},
@@ -49,8 +50,10 @@ ROUNDED = {"muon": 0.02}
 
 def run(out: Path, options: dict, report=None) -> ft.MTPModel:
     config = settings(**{**OPTIONS, **options})
-    model = small_model(config.head)
-    train(model, masked_corpus(), config, out, report=report)
+    model = small_model(config.head, vocab=1024 if config.streaming else VOCAB)
+    blocks = stream() if config.streaming else masked_corpus()
+    train(model, blocks, config, out, report=report)
+    assert "ACCELERATE_USE_FSDP" not in os.environ
     return model
 
 

@@ -2,11 +2,13 @@ from functools import cache
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
 import foretoken as ft
-from foretoken.errors import HeadError, InputError
+from foretoken.errors import BackboneError, HeadError, InputError
 from foretoken.heads import FINAL, HEADS, Head, WeightedTap, head_class
 from foretoken.heads.taps import make_tap
 from foretoken.targets import depth_targets
@@ -286,6 +288,48 @@ def test_heads_on_a_mixture_can_be_dense(family: str) -> None:
     assert all(p.grad.any() for p in model.head.parameters())
 
 
+def mixture(name: str, **sizes) -> PreTrainedModel:
+    """A small mixture of experts of another family: 4 of them 8 wide, 2 at a time."""
+    sizes = {
+        "hidden_size": 16, "moe_intermediate_size": 8, "num_attention_heads": 2,
+        "num_key_value_heads": 2, "num_experts_per_tok": 2, "num_hidden_layers": 2,
+        "vocab_size": families.VOCAB, **families.NO_TOKENS, **sizes,
+    }  # fmt: skip
+    return AutoModelForCausalLM.from_config(getattr(transformers, name)(**sizes))
+
+
+@pytest.mark.parametrize(
+    ("lm", "width"),
+    [
+        (lambda: mixture("Qwen2MoeConfig", shared_expert_intermediate_size=24, num_experts=4), 40),
+        (
+            lambda: mixture(
+                "DeepseekV2Config", n_shared_experts=3, n_routed_experts=4, first_k_dense_replace=0,
+                q_lora_rank=None, kv_lora_rank=8, qk_rope_head_dim=8, qk_nope_head_dim=8,
+                v_head_dim=8,
+            ),
+            40,
+        ),
+        (lambda: mixture("Qwen3MoeConfig", num_experts=4, head_dim=8), 16),
+    ],
+)  # fmt: skip
+def test_a_dense_head_is_as_wide_as_all_that_a_token_goes_through(lm, width: int) -> None:
+    model = ft.attach(lm(), depth=1, block="dense")
+    assert model.head.blocks[0].mlp.down_proj.weight.shape == (16, width)
+    model(families.prompt(2, 8)).loss.backward()
+
+
+def test_a_mixture_that_cannot_be_made_dense_says_so() -> None:
+    """JetMoE routes attention to experts too; another config has numbers by layer."""
+    lm = mixture("JetMoeConfig", num_local_experts=4, kv_channels=8, intermediate_size=8)
+    with pytest.raises(BackboneError, match="JetMoeAttention, which reads more than a hidden"):
+        ft.attach(lm, depth=1, block="dense")
+    by_layer = {"num_experts": 4, "num_experts_per_tok": [2, 2]}
+    lm = mixture("HunYuanMoEV1Config", intermediate_size=8, head_dim=8, **by_layer)
+    with pytest.raises(BackboneError, match="does not tell in its config"):
+        ft.attach(lm, depth=1, block="dense")
+
+
 @pytest.mark.parametrize("kind", HEADS)
 @pytest.mark.parametrize("tap", ["final", "trunk", "last", 0, families.LAYERS, "weighted", "fused"])
 def test_every_tap_trains(kind: str, tap) -> None:
@@ -317,6 +361,9 @@ def test_a_head_config_survives_plain_values(kind: str) -> None:
         ({"depth": 1, "tap": True}, "tap True is unknown"),
         ({"depth": 1, "init": "zeros"}, "init is 'zeros'"),
         ({"depth": 1, "width": 2}, "width"),
+        ({"depth": 1, "shared": "no"}, "shared"),
+        ({"depth": 1, "layers": 1.0}, "layers"),
+        ({"depth": 1, "variant": "wide"}, "variant"),
     ],
 )
 def test_a_head_told_nonsense_is_refused(kind: str, wrong: dict, message: str) -> None:

@@ -17,6 +17,7 @@ from foretoken.objective import (
     depth_by_depth,
     depth_loss,
 )
+from foretoken.objective.loss import chunks
 from foretoken.targets import IGNORE
 
 VOCAB, HIDDEN = 23, 8
@@ -134,10 +135,11 @@ def test_gradients_in_order_add_up_in_float32_and_can_be_taken_once() -> None:
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: float) -> None:
     torch.manual_seed(1)
-    weight, teacher = torch.randn(VOCAB, HIDDEN), torch.randn(7, HIDDEN)
-    labels = torch.tensor([3, IGNORE, 5, 1, IGNORE, 0, 22])
-    hidden = torch.randn(7, HIDDEN, requires_grad=True)
-    soft = BackboneTarget(teacher, lambda x: x @ weight.T, temperature=2.0)
+    weight, rows = torch.randn(VOCAB, HIDDEN), torch.randn(2, 6, HIDDEN)
+    labels = torch.tensor([3, IGNORE, 5, 1, IGNORE, IGNORE, 0, 4, 4, 22, IGNORE, IGNORE])
+    hidden = torch.randn(12, HIDDEN, requires_grad=True)
+    soft = BackboneTarget(rows, 2, lambda x: x @ weight.T, temperature=2.0)
+    teacher = torch.cat([rows[:, 2:], rows[:, -1:], rows[:, -1:]], 1).flatten(0, 1)
     target = Target(labels, soft=soft, soft_share=share)
     loss, nll = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
     logs = (hidden @ weight.T).log_softmax(-1)
@@ -147,6 +149,23 @@ def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: floa
     q = (hidden @ weight.T / 2).softmax(-1)
     each = (p * (p.log() - q.log())).sum(-1)[labels >= 0]
     torch.testing.assert_close(loss, (1 - share) * text + share * 4 * each.mean())
+
+
+def test_all_depths_learn_from_the_same_states() -> None:
+    model, tokens = ft.attach(families.build("llama"), depth=3), families.prompt(2, 10)
+    trunk, objective = model.backbone(tokens), ObjectiveConfig(distill="backbone")
+    for depth in (1, 2, 3):
+        soft = model._soft_target(objective, depth, trunk, None)
+        assert soft.final.data_ptr() == trunk.final.data_ptr()
+
+
+def test_states_count_where_they_are_wider_than_the_vocabulary() -> None:
+    assert list(chunks(5, vocab_size=2, hidden_size=10, chunk_elements=20)) == [
+        (0, 2), (2, 4), (4, 5),
+    ]  # fmt: skip
+    assert list(chunks(5, vocab_size=10, hidden_size=2, chunk_elements=1)) == [
+        (n, n + 1) for n in range(5)
+    ]
 
 
 @pytest.mark.parametrize("chunk", [VOCAB, 3 * VOCAB, 1000 * VOCAB])
@@ -223,6 +242,9 @@ def test_curricula_move_through_the_depths(schedule: str, backbone: float, activ
         {"weights": "max"}, {"scale": 0.0}, {"scale": -1.0}, {"backbone": -0.1}, {"decay": 1.5},
         {"schedule": "sometimes"}, {"distill": "soft"}, {"distill_share": 1.1}, {"curriculum": 0.0},
         {"temperature": 0.0}, {"marginal_width": 0}, {"lambda": 0.3}, {"scale": float("nan")},
+        {"scale": float("inf")}, {"backbone": float("nan")}, {"scale": "much"}, {"scale": None},
+        {"scale": True}, {"scale": [1.0]}, {"decay": "nan"}, {"marginal_width": 2.5},
+        {"marginal_positions": "16"}, {"marginal_positions": True}, {"weights": ["sum"]},
     ],
 )  # fmt: skip
 def test_wrong_objectives_are_refused(wrong: dict) -> None:
@@ -230,6 +252,11 @@ def test_wrong_objectives_are_refused(wrong: dict) -> None:
         ObjectiveConfig.from_dict(wrong)
     assert "\n" not in str(caught.value)
     assert next(iter(wrong)) in str(caught.value)
+
+
+def test_a_number_that_yaml_takes_for_a_string_is_one() -> None:
+    assert ObjectiveConfig.from_dict({"scale": "1e-1"}) == ObjectiveConfig(scale=0.1)
+    assert type(ObjectiveConfig(scale=2).scale) is int  # as it was written
 
 
 # -- the model's loss ----------------------------------------------------------------------------
@@ -286,6 +313,13 @@ def test_the_models_loss_equals_an_eager_loop_over_depths(
         torch.testing.assert_close(mine + 0 * theirs, theirs + 0 * mine, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("weights", [(1.0, 1.0), (1.0,) * 4])
+def test_every_depth_has_a_weight(weights: tuple) -> None:
+    model = ft.attach(families.build("llama"), depth=2)
+    with pytest.raises(InputError, match="depths 0 to 2 take one each"):
+        model(families.prompt(2, 10), weights=weights)
+
+
 def test_a_frozen_backbone_has_a_loss_but_does_not_learn() -> None:
     model = ft.attach(families.build("llama"), depth=2)
     model.freeze_backbone()
@@ -295,6 +329,21 @@ def test_a_frozen_backbone_has_a_loss_but_does_not_learn() -> None:
     output.loss.backward()
     assert all(p.grad is None for p in model.lm.parameters())
     assert all(p.grad is not None for p in model.head.parameters())
+
+
+@pytest.mark.parametrize("head", ["parallel", "sequential", "residual"])
+def test_a_backbone_that_rests_costs_no_gradient(head: str) -> None:
+    """Until heads are warm it keeps learning parameters, and none of them gets a gradient."""
+    model = ft.attach(families.build("llama"), head, depth=2)
+    tokens, found = families.prompt(2, 10), []
+    for trains in (True, False):
+        model.backbone_trains = trains
+        model.zero_grad()
+        model(tokens, objective=ObjectiveConfig(backbone=0.0)).loss.backward()
+        found.append([p.grad for p in model.head.parameters()])
+        assert all(p.grad is None for p in model.lm.parameters()) == (not trains)
+        assert all(p.requires_grad for p in model.lm.parameters())
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("head", ["parallel", "sequential", "residual"])

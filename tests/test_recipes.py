@@ -1,6 +1,7 @@
 """Every lever of training does what it says: the parameters that should move do, and only they."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+import families
 import foretoken as ft
+from foretoken.adapters import Adapters
 from foretoken.errors import InputError
-from foretoken.training import train
+from foretoken.training import train, trainer
 from test_training import (
     SIZE,
     Stop,
@@ -60,6 +63,12 @@ def test_lora_moves_heads_and_adapters(tmp_path: Path, merge: bool) -> None:
     config = settings(recipe="lora", steps=6, lora={"rank": 4, "merge": merge})
     result = train(model, corpus(), config, tmp_path / "run", backbone_path=str(where))
     assert not moved(model.head, heads).symmetric_difference(heads)
+    went = {m.part: m.change > 0 for m in result.movements if m.part.startswith("backbone")}
+    assert went == {
+        "backbone block 0": False, "backbone block 0 adapters": True, "backbone norm": False,
+        "backbone block 1": False, "backbone block 1 adapters": True,
+        "backbone embed_tokens": False,
+    }  # fmt: skip
     tokens = torch.arange(SIZE).unsqueeze(0)
     again = ft.MTPModel.from_pretrained(result.directory)
     torch.testing.assert_close(again.lm(tokens).logits, model.lm(tokens).logits)
@@ -90,8 +99,41 @@ def test_lora_is_told_where_it_belongs(tmp_path: Path) -> None:
         train(small_model(), corpus(), config, tmp_path / "run")
     assert "\n" not in str(caught.value)
     config = settings(recipe="lora", steps=1, lora={"merge": False})
-    with pytest.raises(ft.CheckpointError, match="apart from their base"):
+    with pytest.raises(InputError, match="give backbone_path, or merge them"):
         train(small_model(), corpus(), config, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "embed_tokens"]])
+def test_adapters_where_heads_would_pass_them_over_are_refused(targets: list[str]) -> None:
+    model = ft.attach(families.build("llama"), depth=1)
+    before = weights(model)
+
+    def add(lm) -> Adapters:
+        return Adapters.add(lm, rank=2, alpha=4.0, dropout=0.0, targets=targets)
+
+    with pytest.raises(InputError, match="embedding or the output head"):
+        model.adapt(add)
+    assert model.adapters is None
+    assert equal(weights(model), before)
+
+
+def test_adapters_kept_apart_go_on_learning(tmp_path: Path) -> None:
+    model, base = small_model(), str(tmp_path / "base")
+    model.lm.save_pretrained(base)
+    config = settings(recipe="lora", steps=4, lora={"rank": 4, "merge": False})
+    first = train(model, corpus(), config, tmp_path / "first", backbone_path=base)
+    model = ft.MTPModel.from_pretrained(first.directory)
+    before = weights(model)
+    config = settings(recipe="native", head="none", steps=4)
+    with pytest.raises(InputError, match="give backbone_path"):
+        train(model, corpus(), config, tmp_path / "nowhere")
+    second = train(model, corpus(), config, tmp_path / "second", backbone_path=base)
+    adapters = {name for name in names(model, "lm") if "lora_" in name}
+    assert adapters
+    assert moved(model, before) == names(model, "head") | adapters
+    assert not any(m.suspicious for m in second.movements)
+    assert equal(weights(ft.MTPModel.from_pretrained(second.directory)), weights(model))
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.5])
@@ -170,6 +212,32 @@ def test_distillation_trains_the_heads_of_a_frozen_model(
     assert moved(model, before) == names(model, "head")
 
 
+@pytest.mark.parametrize(
+    ("lever", "what"),
+    [({"objective": {"distill": "marginal"}}, "marginal_targets"), ({"cache_gb": 1}, "StateCache")],
+)
+def test_a_teacher_sees_what_training_sees(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lever: dict, what: str
+) -> None:
+    """Under autocast the backbone's own passes run in bfloat16 too, as the heads' tap sees them."""
+    inside, outside = getattr(trainer, what), []
+
+    def look(*args, **kwargs):
+        outside.append(torch.is_autocast_enabled("cpu"))
+        return inside(*args, **kwargs)
+
+    monkeypatch.setattr(trainer, what, look)
+    config = settings(recipe="frozen", steps=2, precision="bf16-mixed", **lever)
+    model = small_model()
+    assert model.backbone.isolates_documents  # tried out in float32, once
+    products = []
+    model.backbone.blocks[0].mlp.register_forward_hook(lambda *seen: products.append(seen[2].dtype))
+    train(model, corpus(), config, tmp_path / "run")
+    assert outside
+    assert all(outside)
+    assert set(products) == {torch.bfloat16}
+
+
 def test_a_curriculum_trains_one_depth_after_another(tmp_path: Path) -> None:
     model = small_model()
     before, seen = weights(model), {}
@@ -220,8 +288,6 @@ def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) ->
 
 def test_accumulated_passes_share_what_is_no_sum_over_positions(tmp_path: Path) -> None:
     """The experts' loss and the marginals: two equal passes teach what one of them does."""
-    import families
-
     trained = []
     for accumulate in (1, 2):
         torch.manual_seed(0)
@@ -318,6 +384,26 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
     torch.testing.assert_close(
         torch.tensor(lines[-1]["held_out_losses"]), expected, rtol=1e-5, atol=0
     )
+
+
+def test_the_curves_are_drawn_while_the_run_lasts(tmp_path: Path) -> None:
+    with pytest.raises(Stop):
+        train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
+    assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
+
+
+def test_a_run_leaves_no_word_to_the_next_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """accelerate sets this one when it shards, and would believe that it was launched so."""
+    monkeypatch.setenv("ACCELERATE_LOG_LEVEL", "error")  # the caller's own
+
+    def report(progress) -> None:
+        os.environ["ACCELERATE_USE_FSDP"] = "true"
+
+    train(small_model(), corpus(), settings(steps=1), tmp_path / "run", report=report)
+    assert "ACCELERATE_USE_FSDP" not in os.environ
+    assert os.environ["ACCELERATE_LOG_LEVEL"] == "error"
 
 
 def test_a_head_that_did_not_move_is_seen(tmp_path: Path) -> None:

@@ -1,3 +1,5 @@
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -59,3 +61,35 @@ def test_the_file_stays_within_its_limit_and_other_rows_are_computed(tmp_path: P
     assert cache.known.tolist() == [True, True, False, False]
     with pytest.raises(InputError, match="holds no block"):
         StateCache(path, model, 4, 16, limit=100)
+
+
+def test_a_full_disk_is_known_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = frozen("llama"), tmp_path / "states"
+    StateCache(path, model, 4, 16, limit=1 << 30)
+    assert path.stat().st_blocks * 512 >= path.stat().st_size == 4 * BLOCK  # no holes
+
+    def fail(number: int) -> None:
+        def fallocate(*_) -> None:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(os, "posix_fallocate", fallocate)
+
+    fail(errno.ENOSPC)
+    with pytest.raises(InputError, match=r"cannot be made there .*No space left") as caught:
+        StateCache(path, model, 4, 16, limit=1 << 30)
+    assert "\n" not in str(caught.value)
+    assert not path.exists()
+    fail(errno.EOPNOTSUPP)  # a file system that cannot reserve
+    StateCache(path, model, 4, 16, limit=1 << 30)
+
+
+def test_states_keep_the_type_that_the_backbone_computes_them_in(tmp_path: Path) -> None:
+    """Here a norm that is more exact than the other weights, as some checkpoints have it."""
+    model = frozen("llama")
+    model.bfloat16()
+    model.backbone.final_norm.float()
+    tokens, positions = families.prompt(2, 16), torch.arange(16).expand(2, 16)
+    cache = StateCache(tmp_path / "states", model, 2, 16, limit=1 << 30)
+    for _ in range(2):
+        trunk = cache.read(torch.arange(2), tokens, positions)
+        assert torch.equal(trunk.final, model.backbone(tokens).final)

@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 import foretoken as ft
 from foretoken.data import PackedBlocks
 from foretoken.errors import InputError
+from foretoken.evaluation import measure_heads
 from foretoken.heads import HeadConfig
 from foretoken.objective import ObjectiveConfig
 from foretoken.training import Progress, TrainConfig, train
@@ -402,6 +403,12 @@ def test_the_rate_at_a_few_places() -> None:
         ({"cache_gb": 1, "recipe": "joint"}, "cache_gb"),
         ({"lora": {"rank": 0}}, "lora.rank"),
         ({"accumulate": 0}, "accumulate"),
+        ({"head": {"kind": "sequential", "shared": "no"}}, "shared is 'no'; it is true or false"),
+        ({"head": {"kind": "residual", "layers": 1.5}}, r"layers is 1\.5; it is a whole number"),
+        ({"objective": {"scale": float("inf")}}, "scale is inf; it is a finite number"),
+        ({"objective": {"drop_at": "late"}}, "drop_at is 'late'; it is a number"),
+        ({"learning_rate": float("inf")}, "learning_rate"),
+        ({"lora": {"alpha": float("inf")}}, "lora.alpha"),
     ],
 )
 def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> None:
@@ -409,6 +416,28 @@ def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> 
         TrainConfig.parse({"steps": 5, **wrong}, "run.yaml")
     assert "\n" not in str(caught.value)
     assert str(caught.value).startswith("run.yaml: ")
+
+
+def test_numbers_without_a_point_are_numbers() -> None:
+    """`1e-1` is a string to YAML 1.1."""
+    values = yaml.safe_load("{steps: 5, learning_rate: 1e-4, objective: {scale: 1e-1}}")
+    config = TrainConfig.parse(values)
+    assert (config.learning_rate, config.objective.scale) == (1e-4, 0.1)
+
+
+@pytest.mark.parametrize("where", ["blocks", "held_out"])
+@pytest.mark.parametrize("token", [VOCAB, -1])
+def test_tokens_that_the_model_does_not_know_are_refused(
+    tmp_path: Path, where: str, token: int
+) -> None:
+    tokens = np.full((4, SIZE), 5, np.int32)
+    tokens[2, 3] = token
+    foreign = PackedBlocks(tokens, np.arange(1), num_bytes=9)
+    given = {"blocks": corpus(), "held_out": None} | {where: foreign}
+    with pytest.raises(InputError, match=f"token {token} and the model knows 0 to 47"):
+        train(small_model(), config=settings(), out=tmp_path / "run", **given)
+    with pytest.raises(InputError, match="own tokenizer"):
+        measure_heads(small_model(), foreign)
 
 
 def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:

@@ -56,7 +56,7 @@ class Adapters:
 
     @classmethod
     def load(cls, model: PreTrainedModel, path: Path) -> "Adapters":
-        """Put the adapters saved at `path` into `model`.
+        """Put the adapters saved at `path` into `model`; they learn, and nothing else of it.
 
         Raises:
             CheckpointError: they are missing or do not fit.
@@ -64,7 +64,8 @@ class Adapters:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                return cls(_peft().PeftModel.from_pretrained(model, str(path)))
+                load = _peft().PeftModel.from_pretrained
+                return cls(load(model, str(path), is_trainable=True))
         except (OSError, ValueError, RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise CheckpointError(f"{path}: adapters cannot be loaded ({reason}).") from None
@@ -76,6 +77,10 @@ class Adapters:
     def merge(self) -> None:
         """Add them to the weights and take them out: the model is an ordinary one again."""
         self.peft_model.merge_and_unload()
+
+    def remove(self) -> None:
+        """Take them out of the model, which is as it was before."""
+        self.peft_model.unload()
 
 
 def _peft() -> Any:

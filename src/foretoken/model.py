@@ -52,7 +52,7 @@ from foretoken.objective import (
     all_depths,
     depth_by_depth,
 )
-from foretoken.targets import depth_targets, states_ahead, tokens_ahead
+from foretoken.targets import depth_targets, tokens_ahead
 
 
 @dataclass
@@ -121,9 +121,21 @@ class MTPModel(nn.Module):
         return self._base_fingerprint or fingerprint(self.lm)
 
     def adapt(self, make: Callable[[PreTrainedModel], Adapters]) -> None:
-        """Put adapters into the backbone, made by `make`; they are saved beside the heads."""
-        self._base_fingerprint = fingerprint(self.lm)
-        self.adapters = make(self.lm)
+        """Put adapters into the backbone, made by `make`; they are saved beside the heads.
+
+        Raises:
+            InputError: they adapt the embedding or the output head, which heads read directly.
+        """
+        base = fingerprint(self.lm)
+        adapters = make(self.lm)
+        read = self.backbone.embedding, self.backbone.output
+        if (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()) != read:
+            adapters.remove()
+            raise InputError(
+                "adapters on the embedding or the output head do not go with heads, which read "
+                "both directly; leave them out of the targets."
+            )
+        self.adapters, self._base_fingerprint = adapters, base
 
     def merge_adapters(self) -> None:
         """Make the adapters part of the backbone, which then is an ordinary one."""
@@ -204,9 +216,16 @@ class MTPModel(nn.Module):
             trunk: the backbone's pass over this row, where it has been computed before.
             passes: how many of these make up a step and are added; what is no sum over positions
                 (the experts' loss) counts for its part.
+
+        Raises:
+            InputError: not one weight per depth, or no marginals where they are distilled.
         """
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
+        if len(weights) != self.depth + 1:
+            raise InputError(
+                f"{len(weights)} weights were given; depths 0 to {self.depth} take one each."
+            )
         if not self.backbone_trains:
             weights[0] = 0.0
         output = self._trunk(input_ids, position_ids) if trunk is None else trunk
@@ -246,8 +265,8 @@ class MTPModel(nn.Module):
             if marginals is None:
                 raise InputError("an objective that distills marginals has to be given them.")
             return marginals[depth]
-        final = states_ahead(output.final.detach(), depth).flatten(0, 1)
-        return BackboneTarget(final, self.backbone.unembed, objective.temperature)
+        final, unembed = output.final.detach(), self.backbone.unembed
+        return BackboneTarget(final, depth, unembed, objective.temperature)
 
     def _losses(
         self,
@@ -277,9 +296,14 @@ class MTPModel(nn.Module):
         return all_depths(work, states)
 
     def _learning_beside_trunk(self) -> list[nn.Parameter]:
-        """The parameters that a loss reaches without going through the trunk's states."""
-        parts = [self.backbone.embedding, self.backbone.output, self.head]
-        found = {id(p): p for part in parts if part is not None for p in part.parameters()}
+        """The parameters that a loss reaches without going through the trunk's states.
+
+        Those of a backbone that rests are left out, also where they are to learn later.
+        """
+        resting = not self.backbone_trains
+        tables = [] if resting else [self.backbone.embedding, self.backbone.output]
+        parts = [*tables, *([] if self.head is None else [self.head])]
+        found = {id(p): p for part in parts for p in part.parameters()}
         return [parameter for parameter in found.values() if parameter.requires_grad]
 
     # -- decoding -------------------------------------------------------------------------------

@@ -23,14 +23,17 @@ def tokens_ahead(tokens: Tensor, distance: int) -> Tensor:
     computes there, or from a token beyond a document's end, is never a target and cannot reach one:
     attention only looks back, and every later position of that document has no target either.
     """
-    return states_ahead(tokens, distance)
+    length = tokens.shape[1]
+    return tokens[:, places_ahead(torch.arange(length, device=tokens.device), distance, length)]
 
 
-def states_ahead(states: Tensor, distance: int) -> Tensor:
-    """`h_{t+distance}` at every position `t`, (B, T, …) → (B, T, …); the end as above."""
-    length = states.shape[1]
-    index = torch.arange(distance, length + distance, device=states.device)
-    return states[:, index.clamp(max=length - 1)]
+def places_ahead(places: Tensor, distance: int, length: int) -> Tensor:
+    """The places `distance` ahead of `places`, (N,) → (N,); the end of a row as above.
+
+    Places are counted through rows of `length` that are laid end to end.
+    """
+    inside = places % length
+    return places - inside + (inside + distance).clamp(max=length - 1)
 
 
 def depth_targets(labels: Tensor, depth: int, position_ids: Tensor | None = None) -> Tensor:

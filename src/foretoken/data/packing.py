@@ -175,6 +175,15 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         """What tells this corpus from another, in plain values."""
         return {"blocks": len(self), "tokens": self.num_tokens, "bytes": self.num_bytes}
 
+    def require_vocabulary(self, size: int) -> None:
+        """Raise `InputError` unless every token is one of a model's 0…`size` - 1."""
+        smallest, largest = int(self._blocks.min()), int(self._blocks.max())
+        if smallest < 0 or largest >= size:
+            raise InputError(
+                f"the blocks hold token {largest if largest >= size else smallest} and the model "
+                f"knows 0 to {size - 1}: make them with the model's own tokenizer"
+            )
+
     def __len__(self) -> int:
         return len(self._blocks)
 

@@ -113,6 +113,7 @@ def measure_marginals(
         raise InputError(f"positions is {positions}; ask for at least 1.")
     if depth < 0 or width < 1:
         raise InputError(f"depth is {depth} and width {width}; use depth ≥ 0 and width ≥ 1.")
+    blocks.require_vocabulary(model.backbone.vocab_size)
     per_row = min(16, positions)
     rows = -(-positions // per_row)
     order = torch.Generator().manual_seed(seed)
@@ -153,6 +154,7 @@ def measure_heads(
     """Teacher-forced predictions of the backbone (depth 0) and the heads on whole blocks."""
     if limit is not None and limit < 1:
         raise InputError(f"{limit} blocks were asked for; ask for at least 1.")
+    blocks.require_vocabulary(model.backbone.vocab_size)
     head, total = model.head, min(limit or len(blocks), len(blocks))
     tallies = [_Tally() for _ in range(model.depth + 1)]
     model.eval()

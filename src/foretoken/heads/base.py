@@ -10,12 +10,13 @@ Shapes: B batch, T time, K depths, D hidden.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol, Self, get_args
+from typing import Any, ClassVar, Protocol, Self
 
 from torch import Tensor, nn
 
 from foretoken.backbone import BlockInit, BlockKind
 from foretoken.errors import InputError
+from foretoken.fields import check_fields
 from foretoken.heads.taps import FINAL, States, check_tap, make_tap
 
 
@@ -67,19 +68,12 @@ class HeadConfig:
     block: BlockKind = "same"
 
     def __post_init__(self) -> None:
-        if isinstance(self.depth, bool) or not isinstance(self.depth, int) or self.depth < 1:
+        check_fields(self)
+        if self.depth < 1:
             raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
         check_tap(self.tap)
-        self._choose("init", BlockInit)
-        self._choose("block", BlockKind)
         if (self.init, self.block) == ("copy", "dense"):
             raise InputError("a dense block cannot be a copy; use init 'fresh'.")
-
-    def _choose(self, name: str, allowed: Any) -> None:
-        """Raise unless the field `name` is one of a `Literal`'s values."""
-        if getattr(self, name) not in get_args(allowed):
-            choices = " or ".join(map(repr, get_args(allowed)))
-            raise InputError(f"{name} is {getattr(self, name)!r}; use {choices}.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the head's kind under `kind`."""

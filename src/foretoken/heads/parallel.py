@@ -43,7 +43,6 @@ class ParallelHeads(Head):
         tap: str | int = "default"
 
         def __post_init__(self) -> None:
-            self._choose("variant", Variant)
             if self.tap == "default":
                 tap = "last" if self.variant == "causal" else "trunk"
                 object.__setattr__(self, "tap", tap)

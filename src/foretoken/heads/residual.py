@@ -5,8 +5,9 @@ section 4, and Cai et al. 2024, "Medusa" (arXiv 2401.10774), section 2.1.1:
 
     h^k = h + SiLU(W_k h + b_k),   P^k = OutHead(h^k)
 
-with W_k and b_k zero at first, so that every head begins as the backbone's own. Both papers give
-every head an output matrix too; ours share the backbone's, which keeps them small.
+with W_k and b_k zero at first, so that every head begins as the backbone's own (Medusa's
+initialisation). Stern's heads share the model's vocabulary projection, as ours do, which keeps them
+small; Medusa gives every head an output matrix of its own.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ class ResidualHeads(Head):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if isinstance(self.layers, bool) or not isinstance(self.layers, int) or self.layers < 1:
+            if self.layers < 1:
                 raise InputError(f"layers is {self.layers!r}; a head has at least 1.")
 
     def __init__(self, config: "ResidualHeads.Config", parts: Parts) -> None:

@@ -8,7 +8,8 @@ l           an integer, the residual stream entering block `l`; `L` is the same 
 weighted    a learned weighted sum of all residual states 0…L, one softmax of weights per depth
             (weighted hidden states, WHS: Mehra et al. 2025, arXiv 2502.09419)
 fused       a low, a middle and a high residual state, concatenated and projected back to D
-            (EAGLE-3: Li et al. 2025, arXiv 2503.01840; its layers 2, L//2 and L-3)
+            (EAGLE-3: Li et al. 2025, arXiv 2503.01840; the paper names no layers, 2, L//2 and L-3
+            are those of the authors' released code)
 
 Shapes: B batch, T time, K depths, D hidden, L blocks.
 """

@@ -15,9 +15,10 @@ reverse     depths leave one after another, deepest first, over the first `curri
 """
 
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 from foretoken.errors import InputError
+from foretoken.fields import check_fields
 
 Weights = Literal["sum", "mean", "geometric"]
 Schedule = Literal["constant", "drop", "forward", "reverse"]
@@ -62,10 +63,7 @@ class ObjectiveConfig:
     marginal_positions: int = 16
 
     def __post_init__(self) -> None:
-        for name, allowed in (("weights", Weights), ("schedule", Schedule), ("distill", Distill)):
-            if getattr(self, name) not in get_args(allowed):
-                choices = ", ".join(get_args(allowed))
-                raise InputError(f"{name} is {getattr(self, name)!r}; choose from {choices}.")
+        check_fields(self)
         for name in ("scale", "drop_to", "temperature", "drop_at", "curriculum", "decay"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)!r}; it must be positive.")

@@ -139,7 +139,8 @@ class _Work:
         flat = hidden.detach().reshape(-1, hidden.shape[-1])
         gradient = torch.zeros_like(flat)
         loss = nll = flat.new_zeros((), dtype=torch.float32)
-        for start, stop in chunks(len(flat), objective.vocab_size, objective.chunk_elements):
+        width, limit = flat.shape[-1], objective.chunk_elements
+        for start, stop in chunks(len(flat), objective.vocab_size, width, limit):
             part = flat[start:stop].requires_grad_()
             with torch.set_grad_enabled(weight > 0):
                 piece, piece_nll = target.losses(objective.unembed(part), start)

@@ -2,7 +2,8 @@
 
 The unembedding is a function (the backbone's own, with its scaling and soft-capping), not a weight.
 
-Shapes: N positions, D hidden, V vocabulary, P positions with a soft target.
+Shapes: B batch, T time, N = B·T positions, D hidden, V vocabulary, C positions of a chunk,
+P positions with a soft target.
 """
 
 from collections.abc import Callable, Iterator
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from foretoken.targets import IGNORE
+from foretoken.targets import IGNORE, places_ahead
 
 CHUNK_ELEMENTS = 1 << 24
 """Logits held at once: 64 MiB in float32."""
@@ -79,20 +80,24 @@ class BackboneTarget:
     """What the backbone predicts at the place itself, having read the true tokens in between.
 
     Attributes:
-        final: (N, D), its final hidden states there.
+        final: (B, T, D), its final hidden states; all depths hold the same ones.
+        distance: how far ahead of a position the place is, in its row.
         unembed: its output head.
         temperature: of both distributions; the loss grows with its square (Hinton et al. 2015,
             "Distilling the Knowledge in a Neural Network", section 2).
     """
 
     final: Tensor
+    distance: int
     unembed: Unembed
     temperature: float = 1.0
     size = None
 
     def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
         with torch.no_grad():
-            teacher = self.unembed(self.final[start : start + len(labels)]).float()
+            places = torch.arange(start, start + len(labels), device=self.final.device)
+            there = places_ahead(places, self.distance, self.final.shape[1])
+            teacher = self.unembed(self.final.flatten(0, 1)[there]).float()
             teacher = (teacher / self.temperature).log_softmax(-1)
         student = (logits / self.temperature).log_softmax(-1)
         each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
@@ -122,9 +127,11 @@ class MarginalTarget:
         return each.masked_fill(labels[rows] == IGNORE, 0.0).sum()
 
 
-def chunks(length: int, vocab_size: int, chunk_elements: int) -> Iterator[tuple[int, int]]:
-    """Stretches of `length` positions whose logits fit into `chunk_elements`."""
-    rows = max(1, chunk_elements // vocab_size)
+def chunks(
+    length: int, vocab_size: int, hidden_size: int, chunk_elements: int
+) -> Iterator[tuple[int, int]]:
+    """Stretches of `length` positions whose logits, and states, fit into `chunk_elements`."""
+    rows = max(1, chunk_elements // max(vocab_size, hidden_size))
     for start in range(0, length, rows):
         yield start, min(start + rows, length)
 
@@ -152,11 +159,12 @@ def depth_loss(
     def piece(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
         return target.losses(unembed(part), start)
 
-    if len(hidden) * vocab_size <= chunk_elements:
+    stretches = list(chunks(len(hidden), vocab_size, hidden.shape[-1], chunk_elements))
+    if len(stretches) <= 1:
         return piece(hidden, 0)
     pieces = [
         checkpoint(piece, hidden[start:stop], start, use_reentrant=False)
-        for start, stop in chunks(len(hidden), vocab_size, chunk_elements)
+        for start, stop in stretches
     ]
     losses, nlls = zip(*pieces, strict=True)
     return torch.stack(losses).sum(), torch.stack(nlls).sum()

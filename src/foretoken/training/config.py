@@ -68,7 +68,7 @@ class LoraSettings(BaseModel):
             adapters stay apart.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     rank: Positive = 16
     alpha: Annotated[float, Field(gt=0)] = 32.0
@@ -128,7 +128,7 @@ class TrainConfig(BaseModel):
             not run it; 0 keeps none.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     recipe: Literal["frozen", "joint", "lora", "native", "pretrain"] = "frozen"
     head: HeadSettings = ParallelHeads.Config(depth=3)

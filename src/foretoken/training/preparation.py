@@ -13,7 +13,11 @@ from foretoken.model import MTPModel
 
 
 def check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None:
-    """Blocks must fit the context, and keep documents apart where the backbone does not."""
+    """Blocks must fit the context and the vocabulary, and keep documents apart where the backbone
+    does not.
+    """
+    if isinstance(blocks, PackedBlocks):
+        blocks.require_vocabulary(model.backbone.vocab_size)
     if not (blocks.one_document_per_block or model.backbone.isolates_documents):
         raise BackboneError(
             f"{type(model.lm).__name__} lets packed documents attend to each other; "

@@ -1,6 +1,8 @@
 """Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -24,6 +26,21 @@ def rows_per_pass(config: TrainConfig, processes: int) -> int:
             f"{config.accumulate} passes; give a multiple of {passes}."
         )
     return config.batch_size // passes
+
+
+@contextmanager
+def own_environment() -> Iterator[None]:
+    """Undo what accelerate tells itself through environment variables.
+
+    It sets ACCELERATE_USE_FSDP, for example, by which `accelerate launch` asks for shards too.
+    """
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for name in list(os.environ):
+            if name.startswith(("ACCELERATE_", "FSDP_")) and name not in before:
+                del os.environ[name]
 
 
 def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from foretoken.errors import ForetokenError, InputError
 from foretoken.training.processes import agreed
+from foretoken.training.report import draw_curves
 
 if TYPE_CHECKING:
     from foretoken.training.trainer import MTPTrainer
@@ -68,7 +69,10 @@ class Clock:
 
 
 class Follow(TrainerCallback):
-    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock."""
+    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock.
+
+    With every checkpoint it draws the curves so far.
+    """
 
     def __init__(self, trainer: "MTPTrainer", report: Callable[[Progress], None] | None) -> None:
         self.trainer, self.report = trainer, report
@@ -134,7 +138,9 @@ class Follow(TrainerCallback):
     ) -> None:
         self.trainer.accelerator.wait_for_everyone()
         if args.should_save:
-            self.trainer.run.mark_complete(state.global_step, self.trainer.clock.seconds())
+            run = self.trainer.run
+            run.mark_complete(state.global_step, self.trainer.clock.seconds())
+            draw_curves(run.metrics(), run.curves)
 
 
 def tensorboard(directory: Path) -> TrainerCallback:

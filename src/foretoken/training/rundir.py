@@ -5,8 +5,9 @@ source.json       the backbone's fingerprint and the size of the data; likewise
 provenance.json   versions, machine and commit of every process that took part in turn
 metrics.jsonl     one line per report
 checkpoint-N/     to resume from, while the run lasts
-model/            at the end, with curves.png, movement.json (which parameters moved, and how far)
-                  and what a weighted tap learned
+curves.png        the metrics drawn, with every checkpoint and at the end
+model/            at the end, with movement.json (which parameters moved, and how far) and what a
+                  weighted tap learned
 """
 
 import json
@@ -49,6 +50,11 @@ class RunDirectory:
     def model(self) -> Path:
         """Where the trained model goes."""
         return self.path / "model"
+
+    @property
+    def curves(self) -> Path:
+        """Where the losses are drawn."""
+        return self.path / "curves.png"
 
     @property
     def departure(self) -> Path:

@@ -23,6 +23,7 @@ from transformers import (
 
 from foretoken.adapters import Adapters
 from foretoken.data import PackedBlocks, StreamedBlocks
+from foretoken.errors import InputError
 from foretoken.model import MTPModel
 from foretoken.objective import ObjectiveConfig
 from foretoken.provenance import provenance
@@ -40,6 +41,7 @@ from foretoken.training.preparation import (
 )
 from foretoken.training.processes import (
     gather_whole,
+    own_environment,
     rows_per_pass,
     shard_on_cpus,
     sharding,
@@ -75,6 +77,7 @@ class TrainResult:
     movements: tuple[Movement, ...] = ()
 
 
+@own_environment()
 def train(
     model: MTPModel,
     blocks: PackedBlocks | StreamedBlocks,
@@ -98,15 +101,20 @@ def train(
         held_out: blocks to measure the loss on, every `config.evaluate_every` steps.
         tokenizer: saved with the model.
         backbone_path: where the backbone can be loaded from; then `frozen` stores heads alone.
+            Adapters that are not merged need it.
         report: called with the progress every `config.log_every` steps, by the main process.
 
     Raises:
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
-        InputError: `out` belongs to a run with other settings.
+        InputError: `out` belongs to a run with other settings, or the blocks or adapters do not
+            fit the model.
     """
     if config.attention is not None:
         set_attention(model, config.attention)
-    check_blocks(model, blocks)
+    for given in (blocks, held_out):
+        if given is not None:
+            check_blocks(model, given)
+    _check_base_is_known(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
@@ -132,10 +140,12 @@ def train(
         outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
     model.eval()
-    trainer.make_whole()
+    trainer.gather()
     movements: list[Movement] = []
     if processes.is_main_process:
         movements = write_report(run.path, model, departure, run.metrics())
+    trainer.merge_adapters()
+    if processes.is_main_process:
         trainer.store(run.model)
         run.finish()
     processes.wait_for_everyone()
@@ -143,6 +153,16 @@ def train(
     return TrainResult(
         run.model, outcome.global_step, tokens, seconds, trainer.latest, tuple(movements)
     )
+
+
+def _check_base_is_known(model: MTPModel, config: TrainConfig, backbone_path: str | None) -> None:
+    """Adapters that stay apart from their base are saved with its name."""
+    adds = config.recipe == "lora" and not config.lora.merge
+    if backbone_path is None and (adds or model.adapters is not None):
+        raise InputError(
+            "adapters are saved apart from their base, whose place is not known: "
+            "give backbone_path, or merge them."
+        )
 
 
 class MTPTrainer(Trainer):
@@ -171,14 +191,9 @@ class MTPTrainer(Trainer):
         self.backbone_path = backbone_path
         self.clock = clock
         self.latest: tuple[float, ...] = ()
-        self.states: StateCache | None = None
         self._sums: list[Tensor] = []
         processes = PartialState()
         rows = len(blocks) if isinstance(blocks, PackedBlocks) else None
-        if config.cache_gb and rows is not None:
-            limit = int(config.cache_gb * 2**30 / processes.num_processes)
-            path = run.states(processes.process_index)
-            self.states = StateCache(path, model, rows, blocks.block_size, limit)
         self.total_steps = _total_steps(config, rows)
         arguments = TrainingArguments(
             output_dir=str(run.path),
@@ -216,6 +231,17 @@ class MTPTrainer(Trainer):
         if self.sharded:
             model.depth_by_depth = False  # it needs whole parameters
         self.model_accepts_loss_kwargs = True  # the loss is divided by what a whole step holds
+        self.states = self._state_cache(rows, blocks.block_size)
+
+    def _state_cache(self, rows: int | None, block_size: int) -> StateCache | None:
+        """This process's part of the cache that the settings ask for."""
+        if not self.settings.cache_gb or rows is None:
+            return None
+        processes = PartialState()
+        limit = int(self.settings.cache_gb * 2**30 / processes.num_processes)
+        path = self.run.states(processes.process_index)
+        with self.accelerator.autocast():
+            return StateCache(path, self.mtp, rows, block_size, limit)
 
     def create_accelerator_and_postprocess(self) -> None:
         """As transformers does, and shards on CPUs too, where accelerate would make copies."""
@@ -235,16 +261,14 @@ class MTPTrainer(Trainer):
         """The weighted loss of all depths; the parts are kept for the next report."""
         index = inputs.pop("index", None)
         given = dict(inputs, objective=self.objective, weights=self.weights())
-        if self.objective.distill == "marginal":
-            given["marginals"] = marginal_targets(
-                self.mtp,
-                inputs["input_ids"],
-                inputs["position_ids"],
-                self.objective,
-                self.settings.accumulate,
-            )
-        if self.states is not None:
-            given["trunk"] = self.states.read(index, inputs["input_ids"], inputs["position_ids"])
+        row = inputs["input_ids"], inputs["position_ids"]
+        with self.accelerator.autocast():  # as in the forward pass, which enters it by itself
+            if self.objective.distill == "marginal":
+                given["marginals"] = marginal_targets(
+                    self.mtp, *row, self.objective, self.settings.accumulate, inputs.get("labels")
+                )
+            if self.states is not None:
+                given["trunk"] = self.states.read(index, *row)
         output = model(**given, counts=num_items_in_batch, passes=self.settings.accumulate)
         self._sums.append(output.depth_losses)
         return (output.loss, output) if return_outputs else output.loss
@@ -344,13 +368,15 @@ class MTPTrainer(Trainer):
         self.mtp.train()
         return tuple((sums / counts.clamp(min=1.0)).tolist())
 
-    def make_whole(self) -> None:
-        """The model as it is to be saved, in the main process."""
+    def gather(self) -> None:
+        """Give the main process the whole model."""
         if self.sharded:
             gather_whole(self.mtp)
-            if not self.args.should_save:
-                return
-        if self.settings.recipe == "lora" and self.settings.lora.merge:
+
+    def merge_adapters(self) -> None:
+        """Where they are to be part of the backbone, and the process holds all of it."""
+        whole = not self.sharded or self.args.should_save
+        if whole and self.settings.recipe == "lora" and self.settings.lora.merge:
             self.mtp.merge_adapters()
 
     def store(self, directory: Path) -> None:
