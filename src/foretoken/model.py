@@ -6,7 +6,7 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from foretoken.checkpoint import (
 )
 from foretoken.decoding import (
     AcceptanceRule,
+    AutoLength,
     Batch,
     Drafter,
     Generation,
@@ -319,6 +320,7 @@ class MTPModel(nn.Module):
         tokenizer: PreTrainedTokenizerBase | None = None,
         sampling: Sampling | None = None,
         drafter: Drafter | None = None,
+        draft_length: int | Literal["auto"] | None = None,
         rule: AcceptanceRule | None = None,
         compiled: bool = False,
     ) -> Iterator[tuple[Step, ...]]:
@@ -334,6 +336,8 @@ class MTPModel(nn.Module):
             tokenizer: for `stop_strings`.
             sampling: how tokens are chosen; greedily by default.
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
+            draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
+                every step of any drafter as long as brings most tokens per second, down to 0.
             rule: what of a draft is accepted; by default what leaves the output as it is.
             compiled: run passes of one shape, compiled by torch: minutes once, then faster steps.
         """
@@ -344,7 +348,12 @@ class MTPModel(nn.Module):
             stops.append(StopStrings(stop_strings, tokenizer))
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
-            drafter = NoDrafter() if self.head is None else drafter_for(self.backbone, self.head)
+            fixed = None if draft_length == "auto" else draft_length
+            drafter = (
+                NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
+            )
+        elif draft_length not in (None, "auto"):
+            raise InputError("a drafter that is given has its own draft length.")
         self.eval()
         return decode(
             self.backbone,
@@ -352,6 +361,7 @@ class MTPModel(nn.Module):
             drafter,
             rule or SpeculativeSampling(),
             sampling or Sampling(),
+            length=AutoLength(drafter.longest) if draft_length == "auto" else None,
             compiled=compiled,
         )
 

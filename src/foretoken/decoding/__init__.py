@@ -20,12 +20,14 @@ from foretoken.decoding.drafters import (
     NoDrafter,
     drafter_for,
 )
+from foretoken.decoding.length import AutoLength
 from foretoken.decoding.loop import Generation, decode
 from foretoken.decoding.sampling import Sampler, Sampling
 from foretoken.decoding.tree import TreeShape
 
 __all__ = [
     "AcceptanceRule",
+    "AutoLength",
     "Batch",
     "Committed",
     "Distance",

@@ -55,6 +55,10 @@ class Past(Protocol):
         """
         ...
 
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        """The same for a block that is behind: over `width` tokens from positions `begin` on."""
+        ...
+
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         """Take back all but the first `read` tokens of each row; it may take back some more.
 
@@ -103,15 +107,21 @@ class SlottedPast:
 
     def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
         self._move()
-        self.width, start = width, self.read[0]
-        self._reserve(max(self.read) + width)
-        first = not any(self.read)
-        self.seen = self.capacity if self.fixed and not first else max(self.read) + width
+        return self._enter(width, self.read, draft)
+
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        return self._enter(width, begin, None)
+
+    def _enter(self, width: int, read: Sequence[int], draft: Draft | None) -> dict[str, Any]:
+        self.width, start = width, read[0]
+        self._reserve(max(read) + width)
+        first = not any(read)
+        self.seen = self.capacity if self.fixed and not first else max(read) + width
         steps = torch.arange(width, device=self.device)
-        if len(set(self.read)) == 1 and (first or not self.fixed):
+        if len(set(read)) == 1 and (first or not self.fixed):
             self.where, places = slice(start, start + width), (steps + start).unsqueeze(0)
         else:
-            begin = torch.tensor(self.read, device=self.device).unsqueeze(1)
+            begin = torch.tensor(read, device=self.device).unsqueeze(1)
             self.where = places = begin + steps
         tree = draft is not None and draft.parents is not None
         if tree:
@@ -298,7 +308,7 @@ class RestoringPast:
 
     def __init__(self, backbone: Backbone) -> None:
         require_rollback(backbone)
-        self.config = backbone.config
+        self.config, self.device = backbone.config, backbone.device
         self.recurrent = bool(recurrent_layers(backbone))
         self.read, self.width, self.started = [0], 0, 0
         self.cache = DynamicCache(config=self.config) if self.recurrent else DynamicCache()
@@ -326,6 +336,10 @@ class RestoringPast:
         used = [layer for layer in recurrent if any(layer.has_previous_state.values())]
         self.states = [(layer, _copied(layer.__dict__)) for layer in used]
         return {"cache": self.cache}
+
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        positions = torch.arange(begin[0], begin[0] + width, device=self.device)
+        return {"position_ids": positions.unsqueeze(0)}
 
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         if path is not None or len(read) != 1:

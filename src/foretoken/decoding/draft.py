@@ -39,6 +39,11 @@ class Draft:
         tokens = torch.cat([part.tokens for part in chains], dim=1)
         return cls(tokens, probabilities=torch.cat(drawn, dim=1) if drawn else None)
 
+    def cut(self, length: int) -> "Draft":
+        """The first `length` tokens of a chain."""
+        drawn = None if self.probabilities is None else self.probabilities[:, :length]
+        return Draft(self.tokens[:, :length], probabilities=drawn)
+
     @property
     def size(self) -> int:
         """N."""

@@ -5,6 +5,7 @@ Plain decoding is the same loop with a drafter that proposes nothing.
 Shapes: B rows, T prompt, W nodes of a pass.
 """
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from foretoken.decoding.batch import Batch, Step
 from foretoken.decoding.cache import new_past, takes_masks
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed, Drafter
+from foretoken.decoding.length import AutoLength
 from foretoken.decoding.sampling import Sampler, Sampling
 
 UNLIMITED = 1 << 30
@@ -67,20 +69,23 @@ def decode(
     rule: AcceptanceRule,
     sampling: Sampling,
     *,
+    length: AutoLength | None = None,
     compiled: bool = False,
 ) -> Iterator[tuple[Step, ...]]:
     """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
-    Rows of a backbone that cannot tell them apart are continued one after another. `compiled` runs
-    every pass but the first in one shape, compiled by torch; the first time takes its minutes.
+    Rows of a backbone that cannot tell them apart are continued one after another. `length` chooses
+    how far every draft goes; without it that is the drafter's affair. `compiled` runs every pass
+    but the first in one shape, compiled by torch; the first time takes its minutes.
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
     if batch.rows == 1 or takes_masks(backbone):
-        yield from _decode(backbone, batch, drafter, rule, sampler, compiled)
+        yield from _decode(backbone, batch, drafter, rule, sampler, length, compiled)
         return
     ended = Step(0, 0, ())
     for row in range(batch.rows):
-        for (step,) in _decode(backbone, batch.row(row), drafter, rule, sampler.row(row), compiled):
+        alone = (batch.row(row), drafter, rule, sampler.row(row), length, compiled)
+        for (step,) in _decode(backbone, *alone):
             yield tuple(step if other == row else ended for other in range(batch.rows))
 
 
@@ -91,12 +96,14 @@ def _decode(
     drafter: Drafter,
     rule: AcceptanceRule,
     sampler: Sampler,
+    length: AutoLength | None,
     compiled: bool,
 ) -> Iterator[tuple[Step, ...]]:
     capacity = batch.width + max(batch.room)
     past = new_past(backbone, batch.rows, capacity, fixed=compiled)
     drafter.start(past, sampler, batch.rows, capacity)
     window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
+    drafted, began = None, 0.0
     with backbone.watch(drafter.layers):
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
@@ -108,14 +115,20 @@ def _decode(
             verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
             # Commit: what stands, in every row; the past forgets the rest.
             steps = batch.commit(draft, verdict)
-            past.keep([length - 1 for length in batch.lengths], verdict.path)
+            past.keep([count - 1 for count in batch.lengths], verdict.path)
+            if length is not None and drafted is not None:
+                length.record(steps, drafted, time.perf_counter() - began)
             yield steps
             if not any(batch.active):
                 return
             # Draft: what may follow. The backbone adds one token of its own, so leave it room.
+            began, limit = time.perf_counter(), UNLIMITED if compiled else batch.limit
+            if length is not None:
+                drafted = length.choose()
+                limit = min(limit, drafted)
             last = first + verdict.last
             committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
-            draft = drafter.draft(committed, UNLIMITED if compiled else batch.limit)
+            draft = drafter.draft(committed, limit)
             window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
             verify = torch.compile(_verify, dynamic=False) if compiled else _verify
 

@@ -44,6 +44,11 @@ class Drafter(Protocol):
         """Residual states of the backbone that it reads."""
         ...
 
+    @property
+    def longest(self) -> int:
+        """How deep its drafts go at most."""
+        ...
+
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         """Forget everything; `rows` new rows of up to `capacity` tokens begin.
 

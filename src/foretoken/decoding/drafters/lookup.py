@@ -29,6 +29,10 @@ class LookupDrafter:
             raise InputError("prompt lookup drafts at least 1 token, after at least 1 that match.")
         self.length, self.match = length, match
 
+    @property
+    def longest(self) -> int:
+        return self.length
+
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         """There is nothing to forget: the text is all it reads."""
 

@@ -50,6 +50,10 @@ class ModelDrafter:
             shape.check(backbone.vocab_size)
         self.model, self.length, self.shape = model, length, shape
 
+    @property
+    def longest(self) -> int:
+        return self.length
+
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
         self.past = new_past(self.model, rows, capacity)
@@ -57,13 +61,13 @@ class ModelDrafter:
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
+        # What it has read of its own last draft stands as far as that was accepted.
+        self.read = [min(read, length - 1) for read, length in zip(self.read, lengths, strict=True)]
         context = self.model.max_length
         limit = min(limit, limit if context is None else context - max(lengths))
         if limit < 1:
             return Draft.nothing(len(lengths), device)
-        # What it has read of its own last draft stands as far as that was accepted.
-        starts = [min(read, length - 1) for read, length in zip(self.read, lengths, strict=True)]
-        self.past.keep(starts)
+        self.past.keep(self.read)
         starts = self.past.read
         width = max(length - start for length, start in zip(lengths, starts, strict=True))
         begin = torch.tensor(starts, device=device).unsqueeze(1)

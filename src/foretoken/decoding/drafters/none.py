@@ -10,6 +10,7 @@ class NoDrafter:
     """Proposes nothing."""
 
     layers: tuple[int, ...] = ()
+    longest = 0
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         """There is nothing to forget."""

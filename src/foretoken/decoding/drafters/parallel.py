@@ -13,6 +13,7 @@ from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.cache import Past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.drafters.states import KeptStates
 from foretoken.decoding.sampling import Sampler
 from foretoken.decoding.tree import TreeShape, chain, tree
 from foretoken.errors import InputError
@@ -48,17 +49,55 @@ class ParallelDrafter:
     def layers(self) -> tuple[int, ...]:
         return self.head.layers
 
+    @property
+    def longest(self) -> int:
+        return len(self.depths)
+
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
-        self.sampler = sampler
+        self.sampler, self.past = sampler, past
+        self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
+        self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
         self._compiled = torch.compile(self._logits, dynamic=False) if past.fixed else self._logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
+        if limit < 1 or self.behind is not None:
+            self._keep(committed)
         if limit < 1:
             return Draft.nothing(len(last), last.device)
-        logits = (self._compiled if any(committed.begin) else self._logits)(output, last)[:, :limit]
+        if self.behind is not None:
+            logits = self._catch_up(committed)
+        else:
+            logits = (self._compiled if any(committed.begin) else self._logits)(output, last)
+        logits = logits[:, :limit]
         return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
+
+    def _keep(self, committed: Committed) -> None:
+        """Keep the states of a pass for later."""
+        if self.behind is None:
+            self.behind = list(committed.begin)
+        output = committed.output
+        for layer in self.head.tap.layers:
+            states = output.final if layer == FINAL else output.states[layer]
+            self.kept.setdefault(layer, KeptStates()).add(states, committed.begin, committed.path)
+
+    def _catch_up(self, committed: Committed) -> Tensor:
+        """Run the heads over what was kept since they ran last."""
+        assert self.behind is not None
+        behind, self.behind, device = self.behind, None, committed.last.device
+        counts = [n - 1 - b for n, b in zip(committed.lengths, behind, strict=True)]
+        begin = torch.tensor(behind, device=device).unsqueeze(1)
+        positions = begin + torch.arange(max(counts), device=device)
+        states = {layer: kept[positions] for layer, kept in self.kept.items()}
+        given = self.past.reenter(max(counts), behind)
+        hidden = next(iter(states.values()))
+        call = self.backbone.block_call(
+            hidden, given["position_ids"], self.caches[0], given.get("attention_mask")
+        )
+        final = states.get(FINAL, hidden)
+        output = BackboneOutput(final, {k: s for k, s in states.items() if k != FINAL}, call)
+        return self._logits(output, torch.tensor(counts, device=device) - 1)
 
     def _logits(self, output: BackboneOutput, last: Tensor) -> Tensor:
         """Of every depth after place `last` (B,) of a pass, (B, K, V)."""

@@ -16,6 +16,7 @@ from foretoken.backbone import Backbone
 from foretoken.decoding.cache import Past, new_past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
+from foretoken.decoding.drafters.states import KeptStates, at
 from foretoken.decoding.sampling import Sampler
 from foretoken.decoding.tree import TreeShape, chain, comb
 from foretoken.errors import InputError
@@ -55,25 +56,30 @@ class SequentialDrafter:
     def layers(self) -> tuple[int, ...]:
         return self.head.layers
 
+    @property
+    def longest(self) -> int:
+        return self.length
+
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
         self.past = new_past(self.backbone, rows, capacity)
         self.caches = [self.past.beside() for _ in range(self.length)]
         self.read = [0] * rows
-        self.tapped = torch.empty(rows, 0, 0)
+        self.tapped = KeptStates()
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         last = committed.last
+        states = {FINAL: committed.output.final, **committed.output.states}
+        self.tapped.add(self.head.tap(states, 1), committed.begin, committed.path)
         if limit < 1:
             return Draft.nothing(len(last), last.device)
-        self._remember(committed)
         self.past.keep([max(0, read - self.length + 1) for read in self.read])
         starts = self.past.read
         self.read = [length - 1 for length in committed.lengths]
         width = max(read - start for read, start in zip(self.read, starts, strict=True))
         begin = torch.tensor(starts, device=last.device).unsqueeze(1)
         places = begin + torch.arange(width, device=last.device)  # (B, W)
-        hidden = _at(self.tapped, places)
+        hidden = self.tapped[places]
         ends = torch.tensor(self.read, device=last.device).unsqueeze(1) - begin - 1
         given = self.past.enter(width)
         call = self.backbone.block_call(
@@ -88,34 +94,13 @@ class SequentialDrafter:
 
         tokens = pad(committed.tokens, (0, self.length + width))
         drafts, logits = [], []
-        for depth in range(1, min(self.length, limit) + 1):
+        for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
             ahead = self.backbone.embed(tokens.gather(1, places + depth))
             hidden = self.head.step(hidden, ahead, depth, run)
-            final = self.head.module(depth).norm(_at(hidden, ends))
+            final = self.head.module(depth).norm(at(hidden, ends))
             logits.append(self.backbone.unembed(final))
             drafts.append(chain(logits[-1], self.sampler, chosen=self.shape is not None))
             tokens.scatter_(1, begin + ends + 1 + depth, drafts[-1].tokens)
         if self.shape is not None:
-            return comb(torch.cat(logits, dim=1), self.shape)
-        return Draft.joined(drafts)
-
-    def _remember(self, committed: Committed) -> None:
-        """Keep the tapped states of what stands, by position: (B, S, D)."""
-        output, path = committed.output, committed.path
-        states = {FINAL: output.final, **output.states}
-        tapped: Tensor = self.head.tap(states, 1)
-        if path is not None:
-            tapped = _at(tapped, path)
-        begin = torch.tensor(committed.begin, device=tapped.device).unsqueeze(1)
-        places = begin + torch.arange(tapped.shape[1], device=tapped.device)
-        missing = max(committed.begin) + tapped.shape[1] - self.tapped.shape[1]
-        if not self.tapped.numel():
-            self.tapped = tapped.new_zeros(tapped.shape[0], missing + 64, tapped.shape[2])
-        elif missing > 0:
-            self.tapped = pad(self.tapped, (0, 0, 0, missing + 64))
-        self.tapped.scatter_(1, places.unsqueeze(-1).expand_as(tapped), tapped)
-
-
-def _at(values: Tensor, places: Tensor) -> Tensor:
-    """Values of each row at some places of it: (B, S, D), (B, P) → (B, P, D)."""
-    return values.gather(1, places.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
+            return comb(torch.cat(logits[:limit], dim=1), self.shape)
+        return Draft.joined(drafts).cut(limit)
