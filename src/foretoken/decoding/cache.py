@@ -27,7 +27,7 @@ from foretoken.backbone.discovery import evaluating, same
 from foretoken.decoding.draft import Draft
 from foretoken.errors import BackboneError, ForetokenError
 
-FIXED_SLOTS = 128
+FIXED_SLOTS = 256
 """Slots are set aside in multiples of this, so that few shapes occur."""
 
 

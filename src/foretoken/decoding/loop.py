@@ -17,6 +17,7 @@ from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import Batch, Step
 from foretoken.decoding.cache import new_past, takes_masks
+from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed, Drafter
 from foretoken.decoding.length import AutoLength
@@ -103,6 +104,7 @@ def _decode(
     past = new_past(backbone, batch.rows, capacity, fixed=compiled)
     drafter.start(past, sampler, batch.rows, capacity)
     window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
+    steady = compile_fixed(_verify) if compiled else _verify
     drafted, began = None, 0.0
     with backbone.watch(drafter.layers):
         while True:
@@ -130,7 +132,7 @@ def _decode(
             committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
             draft = drafter.draft(committed, limit)
             window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
-            verify = torch.compile(_verify, dynamic=False) if compiled else _verify
+            verify = steady
 
 
 def _verify(

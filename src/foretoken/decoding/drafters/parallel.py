@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.cache import Past
+from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.drafters.states import KeptStates
@@ -58,7 +59,7 @@ class ParallelDrafter:
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
-        self._compiled = torch.compile(self._logits, dynamic=False) if past.fixed else self._logits
+        self._compiled = compile_fixed(self._logits) if past.fixed else self._logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
