@@ -20,7 +20,7 @@ from foretoken.data import (
     read_corpus,
     read_documents,
 )
-from foretoken.data.tokenization import prompt_ids
+from foretoken.data.tokenization import opening
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -149,7 +149,7 @@ def load_prompts(
     documents: list[Document] = list(read_documents(path))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
-    prefix = prompt_ids(tokenizer, "")
+    prefix = opening(tokenizer)
     prompts: list[torch.Tensor] = []
     for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
         tokens = tokenizer(documents[index].text, add_special_tokens=False)["input_ids"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foretoken.data.documents import Document
-from foretoken.data.tokenization import prompt_ids, render
+from foretoken.data.tokenization import opening, render
 from foretoken.errors import InputError
 from foretoken.model import MTPModel
 
@@ -70,7 +70,7 @@ def prompts_of(
     one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
     and continuations cover as much; each stands behind what the tokenizer puts before a text.
     """
-    prefix = prompt_ids(tokenizer, "")
+    prefix = opening(tokenizer)
     for document in documents:
         if document.messages is not None:
             turns = list(document.messages)

@@ -65,7 +65,7 @@ def tokenize_all(
 def tokenize(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Tokenized]:
-    """Tokenize, with no special tokens but the end-of-sequence token behind every plain text.
+    """Tokenize. A plain text begins as a prompt does, and ends with the end-of-sequence token.
 
     A conversation is what the tokenizer's chat template makes of it, and the answers in it are
     learned: what the template marks with `{% generation %}`, else an assistant's turn with the
@@ -82,7 +82,7 @@ def tokenize(
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
     eos = tokenizer.eos_token_id
-    tail = [] if eos is None else [eos]
+    head, tail = opening(tokenizer) if texts else [], [] if eos is None else [eos]
     for document in documents:
         size = len(document.text.encode("utf-8"))
         if document.tokens is not None:
@@ -91,7 +91,7 @@ def tokenize(
             yield from _conversation(document, tokenizer)
         else:
             ids = next(encoded)
-            yield Tokenized(np.array([*ids, *tail] if ids else [], np.int32), None, size)
+            yield Tokenized(np.array([*head, *ids, *tail] if ids else [], np.int32), None, size)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -188,9 +188,15 @@ def render(
     return cast(str, text)
 
 
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text: a beginning-of-sequence token, or nothing."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    length = len(whole) - len(plain)
+    begins = (n for n in range(length + 1) if whole[n : n + len(plain)] == plain)
+    return whole[: next(begins, 0)]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
-    ids = list(tokenizer(text)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
+    return opening(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
