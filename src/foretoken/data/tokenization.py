@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -76,8 +76,8 @@ def tokenize(
     Ids that a document brings along stay as they are.
 
     Raises:
-        InputError: a conversation, and no chat template that fits or a tokenizer without offsets;
-            ids of another tokenizer.
+        InputError: a conversation, and no chat template that fits, a tokenizer without offsets, no
+            answer or an empty one; ids of another tokenizer.
     """
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
@@ -120,50 +120,130 @@ def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) ->
 
 
 def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
-    """Render the turns, at once if possible; learn the tokens that begin inside an answer."""
+    """Render the turns, at once if possible, and learn the answers in them."""
     turns, source = document.messages or (), document.source
     if not tokenizer.is_fast:
         raise InputError(
             f"{source}: a conversation needs a fast tokenizer, which knows where its tokens begin; "
             f"{type(tokenizer).__name__} is none"
         )
+    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
+    for number in answers:
+        if _says_nothing(turns[number]):
+            raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
     whole = render(turns, tokenizer, source)
     if _GENERATION_TAG.search(str(tokenizer.get_chat_template())):
-        marked: Any = tokenizer.apply_chat_template(
-            list(turns), return_dict=True, return_assistant_tokens_mask=True
-        )
-        learned = np.array(marked["assistant_masks"], bool)
-        yield Tokenized(np.array(marked["input_ids"], np.int32), learned, _size(turns))
+        spans, untils = _marked(turns, tokenizer), [whole]
+    else:
+        spans, untils = _between(turns, answers, tokenizer, source)
+    if not any(begin < end for begin, end in spans):
+        raise InputError(f"{source}: the assistant answers nothing, so there is nothing to learn")
+    if all(whole.startswith(until) for until in untils):
+        yield _learn(whole, spans, tokenizer, _size(turns), source)
         return
-    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
-    befores = [render(turns[:n], tokenizer, source, prompt=True) for n in answers]
-    untils = [render(turns[: n + 1], tokenizer, source) for n in answers]
-    spans = [(len(before), len(until)) for before, until in zip(befores, untils, strict=True)]
-    for number, before, until in zip(answers, befores, untils, strict=True):
+    for number, until, span in zip(answers, untils, spans, strict=True):
+        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]), source)
+
+
+def _says_nothing(turn: Message) -> bool:
+    values = (value for name, value in turn.items() if name != "role")
+    return not any(value.strip() if isinstance(value, str) else value for value in values)
+
+
+def _marked(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """What the template marks with `{% generation %}`, as characters of the conversation."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(  # text and spans, whatever its annotation says
+        conversations=[list(turns)],
+        chat_template=tokenizer.get_chat_template(),
+        return_assistant_tokens_mask=True,
+        **cast(Any, tokenizer.special_tokens_map),
+    )
+    return list(rendered[1][0])
+
+
+def _between(
+    turns: Sequence[Message], answers: list[int], tokenizer: PreTrainedTokenizerBase, source: str
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """For each of `answers`, the characters it takes up, and the conversation up to its end."""
+    spans, untils = [], []
+    for number in answers:
+        before = render(turns[:number], tokenizer, source, prompt=True)
+        until = render(turns[: number + 1], tokenizer, source)
         if not until.startswith(before):
             raise InputError(
                 f"{source}: the chat template asks for an answer otherwise than it writes one, so "
                 f"where turn {number + 1} begins cannot be told; use another template"
             )
-    if all(whole.startswith(until) for until in untils):
-        yield _learn(whole, spans, tokenizer, _size(turns))
-        return
-    for number, until, span in zip(answers, untils, spans, strict=True):
-        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]))
+        heading = _heading(turns[number], until[len(before) :])
+        if heading and before == render(turns[:number], tokenizer, source):
+            raise InputError(
+                f"{source}: the chat template writes {heading!r} before turn {number + 1}, but not "
+                "when it asks for an answer; use one that heeds add_generation_prompt"
+            )
+        spans.append((len(before), len(until)))
+        untils.append(until)
+    return spans, untils
+
+
+def _heading(turn: Message, written: str) -> str:
+    """What stands before the content of a turn that has nothing else to say."""
+    content = turn.get("content", "").strip()
+    if not content or turn.keys() - {"role", "content"}:
+        return ""
+    return written[: max(0, written.find(content))].strip()
 
 
 def _learn(
-    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, size: int
+    text: str,
+    spans: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    source: str,
 ) -> Tokenized:
-    """Learn the tokens of `text` that begin inside one of `spans` of its characters."""
+    """Learn the tokens of `text` that lie in `spans` of its characters.
+
+    Where the tokenizer would join the edge of a span with what stands around it (a line break
+    before an answer with one that begins it, say) the text is cut there first: an answer has only
+    tokens of its own, behind the very prompt that asks for it.
+    """
+    ids, begins, ends = _with_places(text, tokenizer)
+    edges = {edge for span in spans for edge in span if span[0] < span[1]}
+    cuts = sorted(edge for edge in edges if ((begins < edge) & (edge < ends)).any())
+    if cuts:
+        joined = ids
+        stretches = list(pairwise([0, *cuts, len(text)]))
+        parts = [_with_places(text[begin:end], tokenizer) for begin, end in stretches]
+        ids = np.concatenate([part[0] for part in parts])
+        begins = np.concatenate(
+            [part[1] + begin for part, (begin, _) in zip(parts, stretches, strict=True)]
+        )
+        if tokenizer.decode(ids) != tokenizer.decode(joined):
+            raise InputError(
+                f"{source}: the tokenizer joins the edge of an answer with what stands around it "
+                "and cannot keep them apart; use another template"
+            )
+    learned = np.zeros(len(ids), bool)
+    for begin, end in spans:
+        learned |= (begins >= begin) & (begins < end)
+    return Tokenized(ids, learned, size)
+
+
+def _with_places(
+    text: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids, and for each the characters where it begins and ends: (T,) each.
+
+    Some tokenizers do not count the spaces that begin a token as its own; here they are.
+    """
     encoded: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    begins = np.array([begin for begin, _ in encoded["offset_mapping"]], np.int64)
-    learned = np.zeros(len(begins), bool)
-    for begin, end in spans:
-        learned |= (begins >= begin) & (begins < end)
-    return Tokenized(np.array(encoded["input_ids"], np.int32), learned, size)
+    places = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    begins, ends = places[:, 0], places[:, 1]
+    reached = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
+    return np.array(encoded["input_ids"], np.int32), np.minimum(begins, reached), ends
 
 
 def _size(turns: Sequence[Message]) -> int:
