@@ -301,6 +301,87 @@ def test_generate_reads_files_and_standard_input(place: Path, monkeypatch) -> No
     assert given.startswith("hello")
 
 
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "Say."},
+    {"role": "assistant", "content": "x"},
+    {"role": "user", "content": "Again."},
+    {"role": "assistant", "content": "y"},
+]
+ASKED = "<user>Say.\n<assistant>x\n<user>Again.\n<assistant>"
+
+
+@pytest.fixture
+def chat(place: Path, tmp_path: Path) -> Path:
+    """A model with a chat template, and prompts for it."""
+    model = copied(place, "plain", tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    ids = TOKENIZER("def f(x):")["input_ids"]
+    long = [{"role": "user", "content": 200 * "x"}]
+    for name, records in {
+        "chat": [{"messages": TURNS}],
+        "open": [{"messages": TURNS[:3]}],
+        "tokens": [{"tokens": ids, "prompt_tokens": 5}],
+        "unmarked": [{"tokens": ids * 20}],
+        "foreign": [{"tokens": [999], "prompt_tokens": 1}],
+        "text": [{"text": "hello"}],
+        "mixed": [{"messages": long}, {"messages": TURNS}],
+        "long": [{"messages": long}],
+        "reply": [{"messages": TURNS[1:2]}],
+    }.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("chat", ASKED),
+        ("open", ASKED),
+        ("mixed", ASKED),
+        ("tokens", "def f"),
+        ("unmarked", "def f(x):"),
+        ("text", "hello"),
+    ],
+)
+def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prompt: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat / "plain")
+    path, room = chat / f"{name}.jsonl", CONTEXT - 8
+    expected = TOKENIZER(prompt)["input_ids"]
+    found = common.load_prompts(str(path), tokenizer, 9, 1, seed=0, room=room)
+    assert [ids.tolist() for ids in found] == [[expected]]
+    fine("bench", chat / "plain", "--prompts", path, "--max-new-tokens", 8, "--include-loops")
+    out = chat / "own.jsonl"
+    cut = ("--max-new-tokens", 8, "--prompt-tokens", 9, "--out", out)
+    fine("distill", chat / "plain", "--prompts", path, *cut)
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["tokens"][: record["prompt_tokens"]] == expected
+    if name not in ("mixed", "unmarked"):
+        options = ("--prompt-file", path, "--max-new-tokens", 4)
+        assert fine("generate", chat / "plain", *options).startswith(prompt)
+
+
+def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
+    model, options = chat / "plain", ("--max-new-tokens", 8)
+    for name, message in (
+        ("long", "leaves room to answer (at most 120 tokens)"),
+        ("foreign", "foreign.jsonl:1: the tokens are another tokenizer's"),
+        ("reply", "reply.jsonl:1: the conversation has no turn to answer"),
+    ):
+        path = chat / f"{name}.jsonl"
+        assert message in refused("bench", model, "--prompts", path, *options)
+        refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
+        refused("generate", model, "--prompt-file", path, *options)
+    mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
+    assert "more than one prompt" in mixed
+
+
 # -- streaming ----------------------------------------------------------------------------------
 
 

@@ -45,9 +45,10 @@ def bench(
     """
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed)
-    longest = max(text.shape[1] for text in texts)
     context = loaded.backbone.max_length
+    room = None if context is None else context - max_new_tokens
+    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room)
+    longest = max(text.shape[1] for text in texts)
     if context is not None and longest + max_new_tokens > context:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "

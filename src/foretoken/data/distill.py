@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foretoken.data.documents import Document
-from foretoken.data.tokenization import opening, render
+from foretoken.data.tokenization import given_prompt, opening
 from foretoken.errors import InputError
 from foretoken.model import MTPModel
 
@@ -72,16 +72,9 @@ def prompts_of(
     """
     prefix = opening(tokenizer)
     for document in documents:
-        if document.messages is not None:
-            turns = list(document.messages)
-            while turns and turns[-1]["role"] == "assistant":
-                turns.pop()
-            if not turns:
-                raise InputError(f"{document.source}: the conversation has no turn to answer")
-            text = render(turns, tokenizer, document.source, prompt=True)
-            yield list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        elif document.tokens is not None:
-            yield list(document.tokens[: document.prompt_tokens or prompt_tokens])
+        given = given_prompt(document, tokenizer, prompt_tokens)
+        if given is not None:
+            yield given
         else:
             ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
             for start in range(0, len(ids), prompt_tokens + max_new_tokens):

@@ -25,10 +25,12 @@ LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 TABLE_SUFFIXES = (".parquet",)
 """A file with one of these names holds one record per row."""
 
+RECORD_SUFFIXES = LINES_SUFFIXES + TABLE_SUFFIXES
+
 _FIELDS = ("text", "messages", "tokens", "prompt_tokens")
 """Of a record, all that is read."""
 
-SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
+SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
 _SUPPORTED = ", ".join(SUFFIXES)
 

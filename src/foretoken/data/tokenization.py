@@ -105,6 +105,13 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
 
 
 def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
+    tokens = _known_tokens(document, tokenizer)
+    learned = np.arange(len(tokens)) >= document.prompt_tokens
+    return Tokenized(np.array(tokens, np.int32), learned, size)
+
+
+def _known_tokens(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a document brings along, where they are this tokenizer's."""
     tokens = list(document.tokens or ())
     if document.text:
         known = tokenizer.decode(tokens) == document.text
@@ -115,8 +122,7 @@ def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) ->
             f"{document.source}: the tokens are another tokenizer's, of which the text would be "
             "another; use data that was written with this model"
         )
-    learned = np.arange(len(tokens)) >= document.prompt_tokens
-    return Tokenized(np.array(tokens, np.int32), learned, size)
+    return tokens
 
 
 def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
@@ -280,3 +286,30 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
     return opening(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def given_prompt(
+    document: Document, tokenizer: PreTrainedTokenizerBase, length: int | None = None
+) -> list[int] | None:
+    """Token ids of the prompt that a document is itself; None of a text, which is only text.
+
+    A conversation is one up to where the assistant would answer for the last time, as the chat
+    template asks for it; of ids that a document brings along, those marked as its prompt, else the
+    first `length`.
+
+    Raises:
+        InputError: nobody speaks before the assistant, the chat template cannot be applied, or the
+            ids are another tokenizer's.
+    """
+    if document.tokens is not None:
+        tokens = _known_tokens(document, tokenizer)
+        return tokens[: document.prompt_tokens or length]
+    if document.messages is None:
+        return None
+    turns = list(document.messages)
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    if not turns:
+        raise InputError(f"{document.source}: the conversation has no turn to answer")
+    text = render(turns, tokenizer, document.source, prompt=True)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
