@@ -268,9 +268,18 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
     assert "3 continuations" in capsys.readouterr().out
     assert len(lines(tmp_path / "own.jsonl")) == 3
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["rows"][0]["tokens"] == 15
+    (row,) = result["rows"]
+    assert row["model"] == "tiny"
+    assert (row["prompts"], row["tokens"]) == (3, 15)
+    assert row["tokens_per_second"] == pytest.approx(15 / row["seconds"])
+    settings = {"prompts": "stdlib:held-out", "count": 3, "prompt_tokens": 64, "before": 0}
+    settings |= {"max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0, "batch_size": 16, "seed": 0}
+    assert result["settings"] == settings
+    assert result["provenance"]["seed"] == 0
     app(command, standalone_mode=False)
     assert "3 continuations, 3 of them before; 0 tokens" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (row["prompts"], row["tokens"]) == (0, 0)
 
 
 def test_the_command_leaves_out_what_does_not_fit_into_the_context(tmp_path: Path, capsys) -> None:

@@ -39,7 +39,15 @@ Data = Annotated[
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result file here.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Prompts = Annotated[
+    str, typer.Option(help="Texts or conversations to take prompts from; as --data of train.")
+]
+PromptTokens = Annotated[int, typer.Option(help="Length of a prompt cut from a text, at most.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to add to a prompt, at most.")]
+BlockSize = Annotated[int, typer.Option(help="Tokens per row.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
+]
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
     str,
@@ -49,6 +57,12 @@ Dtype = Annotated[
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; give one from 0 to {2**32 - 1}.")
+    return seed
 
 
 def pick_device(name: str) -> torch.device:
@@ -152,7 +166,8 @@ def load_prompts(
     """
     if length < 1 or count < 1:
         raise InputError(
-            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of 1 token."
+            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of at least 1 "
+            "token."
         )
     documents: list[Document] = list(read_documents(path))
     order = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foretoken.cli import common
 from foretoken.data import Document, read_documents
-from foretoken.data.documents import RECORD_SUFFIXES
+from foretoken.data.documents import RECORD_SUFFIXES, decode
 from foretoken.data.tokenization import given_prompt, prompt_ids
 from foretoken.decoding import NoDrafter, Step
 from foretoken.errors import InputError
@@ -35,7 +35,7 @@ def generate(
         Path | None,
         typer.Option(help="File with the text, or of one record (.jsonl) with the conversation."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 128,
+    max_new_tokens: common.MaxNewTokens = 128,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour the tokens that the heads drafted.")
     ] = False,
@@ -156,6 +156,6 @@ def _prompt(prompt: str | None, file: Path | None) -> Document:
             raise InputError(f"{file}: holds more than one prompt; give a file of the one.")
         return records[0]
     try:
-        return Document(file.read_text(encoding="utf-8"), str(file))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as UTF-8 text ({error}).") from None
+        return Document(decode(file.read_bytes(), str(file)), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
