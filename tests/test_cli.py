@@ -1,4 +1,5 @@
 import contextlib
+import gzip
 import io
 import json
 import re
@@ -9,10 +10,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import parquet
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -29,7 +32,7 @@ from foretoken.cli.generate import _Printer
 from foretoken.decoding import Step
 from foretoken.provenance import Result, read_result
 
-COMMANDS = ("demo", "info", "probe", "train", "eval", "generate", "bench")
+COMMANDS = ("demo", "info", "probe", "train", "distill", "eval", "generate", "bench")
 CONTEXT = 128
 TEXT = '''def mean(values):
     """Return the mean of some values, é and 日本 included."""
@@ -152,6 +155,15 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (place / "empty.txt").write_bytes(b"")
     (place / "blank.txt").write_text(" \n\t\n", encoding="utf-8")
     (place / "latin.txt").write_bytes("é".encode("latin-1"))
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        (place / f"{encoding}.txt").write_bytes("hello".encode(encoding))
+        (place / f"{encoding}.jsonl").write_bytes('{"text": "hello"}\n'.encode(encoding))
+    (place / "empty.jsonl").write_bytes(b"")
+    (place / "binary.jsonl").write_bytes(bytes(range(1, 256)))
+    (place / "packed.jsonl").write_bytes(gzip.compress(b'{"text": "hello"}'))
+    bodies = pyarrow.Table.from_pylist([{"body": "hello"}])
+    parquet.write_table(bodies, place / "bodies.parquet")
+    parquet.write_table(bodies.slice(0, 0), place / "none.parquet")
     (place / "settings.yaml").write_text(
         "head: {depth: 1}\nsteps: 6\nbatch_size: 2\nblock_size: 16\nlog_every: 1\nsave_every: 2\n",
         encoding="utf-8",
@@ -299,6 +311,87 @@ def test_generate_reads_files_and_standard_input(place: Path, monkeypatch) -> No
     piped = fine("generate", place / "plain", "--prompt", "-", *options)
     assert given == file == piped
     assert given.startswith("hello")
+
+
+CHAT = (
+    "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+TURNS = [
+    {"role": "user", "content": "Say."},
+    {"role": "assistant", "content": "x"},
+    {"role": "user", "content": "Again."},
+    {"role": "assistant", "content": "y"},
+]
+ASKED = "<user>Say.\n<assistant>x\n<user>Again.\n<assistant>"
+
+
+@pytest.fixture
+def chat(place: Path, tmp_path: Path) -> Path:
+    """A model with a chat template, and prompts for it."""
+    model = copied(place, "plain", tmp_path)
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(model)
+    ids = TOKENIZER("def f(x):")["input_ids"]
+    long = [{"role": "user", "content": 200 * "x"}]
+    for name, records in {
+        "chat": [{"messages": TURNS}],
+        "open": [{"messages": TURNS[:3]}],
+        "tokens": [{"tokens": ids, "prompt_tokens": 5}],
+        "unmarked": [{"tokens": ids * 20}],
+        "foreign": [{"tokens": [999], "prompt_tokens": 1}],
+        "text": [{"text": "hello"}],
+        "mixed": [{"messages": long}, {"messages": TURNS}],
+        "long": [{"messages": long}],
+        "reply": [{"messages": TURNS[1:2]}],
+    }.items():
+        lines = "".join(json.dumps(record) + "\n" for record in records)
+        (tmp_path / f"{name}.jsonl").write_text(lines)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("name", "prompt"),
+    [
+        ("chat", ASKED),
+        ("open", ASKED),
+        ("mixed", ASKED),
+        ("tokens", "def f"),
+        ("unmarked", "def f(x):"),
+        ("text", "hello"),
+    ],
+)
+def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prompt: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(chat / "plain")
+    path, room = chat / f"{name}.jsonl", CONTEXT - 8
+    expected = TOKENIZER(prompt)["input_ids"]
+    found = common.load_prompts(str(path), tokenizer, 9, 1, seed=0, room=room)
+    assert [ids.tolist() for ids in found] == [[expected]]
+    fine("bench", chat / "plain", "--prompts", path, "--max-new-tokens", 8, "--include-loops")
+    out = chat / "own.jsonl"
+    cut = ("--max-new-tokens", 8, "--prompt-tokens", 9, "--out", out)
+    fine("distill", chat / "plain", "--prompts", path, *cut)
+    (record,) = map(json.loads, out.read_text().splitlines())
+    assert record["tokens"][: record["prompt_tokens"]] == expected
+    if name not in ("mixed", "unmarked"):
+        options = ("--prompt-file", path, "--max-new-tokens", 4)
+        assert fine("generate", chat / "plain", *options).startswith(prompt)
+
+
+def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
+    model, options = chat / "plain", ("--max-new-tokens", 8)
+    for name, message in (
+        ("long", "leaves room to answer (at most 120 tokens)"),
+        ("foreign", "foreign.jsonl:1: the tokens are another tokenizer's"),
+        ("reply", "reply.jsonl:1: the conversation has no turn to answer"),
+    ):
+        path = chat / f"{name}.jsonl"
+        assert message in refused("bench", model, "--prompts", path, *options)
+        refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
+        refused("generate", model, "--prompt-file", path, *options)
+    mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
+    assert "more than one prompt" in mixed
 
 
 # -- streaming ----------------------------------------------------------------------------------
@@ -481,8 +574,34 @@ def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) ->
 MODEL, DATA = "{place}/plain", "--data {place}/text.py"
 TRAIN = f"train {MODEL} {DATA} --block-size 16 --out {{tmp}}/out"
 BENCH = f"bench {MODEL} --prompts {{place}}/text.py --include-loops"
+DISTILL = f"distill {MODEL} --prompts {{place}}/text.py --out {{tmp}}/own.jsonl"
+UNREADABLE = [
+    ("utf-16.txt", "UTF-16"),
+    ("utf-16-le.txt", "UTF-16"),
+    ("utf-16-be.txt", "UTF-16"),
+    ("utf-16.jsonl", "utf-16.jsonl, line 1: UTF-16"),
+    ("utf-16-le.jsonl", "utf-16-le.jsonl, line 1: UTF-16"),
+    ("utf-16-be.jsonl", "utf-16-be.jsonl, line 1: UTF-16"),
+    ("latin.txt", "latin.txt: not UTF-8 (byte 0 is 0xe9)"),
+    ("empty.txt", "every document is empty"),
+    ("empty.jsonl", "every document is empty"),
+    ("binary.jsonl", "binary.jsonl, line 1: not JSON"),
+    ("packed.jsonl", "packed.jsonl, line 1: not UTF-8"),
+    ("bodies.parquet", "row 1: the field 'text' is missing (fields: 'body')"),
+    ("none.parquet", "every document is empty"),
+]
 BAD = [
     # What is read.
+    *(
+        (command.format(f"{{place}}/{name}"), message)
+        for name, message in UNREADABLE
+        for command in (
+            "bench {{place}}/plain --prompts {}",
+            "distill {{place}}/plain --prompts {} --out {{tmp}}/own.jsonl",
+            "generate {{place}}/plain --prompt-file {}",
+        )
+        if (name, command[:8]) != ("empty.txt", "generate")
+    ),
     (f"probe {MODEL} --data {{place}}/nowhere.txt", "no file or folder at"),
     (f"eval {MODEL} --data {{place}}/empty.txt --block-size 16", "every document is empty"),
     (f"eval {MODEL} --data {{place}}/blank.txt --block-size 16", "every document is empty"),
@@ -521,6 +640,20 @@ BAD = [
     (f"{BENCH} --max-new-tokens 0", "max_new_tokens is 0"),
     (f"{BENCH} --max-new-tokens 8 --repeats 0", "repeats is 0"),
     (f"{BENCH} --prompt-tokens 100 --max-new-tokens 29", f"context of {CONTEXT}"),
+    (f"{BENCH} --seed -1", "seed is -1"),
+    (f"{BENCH} --seed {2**70}", "seed is"),
+    (f"{DISTILL} --count 0", "count is 0"),
+    (f"{DISTILL} --count -1", "count is -1"),
+    (f"{DISTILL} --prompt-tokens 0", "prompt_tokens is 0"),
+    (f"{DISTILL} --max-new-tokens 0", "max_new_tokens"),
+    (f"{DISTILL} --max-new-tokens 5000", "no prompt leaves room for 5000 tokens"),
+    (f"{DISTILL} --batch-size 0", "batch_size"),
+    (f"{DISTILL} --temperature -1", "temperature must be"),
+    (f"{DISTILL} --temperature nan", "temperature must be"),
+    (f"{DISTILL} --temperature inf", "temperature must be"),
+    (f"{DISTILL} --top-p 0", "top_p"),
+    (f"{DISTILL} --top-p 1.5", "top_p"),
+    (f"{DISTILL} --seed -1", "seed is -1"),
     (f"generate {MODEL} --prompt x --max-new-tokens 0", "max_new_tokens is 0"),
     (f"generate {MODEL} --prompt x --max-new-tokens -2", "max_new_tokens is -2"),
     (f"generate {MODEL} --prompt-file {{place}}/long.txt", "shorten the prompt"),

@@ -3,6 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers.pre_tokenizers import ByteLevel as PreTokenizer
+from tokenizers.processors import ByteLevel
 
 from foretoken.data import Document, PackedBlocks, read_documents
 from foretoken.data.tokenization import tokenize
@@ -65,6 +67,109 @@ def test_a_conversation_that_is_written_anew_is_read_once_for_every_answer() -> 
     assert [piece.num_bytes for piece in pieces] == [19, 33]
     (piece,) = tokenize([Document("", "d", messages=TURNS[:2])], chat)
     assert chat.decode(piece.ids[piece.learned]) == "x += 1</s>\n"
+
+
+def user(content: str) -> dict:
+    return {"role": "user", "content": content}
+
+
+def assistant(content: str, **fields) -> dict:
+    return {"role": "assistant", "content": content, **fields}
+
+
+@pytest.mark.parametrize("trim", [False, True])
+@pytest.mark.parametrize("header", ["\n", " ", "="])
+@pytest.mark.parametrize("answer", ["\n\nx", "  x", "= 1", "x", "é"])
+@pytest.mark.parametrize("template", [CHATML, TAGGED])
+def test_an_answer_has_tokens_of_its_own_behind_its_very_prompt(
+    template: str, answer: str, header: str, trim: bool
+) -> None:
+    """Also where the tokenizer would join its beginning with the header, or its end with more."""
+    headed = "<{{ m.role }}>" + header
+    chat = tokenizer(template.replace("<{{ m.role }}>", headed))
+    chat.chat_template = chat.chat_template.replace("<assistant>", "<assistant>" + header)
+    chat.backend_tokenizer.post_processor = ByteLevel(trim_offsets=trim)
+    turns = (user("Say."), assistant(answer), user("Go on."), assistant("x"))
+    (piece,) = tokenize([Document("", "d", messages=turns)], chat)
+    end = "</s>" if template == TAGGED else "</s>\n"
+    assert chat.decode(piece.ids) == chat.apply_chat_template(list(turns), tokenize=False)
+    assert chat.decode(piece.ids[piece.learned]) == answer + end + "x" + end
+    prompt = f"<user>{header}Say.</s>\n<assistant>{header}"
+    if template == TAGGED:
+        prompt = prompt.replace("\n<a", "<a")  # a line break behind a block of a template
+    ids = chat(prompt)["input_ids"]
+    assert piece.ids[: len(ids)].tolist() == ids
+    assert piece.learned[: len(ids) + 1].tolist() == [False] * len(ids) + [True]
+
+
+def test_an_answer_ends_where_the_next_turn_begins() -> None:
+    lines = "{% for m in messages %}\n{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    chat = tokenizer(lines + "{% if add_generation_prompt %}\nassistant: {% endif %}")
+    turns = (user("Say."), assistant("x"), user("Go on."), assistant("y"))
+    (piece,) = tokenize([Document("", "d", messages=turns)], chat)
+    assert chat.decode(piece.ids[piece.learned]) == "x\ny\n"
+
+
+def test_a_tokenizer_that_cannot_be_cut_is_refused() -> None:
+    chat = tokenizer(CHATML.replace("<{{ m.role }}>", "{{ m.role }}="))
+    chat.chat_template = chat.chat_template.replace("<assistant>", "assistant=")
+    chat.backend_tokenizer.pre_tokenizer = PreTokenizer(add_prefix_space=True)
+    turns = (user("Say."), assistant("= 1"))
+    with pytest.raises(InputError, match=r"^chat\.jsonl:7: .* cannot keep them apart"):
+        list(tokenize([Document("", "chat.jsonl:7", messages=turns)], chat))
+
+
+HEADLESS = CHATML.partition("{% if add")[0]
+INSTRUCT = (
+    "{% for m in messages %}{% if m.role == 'user' %}[U]{{ m.content }}[/U]{% else %} "
+    "{{ m.content }}</s>{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "turns", "message"),
+    [
+        (CHATML, [user("Say.")], "answers nothing"),
+        (TAGGED, [user("Say.")], "answers nothing"),
+        (CHATML, [assistant("Hello.")], "answers nothing"),
+        (CHATML, [assistant("Hello."), user("Say.")], "answers nothing"),
+        (CHATML, [user("Say."), assistant("")], "turn 2 is an empty answer"),
+        (TAGGED, [user("Say."), assistant(" \n")], "turn 2 is an empty answer"),
+        (CHATML, [user("Say."), assistant("", tool_calls=[])], "turn 2 is an empty answer"),
+        (HEADLESS, TURNS, "writes '<assistant>' before turn 2"),
+    ],
+)
+def test_a_conversation_without_an_answer_to_learn_is_refused(
+    template: str, turns, message: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^chat\.jsonl:7: .*{message}") as caught:
+        list(tokenize([Document("", "chat.jsonl:7", messages=tuple(turns))], tokenizer(template)))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_mistake_is_learned() -> None:
+    for template, turns, learned in (
+        (CHATML, [user(""), assistant("x")], "x</s>\n"),
+        (CHATML, [user("Say."), assistant("", tool_calls=["add"])], "</s>\n"),
+        (CHATML, [assistant("Hello."), user("Say."), assistant("x")], "x</s>\n"),
+        (INSTRUCT, [user("Say."), assistant("x")], " x</s>"),
+        (HEADLESS.replace("<{{ m.role }}>", ""), [user("Say."), assistant("x")], "x</s>\n"),
+    ):
+        chat = tokenizer(template)
+        (piece,) = tokenize([Document("", "d", messages=tuple(turns))], chat)
+        assert chat.decode(piece.ids[piece.learned]) == learned
+
+
+def test_the_order_of_roles_that_a_template_wants_is_its_own_to_say() -> None:
+    alternate = (
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('Roles must\\nalternate.') }}{% endif %}{% endfor %}"
+    )
+    turns = (user("Say."), user("Say!"), assistant("x"))
+    with pytest.raises(InputError, match=r"^chat\.jsonl:7: .*applied \(Roles must alternate\.\)"):
+        list(
+            tokenize([Document("", "chat.jsonl:7", messages=turns)], tokenizer(alternate + CHATML))
+        )
 
 
 def test_what_nobody_asked_for_is_not_learned() -> None:
@@ -185,6 +290,7 @@ def test_lines_and_rows_are_read_alike(tmp_path: Path, name: str) -> None:
         ({"messages": "hello"}, "must be a list of turns"),
         ({"messages": []}, "must be a list of turns"),
         ({"messages": [{"role": "user"}]}, "'content' of turn 1 must be a string, not null"),
+        ({"messages": [{"role": "user", "content": None}]}, "'content' of turn 1 must be a string"),
         ({"messages": [{"role": None, "content": "x"}]}, "'role' of turn 1 must be a string"),
         ({"tokens": [1, -2]}, "list of token ids"),
         ({"tokens": [1, 2**31]}, "list of token ids"),

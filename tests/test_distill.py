@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
-from foretoken.cli import app
+from foretoken.cli import app, main
 from foretoken.data import Document, PackedBlocks, read_documents
 from foretoken.data.distill import Continuations, Sampling, prompts_of
 from foretoken.errors import InputError
@@ -188,9 +189,74 @@ def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> 
     with pytest.raises(InputError, match="not begun here"):
         Continuations(tmp_path / "mine.jsonl", tiny, TOKENIZER, prompts(2), sampling)
     assert (tmp_path / "mine.jsonl").read_text() == "precious"
-    for options in ({"max_new_tokens": 0}, {"temperature": -1.0}, {"top_p": 0.0}):
+    for options in (
+        {"max_new_tokens": 0},
+        {"temperature": -1.0},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+    ):
         with pytest.raises(InputError):
             Sampling(**options)
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    paths = sorted(folder.rglob("*"))
+    return {str(path): path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("folder", "is not a file"),
+        ("text.py/own.jsonl", "cannot be written to"),
+        ("text.py", "was not begun here"),
+        ("own.jsonl", "was not begun here"),  # of the same kind, and without its note
+        ("noted", "cannot be written to"),
+        (249 * "x", "cannot be written to"),
+        ("/dev/null", "is not a file"),
+        ("/proc/own.jsonl", "cannot be written to"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_one_line_and_stays_as_it_was(
+    tmp_path: Path, monkeypatch, capsys, out: str, message: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "noted.settings.json").mkdir()
+    (tmp_path / "text.py").write_text("def f(x):\n    return x\n")
+    (tmp_path / "own.jsonl").write_text('{"tokens": [1, 2], "prompt_tokens": 1, "text": "a"}\n')
+    before = contents(tmp_path)
+    command = ["distill", "tiny", "--prompts", str(tmp_path / "text.py"), "--count", "1"]
+    command += ["--max-new-tokens", "2", "--out", str(tmp_path / out)]
+    monkeypatch.setattr(sys, "argv", ["foretoken", *command])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        b"precious",
+        b'{"text": "precious"}\n',
+        b'{"tokens": [1, 2], "prompt_tokens": 1, "text": "a"}\n',
+        None,  # more lines than prompts
+    ],
+)
+def test_what_took_the_place_of_continuations_is_kept(
+    tiny: MTPModel, tmp_path: Path, other: bytes | None
+) -> None:
+    out, sampling = tmp_path / "own.jsonl", Sampling(max_new_tokens=2, batch_size=2)
+    Continuations(out, tiny, TOKENIZER, prompts(3), sampling).write()
+    content = out.read_bytes()
+    held = content + content if other is None else other
+    out.write_bytes(held)
+    with pytest.raises(InputError, match="something else than continuations"):
+        Continuations(out, tiny, TOKENIZER, prompts(3), sampling)
+    assert out.read_bytes() == held
 
 
 def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
@@ -202,9 +268,18 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
     assert "3 continuations" in capsys.readouterr().out
     assert len(lines(tmp_path / "own.jsonl")) == 3
     result = json.loads((tmp_path / "r.json").read_text())
-    assert result["rows"][0]["tokens"] == 15
+    (row,) = result["rows"]
+    assert row["model"] == "tiny"
+    assert (row["prompts"], row["tokens"]) == (3, 15)
+    assert row["tokens_per_second"] == pytest.approx(15 / row["seconds"])
+    settings = {"prompts": "stdlib:held-out", "count": 3, "prompt_tokens": 64, "before": 0}
+    settings |= {"max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0, "batch_size": 16, "seed": 0}
+    assert result["settings"] == settings
+    assert result["provenance"]["seed"] == 0
     app(command, standalone_mode=False)
     assert "3 continuations, 3 of them before; 0 tokens" in capsys.readouterr().out
+    (row,) = json.loads((tmp_path / "r.json").read_text())["rows"]
+    assert (row["prompts"], row["tokens"]) == (0, 0)
 
 
 def test_the_command_leaves_out_what_does_not_fit_into_the_context(tmp_path: Path, capsys) -> None:

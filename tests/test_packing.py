@@ -7,9 +7,11 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from foretoken.data import Document, PackedBlocks, held_out_split
+from foretoken.data.tokenization import prompt_ids
 from foretoken.errors import InputError
 
 
@@ -179,3 +181,22 @@ def test_an_empty_side_is_refused() -> None:
         held_out_split(DOCUMENTS[:1], 1 - 1e-9, seed=0)
     with pytest.raises(InputError, match="of 0 documents"):
         held_out_split([], 0.5, seed=0)
+
+
+@pytest.mark.parametrize("template", ["<eos> $A", "<eos> ~ $A ~", "$A ~", "$A"])
+def test_a_text_begins_as_a_prompt_does_and_ends_with_the_end_token(template: str) -> None:
+    tokenizer = byte_tokenizer(eos=True)
+    added = [(token, tokenizer.convert_tokens_to_ids(token)) for token in ("<eos>", "~")]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single=template, special_tokens=added
+    )
+    text, eos = "abc", tokenizer.eos_token_id
+    before = [dict(added)[token] for token in template.partition("$A")[0].split()]
+    prompt = prompt_ids(tokenizer, text)
+    assert prompt == before + WITHOUT_EOS(text)["input_ids"]
+    assert prompt_ids(tokenizer, "") == before
+    ids = [*prompt, eos, *before, *WITHOUT_EOS("de")["input_ids"], eos]
+    blocks = pack([text, "", "de"], len(ids), tokenizer)
+    assert blocks[0]["input_ids"].tolist() == ids
+    assert blocks[0]["position_ids"][len(prompt) + 1] == 0
+    assert blocks.num_bytes == 5

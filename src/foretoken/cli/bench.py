@@ -16,12 +16,10 @@ PROMPT_LOOKUP = 10
 
 def bench(
     model: common.Model,
-    prompts: Annotated[
-        str, typer.Option(help="Texts to take prompts from; the same forms as --data elsewhere.")
-    ] = "stdlib:held-out",
+    prompts: common.Prompts = "stdlib:held-out",
     count: Annotated[int, typer.Option(help="How many prompts.")] = 20,
-    prompt_tokens: Annotated[int, typer.Option(help="Tokens per prompt, at most.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add to each.")] = 128,
+    prompt_tokens: common.PromptTokens = 64,
+    max_new_tokens: common.MaxNewTokens = 128,
     repeats: Annotated[int, typer.Option(help="Timings of each prompt; the median counts.")] = 3,
     include_loops: Annotated[
         bool,
@@ -45,9 +43,10 @@ def bench(
     """
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed)
-    longest = max(text.shape[1] for text in texts)
     context = loaded.backbone.max_length
+    room = None if context is None else context - max_new_tokens
+    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room)
+    longest = max(text.shape[1] for text in texts)
     if context is not None and longest + max_new_tokens > context:
         raise InputError(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "

@@ -20,7 +20,7 @@ from foretoken.data import (
     read_corpus,
     read_documents,
 )
-from foretoken.data.tokenization import prompt_ids
+from foretoken.data.tokenization import given_prompt, opening
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -39,7 +39,15 @@ Data = Annotated[
     ),
 ]
 Json = Annotated[Path | None, typer.Option("--json", help="Write the result file here.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Prompts = Annotated[
+    str, typer.Option(help="Texts or conversations to take prompts from; as --data of train.")
+]
+PromptTokens = Annotated[int, typer.Option(help="Length of a prompt cut from a text, at most.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to add to a prompt, at most.")]
+BlockSize = Annotated[int, typer.Option(help="Tokens per row.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
+]
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
     str,
@@ -49,6 +57,12 @@ Dtype = Annotated[
 ]
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; give one from 0 to {2**32 - 1}.")
+    return seed
 
 
 def pick_device(name: str) -> torch.device:
@@ -136,31 +150,49 @@ def load_corpus(
 
 
 def load_prompts(
-    path: str, tokenizer: PreTrainedTokenizerBase, length: int, count: int, seed: int
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    seed: int,
+    *,
+    room: int | None = None,
 ) -> list[torch.Tensor]:
-    """Up to `count` prompts of at most `length` tokens, (1, T) each, spread over the documents.
+    """Up to `count` prompts, (1, T) each, spread over the documents.
 
-    A longer document gives a stretch from a random place, a shorter one is used whole.
+    A text longer than `length` tokens gives a stretch from a random place, a shorter one is used
+    whole. A conversation, or what is marked as the prompt of token ids, is used whole; one longer
+    than `room`, where that is given, is passed over.
     """
     if length < 1 or count < 1:
         raise InputError(
-            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of 1 token."
+            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of at least 1 "
+            "token."
         )
     documents: list[Document] = list(read_documents(path))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
-    prefix = prompt_ids(tokenizer, "")
+    prefix = opening(tokenizer)
     prompts: list[torch.Tensor] = []
+    too_long = 0
     for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
-        tokens = tokenizer(documents[index].text, add_special_tokens=False)["input_ids"]
-        if len(tokens) < 1:
+        ids = given_prompt(documents[index], tokenizer, length)
+        if ids is not None and room is not None and len(ids) > room:
+            too_long += 1
             continue
-        start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
-        prompts.append(torch.tensor([prefix + tokens[start : start + length]]))
+        if ids is None:
+            text = tokenizer(documents[index].text, add_special_tokens=False, verbose=False)
+            tokens = text["input_ids"]
+            start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
+            ids = prefix + tokens[start : start + length] if tokens else []
+        if not ids:
+            continue
+        prompts.append(torch.tensor([ids]))
         if len(prompts) == count:
             break
     if not prompts:
-        raise InputError(f"{path}: no prompt in it has a single token.")
+        what = f"leaves room to answer (at most {room} tokens)" if too_long else "has a token"
+        raise InputError(f"{path}: no prompt in it {what}.")
     return prompts
 
 

@@ -15,13 +15,10 @@ from foretoken.errors import InputError
 
 def distill(
     model: common.Model,
-    prompts: Annotated[
-        str,
-        typer.Option(help="Texts or conversations to take prompts from; as --data of train."),
-    ],
+    prompts: common.Prompts,
     out: Annotated[Path, typer.Option(help="File of JSON lines; an unfinished one goes on.")],
-    prompt_tokens: Annotated[int, typer.Option(help="Length of a prompt cut from a text.")] = 64,
-    max_new_tokens: Annotated[int, typer.Option(help="Length of a continuation.")] = 128,
+    prompt_tokens: common.PromptTokens = 64,
+    max_new_tokens: common.MaxNewTokens = 128,
     count: Annotated[int | None, typer.Option(help="Use so many prompts. [all]")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus to draw from.")] = 1.0,
@@ -40,8 +37,10 @@ def distill(
     Example: foretoken distill tiny --prompts stdlib:train --count 256 --out runs/own.jsonl
     then: foretoken train tiny --data runs/own.jsonl --minutes 2 --out runs/own
     """
-    if prompt_tokens < 1 or (count is not None and count < 1):
-        raise InputError("prompt_tokens and count must be at least 1.")
+    if prompt_tokens < 1:
+        raise InputError(f"prompt_tokens is {prompt_tokens}; it must be at least 1.")
+    if count is not None and count < 1:
+        raise InputError(f"count is {count}; it must be at least 1.")
     sampling = Sampling(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         batch_size=batch_size, seed=seed,
@@ -59,6 +58,11 @@ def distill(
         used.append(prompt)
         if len(used) == count:
             break
+    if too_long and not used:
+        raise InputError(
+            f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in the model's context "
+            f"of {loaded.backbone.max_length}; ask for fewer."
+        )
     if too_long:
         common.console.print(
             f"{too_long} prompts are left out: with {max_new_tokens} tokens more they do not fit "
@@ -74,8 +78,11 @@ def distill(
         f"{file.done} continuations{again}; {written:,} tokens in {seconds:.0f} s → {out}"
     )
     rows = [
-        {"model": model, "prompts": file.done, "tokens": written, "seconds": seconds,
+        {"model": model, "prompts": file.done - before, "tokens": written, "seconds": seconds,
          "tokens_per_second": written / max(seconds, 1e-9)}
     ]  # fmt: skip
-    settings = {"prompts": prompts, "prompt_tokens": prompt_tokens, **vars(sampling)}
+    settings = {
+        "prompts": prompts, "count": count, "prompt_tokens": prompt_tokens, "before": before,
+        **vars(sampling),
+    }  # fmt: skip
     common.save_json(json, "distill", loaded, seed, settings, rows)

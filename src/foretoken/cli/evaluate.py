@@ -12,7 +12,7 @@ from foretoken.evaluation import measure_heads
 def evaluate(
     model: common.Model,
     data: common.Data,
-    block_size: Annotated[int, typer.Option(help="Tokens per row.")] = 256,
+    block_size: common.BlockSize = 256,
     blocks: Annotated[int | None, typer.Option(help="Rows to read; all by default.")] = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",

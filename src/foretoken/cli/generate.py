@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +13,9 @@ from rich.style import Style
 from transformers import PreTrainedTokenizerBase
 
 from foretoken.cli import common
-from foretoken.data.tokenization import prompt_ids
+from foretoken.data import Document, read_documents
+from foretoken.data.documents import RECORD_SUFFIXES, decode
+from foretoken.data.tokenization import given_prompt, prompt_ids
 from foretoken.decoding import NoDrafter, Step
 from foretoken.errors import InputError
 
@@ -29,9 +32,10 @@ def generate(
         str | None, typer.Option(help="Text to continue; - reads standard input.")
     ] = None,
     prompt_file: Annotated[
-        Path | None, typer.Option(help="File with the text to continue.")
+        Path | None,
+        typer.Option(help="File with the text, or of one record (.jsonl) with the conversation."),
     ] = None,
-    max_new_tokens: Annotated[int, typer.Option(help="How many tokens to add.")] = 128,
+    max_new_tokens: common.MaxNewTokens = 128,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour the tokens that the heads drafted.")
     ] = False,
@@ -44,10 +48,12 @@ def generate(
 
     Example: foretoken generate tiny-mtp --prompt "def main(" --show-drafts
     """
-    text = _prompt_text(prompt, prompt_file)
+    document = _prompt(prompt, prompt_file)
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    ids = torch.tensor([prompt_ids(tokenizer, text)], dtype=torch.long)
+    given = given_prompt(document, tokenizer)
+    text = document.text if given is None else str(tokenizer.decode(given))
+    ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
     stop = {*loaded.stop_tokens, tokenizer.eos_token_id} - {None}
@@ -139,12 +145,17 @@ def _write(text: str) -> None:
     common.console.file.flush()
 
 
-def _prompt_text(prompt: str | None, file: Path | None) -> str:
+def _prompt(prompt: str | None, file: Path | None) -> Document:
     if (prompt is None) == (file is None):
         raise InputError("give the text to continue with --prompt or --prompt-file, one of them.")
     if file is None:
-        return sys.stdin.read() if prompt == "-" else str(prompt)
+        return Document(sys.stdin.read() if prompt == "-" else str(prompt), "--prompt")
+    if file.name.lower().endswith(RECORD_SUFFIXES):
+        records = list(islice(read_documents(file), 2))
+        if len(records) > 1:
+            raise InputError(f"{file}: holds more than one prompt; give a file of the one.")
+        return records[0]
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{file}: cannot be read as UTF-8 text ({error}).") from None
+        return Document(decode(file.read_bytes(), str(file)), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None

@@ -15,7 +15,7 @@ def probe(
     depth: Annotated[int, typer.Option(help="Deepest depth K.")] = 2,
     width: Annotated[int, typer.Option(help="Strings summed over, per position and depth.")] = 32,
     positions: Annotated[int, typer.Option(help="Positions sampled from the text.")] = 512,
-    block_size: Annotated[int, typer.Option(help="Tokens per row.")] = 128,
+    block_size: common.BlockSize = 128,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foretoken.data.documents import Document
-from foretoken.data.tokenization import prompt_ids, render
+from foretoken.data.tokenization import given_prompt, opening
 from foretoken.errors import InputError
 from foretoken.model import MTPModel
 
@@ -53,7 +54,7 @@ class Sampling:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1 or self.batch_size < 1:
             raise InputError("max_new_tokens and batch_size must be at least 1.")
-        if not self.temperature >= 0 or not 0 < self.top_p <= 1:
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
             raise InputError("temperature must be 0 or more, and top_p over 0 and at most 1.")
 
 
@@ -69,18 +70,11 @@ def prompts_of(
     one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
     and continuations cover as much; each stands behind what the tokenizer puts before a text.
     """
-    prefix = prompt_ids(tokenizer, "")
+    prefix = opening(tokenizer)
     for document in documents:
-        if document.messages is not None:
-            turns = list(document.messages)
-            while turns and turns[-1]["role"] == "assistant":
-                turns.pop()
-            if not turns:
-                raise InputError(f"{document.source}: the conversation has no turn to answer")
-            text = render(turns, tokenizer, document.source, prompt=True)
-            yield list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        elif document.tokens is not None:
-            yield list(document.tokens[: document.prompt_tokens or prompt_tokens])
+        given = given_prompt(document, tokenizer, prompt_tokens)
+        if given is not None:
+            yield given
         else:
             ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
             for start in range(0, len(ids), prompt_tokens + max_new_tokens):
@@ -103,8 +97,9 @@ class Continuations:
         sampling: how to draw.
 
     Raises:
-        InputError: the file was begun with other settings, prompts or another model; a prompt is
-            empty or leaves no room in the context.
+        InputError: the file was begun with other settings, prompts or another model, is not one
+            that was begun here, or cannot be written; a prompt is empty or leaves no room in the
+            context.
     """
 
     def __init__(
@@ -147,28 +142,39 @@ class Continuations:
         }
         note = self.path.with_name(f"{self.path.name}.settings.json")
         text = json.dumps(settings, indent=2) + "\n"
-        if note.is_file() and note.read_text(encoding="utf-8") != text:
+        try:
+            self.done = self._keep_whole_batches() if self._was_begun(note, text) else 0
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not note.is_file():
+                _write_whole(note, text)
+            with self.path.open("a"):
+                pass  # it can be written to
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written to ({error.strerror}); name another file."
+            ) from None
+
+    def _was_begun(self, note: Path, text: str) -> bool:
+        """Whether the file is there and ours to go on with, by the note beside it."""
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{self.path}: is not a file; name one to be written.")
+        if note.is_file() and note.read_bytes() != text.encode():
             raise InputError(
                 f"{self.path}: was begun with other settings, see {note.name} beside it; "
                 "name another file."
             )
         if self.path.is_file() and not note.is_file():
             raise InputError(f"{self.path}: exists and was not begun here; name another file.")
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            if not note.is_file():
-                work = note.with_name(f".{note.name}")
-                work.write_text(text, encoding="utf-8")
-                work.replace(note)  # never half of it
-            self.done = self._keep_whole_batches()
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written to ({error.strerror}); name another file."
-            ) from None
+        return self.path.is_file()
 
     def _keep_whole_batches(self) -> int:
         """Cut the file behind its last whole batch; the number of prompts that are done."""
-        lines = self.path.read_bytes().splitlines(keepends=True) if self.path.is_file() else []
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if len(lines) > len(self.prompts) or not all(map(_continues, lines, self.prompts)):
+            raise InputError(
+                f"{self.path}: holds something else than continuations of these prompts; "
+                "name another file."
+            )
         whole = [line for line in lines if line.endswith(b"\n")]
         size = self.sampling.batch_size
         done = len(whole) if len(whole) == len(self.prompts) else len(whole) // size * size
@@ -237,6 +243,23 @@ def _generating(lm: Any, config: GenerationConfig) -> Iterator[None]:
         yield
     finally:
         lm.generation_config = own
+
+
+def _continues(line: bytes, prompt: list[int]) -> bool:
+    """Whether a line, perhaps half-written, is a continuation of `prompt`."""
+    begin = json.dumps({"tokens": prompt})[:-2].encode() + b","
+    return line.startswith(begin) or begin.startswith(line)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file, and never half of it."""
+    work = path.with_name(f".{path.name}")
+    try:
+        work.write_bytes(text.encode())
+        work.replace(path)
+    except OSError:
+        work.unlink(missing_ok=True)
+        raise
 
 
 def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:

@@ -25,10 +25,12 @@ LINES_SUFFIXES = (".jsonl", ".jsonl.gz")
 TABLE_SUFFIXES = (".parquet",)
 """A file with one of these names holds one record per row."""
 
+RECORD_SUFFIXES = LINES_SUFFIXES + TABLE_SUFFIXES
+
 _FIELDS = ("text", "messages", "tokens", "prompt_tokens")
 """Of a record, all that is read."""
 
-SUFFIXES = TEXT_SUFFIXES + LINES_SUFFIXES + TABLE_SUFFIXES
+SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
 _SUPPORTED = ", ".join(SUFFIXES)
 
@@ -151,12 +153,10 @@ def _read_files(path: Path, base: Path, files: list[Path]) -> Iterator[Document]
 def _read_text(file: Path, source: str) -> Iterator[Document]:
     try:
         # Bytes, then text: reading as text would rewrite the line ends.
-        text = file.read_bytes().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{file}: {_not_utf8(error)}") from None
+        content = file.read_bytes()
     except OSError as error:
         raise InputError(f"cannot read {file}: {error.strerror}") from None
-    yield Document(text=text, source=source)
+    yield Document(text=decode(content, str(file)), source=source)
 
 
 def _read_lines(file: Path, source: str) -> Iterator[Document]:
@@ -228,9 +228,7 @@ def _read_hub(address: str) -> Iterator[Document]:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     """One line of JSON; `where` names file and line in an error."""
     try:
-        record = json.loads(line.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: {_not_utf8(error)}") from None
+        record = json.loads(decode(line, where).removeprefix("\ufeff"))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
@@ -298,6 +296,14 @@ def _kind(value: object) -> str:
     return "null" if value is None else names.get(type(value), "a number")
 
 
-def _not_utf8(error: UnicodeDecodeError) -> str:
-    byte = error.object[error.start]
-    return f"not UTF-8 (byte {error.start} is 0x{byte:02x}): convert it to UTF-8"
+def decode(content: bytes, where: str) -> str:
+    """UTF-8 as text. What another encoding leaves between letters is valid in it, and no text."""
+    if not json.detect_encoding(content[:4]).startswith("utf-8"):
+        raise InputError(f"{where}: UTF-16 or no text at all: convert it to UTF-8")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        byte = error.object[error.start]
+        raise InputError(
+            f"{where}: not UTF-8 (byte {error.start} is 0x{byte:02x}): convert it to UTF-8"
+        ) from None

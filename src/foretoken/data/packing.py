@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
     """A corpus as blocks of exactly T tokens, for training and for measuring.
 
-    The tokens of all documents stand in one row, plain texts followed by the tokenizer's
-    end-of-sequence token (where it has one, which then belongs to the document); the row is cut
-    every T tokens, and a remainder shorter than T is dropped.
+    The tokens of all documents stand in one row. A plain text begins with what the tokenizer puts
+    before a prompt, often nothing, and is followed by its end-of-sequence token where it has one;
+    both belong to the document. The row is cut every T tokens, and a remainder shorter than T is
+    dropped.
 
     An item is `{"input_ids": (T,) int64, "position_ids": (T,) int64}`. Positions count from 0 at
     the start of each block and of each document in it, and they alone tell where documents begin:
@@ -45,7 +46,7 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         num_documents: documents of which at least one token is kept.
         num_bytes: UTF-8 bytes of the text kept. Documents wholly kept count in full, wholly
             dropped not at all, and one that is kept in part in proportion to its tokens kept; the
-            sum is rounded. End-of-sequence tokens count as tokens and have no bytes.
+            sum is rounded. Tokens that begin or end a sequence count and have no bytes.
         one_document_per_block: whether blocks are filled up rather than packed.
     """
 
@@ -88,8 +89,8 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
 
         `one_document_per_block` is for models that let packed documents attend to each other; a
         shorter block is filled up with the end-of-sequence token, else the padding token, else 0.
-        `progress` is called after every few documents with the number tokenized so far. The
-        tokenizer adds no special tokens of its own. The same documents give the same blocks.
+        `progress` is called after every few documents with the number tokenized so far. The same
+        documents give the same blocks.
 
         Raises:
             InputError: `block_size` is too small, or the text is too short: for one block, or with

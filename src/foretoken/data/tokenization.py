@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -65,7 +65,7 @@ def tokenize_all(
 def tokenize(
     documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
 ) -> Iterator[Tokenized]:
-    """Tokenize, with no special tokens but the end-of-sequence token behind every plain text.
+    """Tokenize. A plain text begins as a prompt does, and ends with the end-of-sequence token.
 
     A conversation is what the tokenizer's chat template makes of it, and the answers in it are
     learned: what the template marks with `{% generation %}`, else an assistant's turn with the
@@ -76,13 +76,13 @@ def tokenize(
     Ids that a document brings along stay as they are.
 
     Raises:
-        InputError: a conversation, and no chat template that fits or a tokenizer without offsets;
-            ids of another tokenizer.
+        InputError: a conversation, and no chat template that fits, a tokenizer without offsets, no
+            answer or an empty one; ids of another tokenizer.
     """
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
     eos = tokenizer.eos_token_id
-    tail = [] if eos is None else [eos]
+    head, tail = opening(tokenizer) if texts else [], [] if eos is None else [eos]
     for document in documents:
         size = len(document.text.encode("utf-8"))
         if document.tokens is not None:
@@ -91,7 +91,7 @@ def tokenize(
             yield from _conversation(document, tokenizer)
         else:
             ids = next(encoded)
-            yield Tokenized(np.array([*ids, *tail] if ids else [], np.int32), None, size)
+            yield Tokenized(np.array([*head, *ids, *tail] if ids else [], np.int32), None, size)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -105,6 +105,13 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
 
 
 def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
+    tokens = _known_tokens(document, tokenizer)
+    learned = np.arange(len(tokens)) >= document.prompt_tokens
+    return Tokenized(np.array(tokens, np.int32), learned, size)
+
+
+def _known_tokens(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids that a document brings along, where they are this tokenizer's."""
     tokens = list(document.tokens or ())
     if document.text:
         known = tokenizer.decode(tokens) == document.text
@@ -115,55 +122,134 @@ def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) ->
             f"{document.source}: the tokens are another tokenizer's, of which the text would be "
             "another; use data that was written with this model"
         )
-    learned = np.arange(len(tokens)) >= document.prompt_tokens
-    return Tokenized(np.array(tokens, np.int32), learned, size)
+    return tokens
 
 
 def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
-    """Render the turns, at once if possible; learn the tokens that begin inside an answer."""
+    """Render the turns, at once if possible, and learn the answers in them."""
     turns, source = document.messages or (), document.source
     if not tokenizer.is_fast:
         raise InputError(
             f"{source}: a conversation needs a fast tokenizer, which knows where its tokens begin; "
             f"{type(tokenizer).__name__} is none"
         )
+    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
+    for number in answers:
+        if _says_nothing(turns[number]):
+            raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
     whole = render(turns, tokenizer, source)
     if _GENERATION_TAG.search(str(tokenizer.get_chat_template())):
-        marked: Any = tokenizer.apply_chat_template(
-            list(turns), return_dict=True, return_assistant_tokens_mask=True
-        )
-        learned = np.array(marked["assistant_masks"], bool)
-        yield Tokenized(np.array(marked["input_ids"], np.int32), learned, _size(turns))
+        spans, untils = _marked(turns, tokenizer), [whole]
+    else:
+        spans, untils = _between(turns, answers, tokenizer, source)
+    if not any(begin < end for begin, end in spans):
+        raise InputError(f"{source}: the assistant answers nothing, so there is nothing to learn")
+    if all(whole.startswith(until) for until in untils):
+        yield _learn(whole, spans, tokenizer, _size(turns), source)
         return
-    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
-    befores = [render(turns[:n], tokenizer, source, prompt=True) for n in answers]
-    untils = [render(turns[: n + 1], tokenizer, source) for n in answers]
-    spans = [(len(before), len(until)) for before, until in zip(befores, untils, strict=True)]
-    for number, before, until in zip(answers, befores, untils, strict=True):
+    for number, until, span in zip(answers, untils, spans, strict=True):
+        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]), source)
+
+
+def _says_nothing(turn: Message) -> bool:
+    values = (value for name, value in turn.items() if name != "role")
+    return not any(value.strip() if isinstance(value, str) else value for value in values)
+
+
+def _marked(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
+    """What the template marks with `{% generation %}`, as characters of the conversation."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: Any = render_jinja_template(  # text and spans, whatever its annotation says
+        conversations=[list(turns)],
+        chat_template=tokenizer.get_chat_template(),
+        return_assistant_tokens_mask=True,
+        **cast(Any, tokenizer.special_tokens_map),
+    )
+    return list(rendered[1][0])
+
+
+def _between(
+    turns: Sequence[Message], answers: list[int], tokenizer: PreTrainedTokenizerBase, source: str
+) -> tuple[list[tuple[int, int]], list[str]]:
+    """For each of `answers`, the characters it takes up, and the conversation up to its end."""
+    spans, untils = [], []
+    for number in answers:
+        before = render(turns[:number], tokenizer, source, prompt=True)
+        until = render(turns[: number + 1], tokenizer, source)
         if not until.startswith(before):
             raise InputError(
                 f"{source}: the chat template asks for an answer otherwise than it writes one, so "
                 f"where turn {number + 1} begins cannot be told; use another template"
             )
-    if all(whole.startswith(until) for until in untils):
-        yield _learn(whole, spans, tokenizer, _size(turns))
-        return
-    for number, until, span in zip(answers, untils, spans, strict=True):
-        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]))
+        heading = _heading(turns[number], until[len(before) :])
+        if heading and before == render(turns[:number], tokenizer, source):
+            raise InputError(
+                f"{source}: the chat template writes {heading!r} before turn {number + 1}, but not "
+                "when it asks for an answer; use one that heeds add_generation_prompt"
+            )
+        spans.append((len(before), len(until)))
+        untils.append(until)
+    return spans, untils
+
+
+def _heading(turn: Message, written: str) -> str:
+    """What stands before the content of a turn that has nothing else to say."""
+    content = turn.get("content", "").strip()
+    if not content or turn.keys() - {"role", "content"}:
+        return ""
+    return written[: max(0, written.find(content))].strip()
 
 
 def _learn(
-    text: str, spans: list[tuple[int, int]], tokenizer: PreTrainedTokenizerBase, size: int
+    text: str,
+    spans: list[tuple[int, int]],
+    tokenizer: PreTrainedTokenizerBase,
+    size: int,
+    source: str,
 ) -> Tokenized:
-    """Learn the tokens of `text` that begin inside one of `spans` of its characters."""
+    """Learn the tokens of `text` that lie in `spans` of its characters.
+
+    Where the tokenizer would join the edge of a span with what stands around it (a line break
+    before an answer with one that begins it, say) the text is cut there first: an answer has only
+    tokens of its own, behind the very prompt that asks for it.
+    """
+    ids, begins, ends = _with_places(text, tokenizer)
+    edges = {edge for span in spans for edge in span if span[0] < span[1]}
+    cuts = sorted(edge for edge in edges if ((begins < edge) & (edge < ends)).any())
+    if cuts:
+        joined = ids
+        stretches = list(pairwise([0, *cuts, len(text)]))
+        parts = [_with_places(text[begin:end], tokenizer) for begin, end in stretches]
+        ids = np.concatenate([part[0] for part in parts])
+        begins = np.concatenate(
+            [part[1] + begin for part, (begin, _) in zip(parts, stretches, strict=True)]
+        )
+        if tokenizer.decode(ids) != tokenizer.decode(joined):
+            raise InputError(
+                f"{source}: the tokenizer joins the edge of an answer with what stands around it "
+                "and cannot keep them apart; use another template"
+            )
+    learned = np.zeros(len(ids), bool)
+    for begin, end in spans:
+        learned |= (begins >= begin) & (begins < end)
+    return Tokenized(ids, learned, size)
+
+
+def _with_places(
+    text: str, tokenizer: PreTrainedTokenizerBase
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Token ids, and for each the characters where it begins and ends: (T,) each.
+
+    Some tokenizers do not count the spaces that begin a token as its own; here they are.
+    """
     encoded: Any = tokenizer(
         text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
     )
-    begins = np.array([begin for begin, _ in encoded["offset_mapping"]], np.int64)
-    learned = np.zeros(len(begins), bool)
-    for begin, end in spans:
-        learned |= (begins >= begin) & (begins < end)
-    return Tokenized(np.array(encoded["input_ids"], np.int32), learned, size)
+    places = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
+    begins, ends = places[:, 0], places[:, 1]
+    reached = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
+    return np.array(encoded["input_ids"], np.int32), np.minimum(begins, reached), ends
 
 
 def _size(turns: Sequence[Message]) -> int:
@@ -188,9 +274,42 @@ def render(
     return cast(str, text)
 
 
+def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer puts before a text: a beginning-of-sequence token, or nothing."""
+    plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer("a")["input_ids"])
+    length = len(whole) - len(plain)
+    begins = (n for n in range(length + 1) if whole[n : n + len(plain)] == plain)
+    return whole[: next(begins, 0)]
+
+
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
-    ids = list(tokenizer(text)["input_ids"])
-    while ids and ids[-1] == tokenizer.eos_token_id != tokenizer.bos_token_id:
-        ids.pop()
-    return ids
+    return opening(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def given_prompt(
+    document: Document, tokenizer: PreTrainedTokenizerBase, length: int | None = None
+) -> list[int] | None:
+    """Token ids of the prompt that a document is itself; None of a text, which is only text.
+
+    A conversation is one up to where the assistant would answer for the last time, as the chat
+    template asks for it; of ids that a document brings along, those marked as its prompt, else the
+    first `length`.
+
+    Raises:
+        InputError: nobody speaks before the assistant, the chat template cannot be applied, or the
+            ids are another tokenizer's.
+    """
+    if document.tokens is not None:
+        tokens = _known_tokens(document, tokenizer)
+        return tokens[: document.prompt_tokens or length]
+    if document.messages is None:
+        return None
+    turns = list(document.messages)
+    while turns and turns[-1]["role"] == "assistant":
+        turns.pop()
+    if not turns:
+        raise InputError(f"{document.source}: the conversation has no turn to answer")
+    text = render(turns, tokenizer, document.source, prompt=True)
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
