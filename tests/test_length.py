@@ -1,0 +1,165 @@
+"""Draft lengths that change while decoding, and the one that is chosen."""
+
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import families
+import foretoken as ft
+from foretoken.backbone import Backbone
+from foretoken.decoding import (
+    AutoLength,
+    Batch,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    Sampling,
+    SpeculativeSampling,
+    Step,
+    TreeShape,
+    decode,
+    drafter_for,
+)
+from foretoken.errors import InputError
+from test_decoding import SHAPES, Checked, attached, prompts, reference
+
+NEW = 14
+
+
+class Told(AutoLength):
+    """Chooses what it is told, over and over."""
+
+    def __init__(self, lengths: list[int]) -> None:
+        super().__init__(max(lengths))
+        self.lengths = lengths
+
+    def choose(self) -> int:
+        self.chosen.append(self.lengths[len(self.chosen) % len(self.lengths)])
+        return self.chosen[-1]
+
+
+class CheckedWhereAsked(Checked):
+    """Looks at drafts of any length."""
+
+    def draft(self, committed, limit):
+        draft = self.inner.draft(committed, limit)
+        if draft.size:
+            row = torch.cat([committed.tokens[:, : committed.lengths[0]], draft.tokens], dim=1)
+            output = self.model.backbone(row, layers=self.model.layers)
+            last = committed.lengths[0] - 2
+            states = self.model.depth_hidden(row, output)
+            for token, state in zip(draft.tokens[0].tolist(), states, strict=False):
+                logits = self.model.backbone.unembed(state[0, last])
+                assert logits[token] >= logits.max() - 1e-3
+                self.drafts += 1
+        return draft
+
+
+def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
+    batch = Batch(model.backbone, row, None, NEW)
+    work = decode(model.backbone, batch, drafter, SpeculativeSampling(), Sampling(), length=length)
+    return [steps[0] for steps in work]
+
+
+@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
+@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next", "falcon_alibi"])
+def test_heads_that_were_left_out_catch_up(family: str, shape: str) -> None:
+    model = attached(family, shape)
+    for lengths in ([0, 3], [0, 0, 0, 2], [3, 0, 1, 0, 0, 2]):
+        checked = CheckedWhereAsked(model)
+        steps = run(model, prompts(family)[1], checked, Told(lengths))
+        assert [token for step in steps for token in step.tokens] == reference(family, 1)
+        assert checked.drafts > 0
+
+
+@settings(max_examples=15)
+@given(
+    lengths=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    kind=st.sampled_from(["heads", "tree", "model", "lookup"]),
+    family=st.sampled_from(["llama", "gpt2", "lfm2"]),
+)
+def test_the_output_is_the_same_for_any_lengths(lengths, kind, family) -> None:
+    model = attached(family, "trunk")
+    if kind == "tree" and family == "lfm2":
+        kind = "heads"  # a recurrent state follows chains alone
+    drafter = {
+        "heads": lambda: drafter_for(model.backbone, model.head),
+        "tree": lambda: drafter_for(model.backbone, model.head, None, TreeShape(nodes=6)),
+        "model": lambda: ModelDrafter(model.backbone, Backbone(families.build("llama")), 3),
+        "lookup": lambda: LookupDrafter(3, 1),
+    }[kind]()
+    steps = run(model, prompts(family)[1], drafter, Told(lengths))
+    assert [token for step in steps for token in step.tokens] == reference(family, 1)
+
+
+def simulate(costs: list[float], rates: list[float], rounds: int, seed: int = 0) -> AutoLength:
+    """Steps of given cost by length, whose drafts are accepted by depth at given rates."""
+    chance, auto = random.Random(seed), AutoLength(len(rates))
+    for _ in range(rounds):
+        length = auto.choose()
+        accepted = 0
+        while accepted < length and chance.random() < rates[accepted]:
+            accepted += 1
+        step = Step(length, accepted, tuple(range(accepted + 1)))
+        auto.record([step], length, costs[length] * chance.uniform(0.95, 1.05))
+    return auto
+
+
+def expected(length: int, costs: list[float], rates: list[float]) -> float:
+    tokens, reach = 1.0, 1.0
+    for rate in rates[:length]:
+        reach *= rate
+        tokens += reach
+    return tokens / costs[length]
+
+
+@pytest.mark.parametrize(
+    ("costs", "rates"),
+    [
+        ([1.0, 1.2, 1.3, 1.4], [0.9, 0.9, 0.9]),
+        ([1.0, 1.2, 1.6, 2.4], [0.8, 0.3, 0.1]),
+        ([1.0, 1.5, 1.7, 1.9], [0.2, 0.2, 0.2]),
+        ([1.0, 1.1, 1.9, 2.9], [0.5, 0.5, 0.5]),
+    ],
+)
+def test_the_length_that_brings_most_tokens_per_second_is_chosen(costs, rates) -> None:
+    auto = simulate(costs, rates, 600)
+    best = max(range(len(costs)), key=lambda n: expected(n, costs, rates))
+    late = auto.chosen[200:]
+    assert max(set(late), key=late.count) == best
+    assert late.count(best) > 0.85 * len(late)
+
+
+def test_useless_drafts_cost_little() -> None:
+    """Heads that are never right, and half as slow again: at most 3 % are lost once it is known."""
+    costs = [1.0, 1.3, 1.4, 1.5]
+    late = simulate(costs, [0.0, 0.0, 0.0], 1000).chosen[100:]
+    assert sum(costs[n] for n in late) / len(late) < 1.03
+
+
+def test_it_notices_that_drafts_have_become_good() -> None:
+    auto = AutoLength(2)
+    for number in range(1200):
+        length = auto.choose()
+        accepted = length if number > 300 else 0
+        step = Step(length, accepted, tuple(range(accepted + 1)))
+        auto.record([step], length, 1.0 + 0.2 * length)
+    assert auto.chosen[-100:].count(2) > 85
+
+
+def test_auto_is_an_option_of_generate() -> None:
+    model, row = attached("llama", "trunk"), prompts("llama")[1]
+    result = model.generate(row, max_new_tokens=NEW, draft_length="auto")
+    assert result.new_tokens == reference("llama", 1)
+    assert {step.drafted for step in result.row_steps} > {0}
+    fixed = model.generate(row, max_new_tokens=NEW, draft_length=2)
+    assert fixed.new_tokens == reference("llama", 1)
+    assert max(step.drafted for step in fixed.row_steps) == 2
+    for wrong in (0, 4, -1):
+        with pytest.raises(InputError, match="draft length"):
+            model.generate(row, max_new_tokens=NEW, draft_length=wrong)
+    with pytest.raises(InputError, match="its own draft length"):
+        model.generate(row, max_new_tokens=NEW, draft_length=2, drafter=NoDrafter())
