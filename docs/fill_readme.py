@@ -27,7 +27,7 @@ def speed(result: Result) -> list[list[str]]:
             f"{row['tokens_per_forward']:.2f}",
             f"{row['tokens_per_second']:.0f}",
             f"{row['speedup']:.2f}×",
-            f"{row['identical']} of {row['prompts']}",
+            "–" if row["identical"] is None else f"{row['identical']} of {row['prompts']}",
         ]
         for row in rows
     ]

@@ -27,9 +27,18 @@ import foretoken.cli.train
 import foretoken.loading
 from foretoken.backbone import fingerprint
 from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE
-from foretoken.cli import common, main
+from foretoken.cli import bench, common, drafting, main
 from foretoken.cli.generate import _Printer
-from foretoken.decoding import Step
+from foretoken.decoding import (
+    AcceptanceRule,
+    Distance,
+    Exact,
+    MinimumBlock,
+    SpeculativeSampling,
+    Step,
+    TopK,
+    Typical,
+)
 from foretoken.provenance import Result, read_result
 
 COMMANDS = ("demo", "info", "probe", "train", "distill", "eval", "generate", "bench")
@@ -273,7 +282,13 @@ def test_bench(place: Path, tmp_path: Path) -> None:
     out = fine("bench", place / "whole", *prompts, *options)
     result = checked(path, "bench", 5)
     rows = [row for row in result.rows if "tokens" in row]
-    names = ["plain", "parallel", "transformers", "transformers-prompt-lookup"]
+    names = [
+        "plain",
+        "parallel",
+        "prompt-lookup",
+        "transformers",
+        "transformers-prompt-lookup",
+    ]
     assert [row["method"] for row in rows] == names
     assert all(row["identical"] == row["prompts"] == 2 for row in rows)
     assert all(row["tokens"] == 20 for row in rows)
@@ -282,6 +297,38 @@ def test_bench(place: Path, tmp_path: Path) -> None:
     for name in names:
         assert f" {name} " in out  # whole: a table is not cut to the width of no terminal
     assert "…" not in out
+
+
+@pytest.mark.parametrize(("batch", "temperature"), [(1, 0.0), (2, 0.7)])
+def test_bench_of_everything(place: Path, tmp_path: Path, batch: int, temperature: float) -> None:
+    path = tmp_path / "bench.json"
+    size = ("--count", 3, "--prompt-tokens", 12, "--max-new-tokens", 10, "--repeats", 1)
+    options = ("--tree", "3,2", "--draft-model", place / "other", "--include-loops")
+    how = ("--batch-size", batch, "--temperature", temperature, "--json", path)
+    out = fine("bench", place / "whole", "--prompts", place / "text.py", *size, *options, *how)
+    rows = {row["method"]: row for row in checked(path, "bench", 0).rows if "tokens" in row}
+    ours = ["plain", "parallel", "parallel-tree", "prompt-lookup", "draft-model"]
+    theirs = ["transformers", "transformers-prompt-lookup", "transformers-draft-model"]
+    assert list(rows) == ours + (theirs if batch == 1 else theirs[:1])
+    other = str(place / "other")
+    drafters = ["none", "heads", "heads", "lookup", other, "none", "lookup", other]
+    assert [row["drafter"] for row in rows.values()] == drafters[: len(rows)]
+    assert {row["tree"] for row in rows.values()} == {None, "3,2"}
+    assert {row["batch"] for row in rows.values()} == {batch}
+    assert {row["temperature"] for row in rows.values()} == {temperature}
+    assert {row["identical"] for row in rows.values()} == {None if temperature else 3}
+    assert {row["tokens"] for row in rows.values()} == {30}
+    assert ("temperature 0.7, batch 2" if temperature else "greedy, batch 1") in out
+
+
+def test_bench_compiles_plain_and_heads(place: Path) -> None:
+    model = ft.MTPModel.from_pretrained(place / "whole")
+    methods = bench.methods_of(model, compiled=True, tree="4")
+    compiled = [method for method in methods if method.facts["compiled"]]
+    names = ["plain-compiled", "parallel-compiled", "parallel-tree-compiled"]
+    assert [method.name for method in compiled] == names
+    assert all(method.compiled for method in compiled)
+    assert not any(method.facts["compiled"] for method in methods if method not in compiled)
 
 
 @pytest.mark.parametrize("options", [("--plain",), ()])
@@ -392,6 +439,73 @@ def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
         refused("generate", model, "--prompt-file", path, *options)
     mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
     assert "more than one prompt" in mixed
+
+
+@pytest.mark.parametrize(
+    ("options", "method", "kind"),
+    [
+        (("--tree", "3,2"), "parallel", "greedy, lossless"),
+        (("--tree", 5, "--draft-length", 1), "parallel", "greedy, lossless"),
+        (("--drafter", "none"), "plain", "greedy, lossless"),
+        (("--drafter", "lookup", "--rule", "exact"), "prompt-lookup", "greedy, lossless"),
+        (("--drafter", "{place}/other", "--tree", "2,1"), "draft-model", "greedy, lossless"),
+        (("--rule", "minimum-block:2"), "parallel", "greedy, LOSSY"),
+    ],
+)
+def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, kind) -> None:
+    path = tmp_path / "generate.json"
+    options = [str(option).format(place=place) for option in options]
+    given = ("--prompt", "def f(x):", "--max-new-tokens", 12)
+    ran = run("generate", place / "whole", *given, *options, "--json", path)
+    assert f"({kind})" in ran.err
+    (row,) = checked(path, "generate", None).rows
+    assert row["method"] == method
+    assert row["tree"] == (options[options.index("--tree") + 1] if "--tree" in options else None)
+    assert (row["batch"], row["temperature"], row["compiled"]) == (1, 0, False)
+    same = ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
+    assert same == kind.endswith("lossless")
+
+
+def test_generate_draws_by_its_seed(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generate.json"
+    options = ("--prompt", "def", "--max-new-tokens", 12, "--temperature", 0.9, "--top-p", 0.8)
+    texts = [
+        fine("generate", place / "whole", *options, "--seed", seed, "--top-k", 40, "--min-p", 0.01)
+        for seed in (1, 1, 2)
+    ]
+    assert texts[0] == texts[1] != texts[2]
+    ran = run("generate", place / "whole", *options, "--seed", 2, "--json", path)
+    assert "(sampled at temperature 0.9, lossless)" in ran.err
+    result = checked(path, "generate", 2)
+    assert result.rows[0]["temperature"] == 0.9
+    assert result.settings["top_p"] == 0.8
+
+
+def test_generate_stops_at_a_text(place: Path) -> None:
+    options = ("--prompt", "def f(x):", "--max-new-tokens", 12)
+    whole = fine("generate", place / "whole", *options).removesuffix("\n")
+    stop = next(c for c in whole[len("def f(x):") + 3 :] if c.isascii())
+    stopped = fine("generate", place / "whole", *options, "--stop", "@@@", "--stop", stop)
+    end = whole.index(stop, len("def f(x):")) + 1
+    assert stopped == whole[:end] + "\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "rule"),
+    [
+        (None, SpeculativeSampling()),
+        ("exact", Exact()),
+        ("top-k", TopK(2)),
+        ("top-k:5", TopK(5)),
+        ("distance:0", Distance(0)),
+        ("typical:0.5", Typical(epsilon=0.5)),
+        ("minimum-block:3", MinimumBlock(3)),
+    ],
+)
+def test_rules_by_name(text: str | None, rule: AcceptanceRule) -> None:
+    found = drafting.parse_rule(text)
+    assert type(found) is type(rule)
+    assert vars(found) == vars(rule)
 
 
 # -- streaming ----------------------------------------------------------------------------------
@@ -590,6 +704,9 @@ UNREADABLE = [
     ("bodies.parquet", "row 1: the field 'text' is missing (fields: 'body')"),
     ("none.parquet", "every document is empty"),
 ]
+
+
+GENERATE = f"generate {MODEL} --prompt x"
 BAD = [
     # What is read.
     *(
@@ -639,6 +756,10 @@ BAD = [
     (f"{BENCH} --prompt-tokens 0", "at least 1"),
     (f"{BENCH} --max-new-tokens 0", "max_new_tokens is 0"),
     (f"{BENCH} --max-new-tokens 8 --repeats 0", "repeats is 0"),
+    (f"{BENCH} --max-new-tokens 8 --batch-size 0", "batch_size is 0"),
+    (f"{BENCH} --max-new-tokens 8 --tree 2,1", "the model has none"),
+    (f"{BENCH} --max-new-tokens 8 --temperature -1", "temperature is -1"),
+    (f"{BENCH} --max-new-tokens 8 --draft-model nonsense", "does not exist"),
     (f"{BENCH} --prompt-tokens 100 --max-new-tokens 29", f"context of {CONTEXT}"),
     (f"{BENCH} --seed -1", "seed is -1"),
     (f"{BENCH} --seed {2**70}", "seed is"),
@@ -660,6 +781,29 @@ BAD = [
     (f"generate {MODEL} --prompt-file {{place}}/empty.txt", "the prompt is empty"),
     (f"generate {MODEL}", "--prompt or --prompt-file"),
     (f"generate {MODEL} --prompt x --prompt-file y", "--prompt or --prompt-file"),
+    # How it is drafted, judged and drawn.
+    (f"{GENERATE} --temperature -1", "temperature is -1"),
+    (f"{GENERATE} --top-p 0.9", "add --temperature"),
+    (f"{GENERATE} --temperature 1 --top-p 0", "top_p is 0"),
+    (f"{GENERATE} --temperature 1 --top-k -1", "top_k 0"),
+    (f"{GENERATE} --repetition-penalty 0", "repetition_penalty is 0"),
+    (f"{GENERATE} --drafter heads", "no heads"),
+    (f"{GENERATE} --drafter nonsense", "model 'nonsense' does not exist"),
+    (f"{GENERATE} --drafter lookup --tree 2,1", "drafter lookup makes no trees"),
+    (f"{GENERATE} --drafter lookup --draft-length 0", "at least 1 token"),
+    (f"{GENERATE} --plain --draft-length 2", "there is no draft"),
+    (f"{GENERATE} --plain --drafter lookup", "leave out --drafter lookup"),
+    ("generate {place}/whole --prompt x --draft-length 3", "draft 1 to 2 tokens"),
+    ("generate {place}/whole --prompt x --tree 2,x", "--tree 2,x"),
+    ("generate {place}/whole --prompt x --tree 0", "at least 1"),
+    ("generate {place}/whole --prompt x --tree 300,1", "make it narrower"),
+    (f"{GENERATE} --rule nonsense", "'nonsense' is unknown"),
+    (f"{GENERATE} --rule exact:1", "takes no number"),
+    (f"{GENERATE} --rule top-k:1.5", "such as top-k:2"),
+    (f"{GENERATE} --rule top-k:0", "k is 0"),
+    (f"{GENERATE} --rule distance:inf", "such as distance:1"),
+    (f"{GENERATE} --rule typical:2", "epsilon"),
+    (f"{GENERATE} --stop=", "can never appear"),
     # Where, and in which type.
     (f"info {MODEL} --device nonsense", "device 'nonsense'"),
     (f"info {MODEL} --device meta", "device 'meta'"),

@@ -1,6 +1,7 @@
 import math
 from collections.abc import Iterable
 from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -12,7 +13,15 @@ from torch import Tensor
 import families
 import foretoken as ft
 from foretoken.data import PackedBlocks
-from foretoken.decoding import NoDrafter, Step
+from foretoken.decoding import (
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    Sampling,
+    Step,
+    TreeShape,
+    drafter_for,
+)
 from foretoken.errors import InputError
 from foretoken.evaluation import (
     DepthTable,
@@ -334,19 +343,23 @@ class Clock:
 
 
 class Fake:
-    """Continues prompt (1, 1) = [[p]] with `texts[p]`, at a known cost per call."""
+    """Continues a prompt that ends with token p by `texts[p]`, at a known cost per call."""
+
+    facts: ClassVar = {"compiled": False}
 
     def __init__(self, name: str, clock: Clock, texts, costs, forwards: int, taken=()) -> None:
         self.name, self.clock, self.texts, self.taken = name, clock, texts, tuple(taken)
         self.costs, self.forwards = iter(costs), forwards
-        self.calls: list[tuple[int, int]] = []
+        self.calls: list[tuple[int, ...]] = []
 
-    def __call__(self, prompt: Tensor, count: int) -> Continuation:
-        self.calls.append((int(prompt), count))
+    def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
+        last = prompts[:, -1].tolist()
+        self.calls.append((*last, count))
         self.clock.now += next(self.costs)
-        return Continuation(self.texts[int(prompt)][:count], self.forwards, self.taken)
+        return Continuation([self.texts[p][:count] for p in last], self.forwards, self.taken)
 
 
+TREE = TreeShape(widths=(2, 1))
 NEWS = list(range(29))
 LOOPS_AT_17 = [*range(15), 50, 51, *[50, 51] * 6]
 LOOPS_AT_ONCE = [7] * 40
@@ -368,7 +381,7 @@ def test_a_comparison_adds_up(clock: Clock) -> None:
     wrong = [[*NEWS[:-1], 99], *texts[1:]]
     untimed, first, second = [1000.0] * 3, [4.0, 2.0, 900.0], [3.0, 800.0, 1.0]
     plain = Fake("plain", clock, texts, [*untimed, *first, *second], 10)
-    fast = Fake("fast", clock, texts, [2.0, 1.0, 700.0, 0.5, 1.5, 600.0], 5, steps((2, 1), (2, 2)))
+    fast = Fake("fast", clock, texts, [2.0, 1.0, 700.0, 0.5, 1.5, 600.0], 2, steps((2, 1), (2, 2)))
     bad = Fake("bad", clock, wrong, [7.0] * 6, 4)
     seen: list[float] = []
     table = compare(
@@ -379,10 +392,10 @@ def test_a_comparison_adds_up(clock: Clock) -> None:
     asked = [(0, 29)] * 3 + [(1, 17)] * 3
     assert plain.calls == [*((p, 29 + LOOK_AHEAD) for p in range(3)), *asked]
     assert fast.calls == bad.calls == asked
-    common = {"prompts": 2, "tokens": 46}
+    common = {"prompts": 2, "tokens": 46, "batch": 1, "compiled": False}
     expected = [
         {"method": "plain", "identical": 2, "forwards": 20, "seconds": 7.0, "speedup": 1.0},
-        {"method": "fast", "identical": 2, "forwards": 10, "seconds": 3.5, "speedup": 2.0},
+        {"method": "fast", "identical": 2, "forwards": 4, "seconds": 3.5, "speedup": 2.0},
         {"method": "bad", "identical": 1, "forwards": 8, "seconds": 14.0, "speedup": 0.5},
     ]
     for row, facts in zip(table.rows[:3], expected, strict=True):
@@ -402,12 +415,12 @@ def test_who_begins_changes_from_turn_to_turn(clock: Clock) -> None:
     order: list[str] = []
 
     def follow(name: str):
-        def method(prompt: Tensor, count: int) -> Continuation:
+        def method(prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
             order.append(name)
             clock.now += 1
-            return Continuation(NEWS, 20)
+            return Continuation([NEWS], 20)
 
-        method.name = name
+        method.name, method.facts = name, {}
         return method
 
     compare([follow("p"), follow("q")], prompts(2), max_new_tokens=20, repeats=2)
@@ -460,8 +473,8 @@ def test_the_real_methods_agree_and_count_their_passes() -> None:
     heads = Foretoken(model)(prompt, 12)
     own = Transformers(model)(prompt, 12)
     lookup = Transformers(model, lookup=3)(prompt, 12)
-    assert len(plain.tokens) == 12
-    assert plain.tokens == heads.tokens == own.tokens == lookup.tokens
+    assert list(map(len, plain.rows)) == [12]
+    assert plain.rows == heads.rows == own.rows == lookup.rows
     assert plain.forwards == own.forwards == 12
     assert heads.forwards == len(heads.steps) <= 12
     assert lookup.forwards <= 12
@@ -469,7 +482,8 @@ def test_the_real_methods_agree_and_count_their_passes() -> None:
     assert names == ["plain", "parallel", "x"]
     assert Transformers(model).name == "transformers"
     assert Transformers(model, lookup=3).name == "transformers-prompt-lookup"
-    assert plain.tokens == model.generate(prompt, max_new_tokens=12, drafter=NoDrafter()).new_tokens
+    expected = model.generate(prompt, max_new_tokens=12, drafter=NoDrafter())
+    assert plain.rows == expected.continuations
 
 
 @pytest.mark.parametrize("lookup", [None, 3])
@@ -477,13 +491,85 @@ def test_transformers_goes_on_after_an_end_of_sequence_token(lookup: int | None)
     """Every method makes as many tokens as asked for, whatever the model's own settings say."""
     model = ft.MTPModel(families.build("llama")).eval()
     prompt = families.prompt()
-    expected = Foretoken(model, plain=True)(prompt, 12).tokens
+    expected = Foretoken(model, plain=True)(prompt, 12).rows
     own = model.lm.generation_config
-    own.update(eos_token_id=expected[3], repetition_penalty=3.0)
+    own.update(eos_token_id=expected[0][3], repetition_penalty=3.0)
     before = own.to_dict()
-    assert Transformers(model, lookup=lookup)(prompt, 12).tokens == expected
+    assert Transformers(model, lookup=lookup)(prompt, 12).rows == expected
     assert model.lm.generation_config is own
     assert own.to_dict() == before
+
+
+def test_similar_lengths_go_together(clock: Clock) -> None:
+    """Padded in front; the shortest continuation of a batch counts for all of it."""
+    texts = [LOOPS_AT_17, NEWS, LOOPS_AT_ONCE, NEWS, LOOPS_AT_17]
+    plain = Fake("plain", clock, texts, [1.0] * 9, 10)
+    given = [torch.tensor([[9] * index + [index]]) for index in range(5)]
+    table = compare([plain], given, max_new_tokens=29, repeats=1, batch_size=2)
+    assert plain.calls[5:] == [(1, 3, 29), (0, 4, 17)]
+    (row,) = table.rows
+    assert (row["batch"], row["prompts"], row["identical"]) == (2, 4, 4)
+    assert (row["tokens"], row["forwards"]) == (2 * 29 + 2 * 17, 20)
+    assert row["tokens_per_forward"] == row["tokens"] / 40  # per row
+
+
+def test_batches_of_real_methods_agree() -> None:
+    model = ft.attach(families.build("llama"), depth=2).eval()
+    texts = [families.prompt(seed=s)[:, s:] for s in range(3)]
+    methods = [
+        Foretoken(model, plain=True),
+        Foretoken(model),
+        Foretoken(model, "tree", drafter=drafter_for(model.backbone, model.head, None, TREE)),
+        Foretoken(model, "lookup", drafter=LookupDrafter(), source="lookup"),
+        Transformers(model),
+    ]
+    table = compare(methods, texts, max_new_tokens=8, repeats=1, batch_size=2, exclude_loops=False)
+    rows = [row for row in table.rows if "tokens" in row]
+    assert [row["identical"] for row in rows] == [3] * 5
+    assert [row["tokens"] for row in rows] == [24] * 5
+    assert [row["drafter"] for row in rows] == ["none", "heads", "heads", "lookup", "none"]
+    assert rows[0]["tokens_per_forward"] == rows[4]["tokens_per_forward"] == 1
+
+
+def test_draft_models_in_both_loops() -> None:
+    model, draft = (ft.MTPModel(families.build("llama", seed=seed)).eval() for seed in (0, 1))
+    prompt = families.prompt()
+    expected = Foretoken(model, plain=True)(prompt, 12).rows
+    ours = ModelDrafter(model.backbone, draft.backbone)
+    assert Foretoken(model, "draft-model", drafter=ours, source="x")(prompt, 12).rows == expected
+    theirs = Transformers(model, draft=(draft, "x"))
+    assert (theirs.name, theirs.facts["drafter"]) == ("transformers-draft-model", "x")
+    found = theirs(prompt, 12)
+    assert found.rows == expected
+    assert found.forwards <= 12  # of the model, not of the draft model
+
+
+def test_sampled_methods_repeat_themselves_and_are_not_compared() -> None:
+    model = ft.attach(families.build("llama"), depth=2).eval()
+    prompt, drawn = families.prompt(), Sampling(temperature=1.0, seeds=7)
+    methods = [
+        Foretoken(model, plain=True, sampling=drawn),
+        Foretoken(model, sampling=drawn),
+        Transformers(model, sampling=drawn),
+    ]
+    before = torch.get_rng_state()
+    for method in methods:
+        assert method(prompt, 12).rows == method(prompt, 12).rows
+    assert torch.equal(torch.get_rng_state(), before)
+    assert methods[2](prompt, 12).rows != Transformers(model)(prompt, 12).rows
+    table = compare(methods, [prompt], max_new_tokens=8, repeats=1)
+    rows = [row for row in table.rows if "tokens" in row]
+    assert [(row["identical"], row["temperature"], row["tokens"]) for row in rows] == [
+        (None, 1.0, 8)
+    ] * 3
+
+
+def test_compiling_is_not_timed(clock: Clock) -> None:
+    plain = Fake("plain", clock, [NEWS], [1.0] * 2, 20)
+    other = Fake("compiled", clock, [NEWS], [500.0, 0.5], 20)
+    other.facts = {"compiled": True}
+    table = compare([plain, other], prompts(1), max_new_tokens=20, repeats=1)
+    assert table.rows[1]["seconds"] == 0.5
 
 
 def test_without_heads_there_is_only_plain_decoding() -> None:

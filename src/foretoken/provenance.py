@@ -66,6 +66,14 @@ FIELDS: tuple[str, ...] = (
     "n",  # tokens predicted per position: depths 0…K
     "recipe",  # how it was trained
     "tap",  # which hidden state its heads read
+    "batch",  # rows decoded at once
+    "temperature",  # 0: greedy
+    "compiled",  # whether the decoding step was
+    "drafter",  # heads, none, lookup, or the draft model's name
+    "tree",  # the draft's shape, as typed; none for a chain
+    "dtype",  # of the weights, where a result has several
+    "changed",  # tokens that differ from those of one-token passes
+    "gap",  # between the two largest logits
 )
 """Every field name that a row may have. A new one is registered here, and used by all commands."""
 

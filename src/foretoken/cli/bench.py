@@ -4,14 +4,15 @@ from typing import Annotated, Any
 
 import typer
 
-from foretoken.cli import common
+from foretoken.cli import common, drafting
+from foretoken.decoding import LookupDrafter, ModelDrafter, Sampling
 from foretoken.errors import InputError
 from foretoken.evaluation import Foretoken, SpeedTable, Transformers, compare
 from foretoken.evaluation.speed import Method
 from foretoken.model import MTPModel
 
 PROMPT_LOOKUP = 10
-"""Tokens that transformers' prompt lookup drafts; 10 is what its documentation uses."""
+"""Tokens that prompt lookup drafts, ours and transformers'; its documentation uses 10."""
 
 
 def bench(
@@ -29,15 +30,29 @@ def bench(
             "which flatters every drafting method.",
         ),
     ] = False,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded at once.")] = 1,
+    temperature: drafting.Temperature = 0.0,
+    tree: Annotated[
+        str | None,
+        typer.Option(help="Draft trees from the heads too: 4,2,1 (children by depth), 12 (nodes)."),
+    ] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Compare with this draft model.")
+    ] = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Measure plain and heads with a compiled step too.")
+    ] = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
 ) -> None:
-    """Compare plain decoding, the model's heads and transformers' generate on the same prompts.
+    """Compare plain decoding, drafts of all kinds and transformers' generate on the same prompts.
 
-    All outputs are greedy and are checked against plain decoding. Unless told otherwise every
-    method stops where the plain continuation begins to loop, since in a loop any draft is accepted.
+    Greedy outputs are checked against plain decoding; those drawn at a temperature differ by their
+    random numbers. Unless told otherwise every method stops where the plain greedy continuation
+    begins to loop, since in a loop any draft is accepted. transformers drafts for one prompt at a
+    time only.
 
     Example: foretoken bench tiny-mtp
     """
@@ -52,22 +67,39 @@ def bench(
             f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
             f"model's context of {context}; ask for fewer."
         )
+    draft = None
+    if draft_model is not None:
+        draft = drafting.load_draft_model(draft_model, loaded), draft_model
+    methods = methods_of(
+        loaded,
+        sampling=drafting.sampling(temperature, seed),
+        compiled=compiled,
+        draft=draft,
+        tree=tree,
+        batch_size=batch_size,
+    )
     with common.progress_bar("Decoding") as progress:
         found = compare(
-            methods_of(loaded),
+            methods,
             [text.to(loaded.backbone.device) for text in texts],
             max_new_tokens=max_new_tokens,
             repeats=repeats,
             exclude_loops=not include_loops,
+            batch_size=batch_size,
             progress=progress,
         )
-    show_speed([(model, found)], f"{model} on {prompts}, greedy, batch 1")
+    show_speed([(model, found)], title(f"{model} on {prompts}", temperature, batch_size))
     settings = {
         "prompts": prompts,
         "count": count,
         "prompt_tokens": prompt_tokens,
         "max_new_tokens": max_new_tokens,
         "repeats": repeats,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "tree": tree,
+        "draft_model": draft_model,
+        "compile": compiled,
         "prompt_lookup": PROMPT_LOOKUP,
         "loops": "included" if include_loops else "excluded",
         "looped": found.looped,
@@ -77,15 +109,56 @@ def bench(
     common.save_json(json, "bench", loaded, seed, settings, rows)
 
 
-def methods_of(model: MTPModel) -> list[Method]:
-    """Everything that can decode with this model, plain first."""
-    heads: list[Method] = [Foretoken(model)] if model.head is not None else []
-    return [
-        Foretoken(model, plain=True),
-        *heads,
-        Transformers(model),
-        Transformers(model, lookup=PROMPT_LOOKUP),
-    ]
+def methods_of(
+    model: MTPModel,
+    *,
+    sampling: Sampling | None = None,
+    compiled: bool = False,
+    draft: tuple[MTPModel, str] | None = None,
+    tree: str | None = None,
+    batch_size: int = 1,
+) -> list[Method]:
+    """Everything that can decode with this model, plain first.
+
+    Args:
+        model: that decodes.
+        sampling: greedy by default.
+        compiled: show plain decoding and the heads with a compiled step too.
+        draft: a draft model, and its name.
+        tree: a shape, to draft trees from the heads too.
+        batch_size: with more than 1, transformers drafts nothing.
+    """
+    ours = [Foretoken(model, plain=True, sampling=sampling)]
+    heads = {None: None, tree: drafting.parse_tree(tree)} if model.head is not None else {}
+    if tree is not None and not heads:
+        raise InputError("trees are drafted by heads, and the model has none; leave out --tree.")
+    for text, shape in heads.items():
+        drafter = drafting.drafter("heads", model, shape=shape)
+        name = drafting.method_name("heads", model) + ("-tree" if text else "")
+        ours.append(Foretoken(model, name, drafter=drafter, sampling=sampling, tree=text))
+    if compiled:
+        ours += [method.compile() for method in ours]
+    lookup = LookupDrafter(PROMPT_LOOKUP)
+    ours.append(
+        Foretoken(model, "prompt-lookup", drafter=lookup, sampling=sampling, source="lookup")
+    )
+    theirs = [Transformers(model, sampling=sampling)]
+    if batch_size == 1:
+        theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
+    if draft is not None:
+        asked = ModelDrafter(model.backbone, draft[0].backbone)
+        ours.append(
+            Foretoken(model, "draft-model", drafter=asked, sampling=sampling, source=draft[1])
+        )
+        if batch_size == 1:
+            theirs.append(Transformers(model, draft=draft, sampling=sampling))
+    return [*ours, *theirs]
+
+
+def title(what: str, temperature: float, batch_size: int) -> str:
+    """The headline of a comparison."""
+    chosen = f"temperature {temperature:g}" if temperature else "greedy"
+    return f"{what}, {chosen}, batch {batch_size}"
 
 
 def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
@@ -94,9 +167,8 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
     rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
     common.table(title, columns, rows)
     for model, table in found:
-        shares = _acceptance(table)
-        if shares:
-            common.console.print(f"{model}: accepted while decoding, {shares}")
+        for method, shares in _acceptance(table).items():
+            common.console.print(f"{model}, {method}: accepted while decoding, {shares}")
         if table.looped:
             common.console.print(
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "
@@ -111,14 +183,14 @@ def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:
         f"{row['tokens_per_forward']:.2f}",
         f"{row['tokens_per_second']:.0f}",
         f"{row['speedup']:.2f}×",
-        f"{row['identical']} of {row['prompts']}",
+        "–" if row["identical"] is None else f"{row['identical']} of {row['prompts']}",
     )
 
 
-def _acceptance(table: SpeedTable) -> str:
-    shares = [
-        f"depth {row['depth']}: {common.percent(row['acceptance'])}"
-        for row in table.rows
-        if "acceptance" in row
-    ]
-    return ", ".join(shares)
+def _acceptance(table: SpeedTable) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        if "acceptance" in row:
+            share = f"depth {row['depth']}: {common.percent(row['acceptance'])}"
+            found.setdefault(row["method"], []).append(share)
+    return {method: ", ".join(shares) for method, shares in found.items()}

@@ -12,11 +12,11 @@ from rich.color import ColorSystem
 from rich.style import Style
 from transformers import PreTrainedTokenizerBase
 
-from foretoken.cli import common
+from foretoken.cli import common, drafting
 from foretoken.data import Document, read_documents
 from foretoken.data.documents import RECORD_SUFFIXES, decode
 from foretoken.data.tokenization import given_prompt, prompt_ids
-from foretoken.decoding import NoDrafter, Step
+from foretoken.decoding import Step
 from foretoken.errors import InputError
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
@@ -36,19 +36,49 @@ def generate(
         typer.Option(help="File with the text, or of one record (.jsonl) with the conversation."),
     ] = None,
     max_new_tokens: common.MaxNewTokens = 128,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End where this text is complete. Repeat for more."),
+    ] = None,
+    temperature: drafting.Temperature = 0.0,
+    top_k: drafting.TopKOption = 0,
+    top_p: drafting.TopP = 1.0,
+    min_p: drafting.MinP = 0.0,
+    repetition_penalty: drafting.RepetitionPenalty = 1.0,
+    seed: common.Seed = 0,
+    drafter: drafting.DrafterName = None,
+    draft_length: drafting.DraftLength = None,
+    tree: drafting.Tree = None,
+    rule: drafting.Rule = None,
+    compiled: drafting.Compile = False,
     show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Colour the tokens that the heads drafted.")
+        bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")
     ] = False,
-    plain: Annotated[bool, typer.Option("--plain", help="Decode without the heads.")] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Decode without the heads, as --drafter none.")
+    ] = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
 ) -> None:
-    """Continue a prompt greedily. The output is the backbone's own; heads only make it come faster.
+    """Continue a prompt. The output is the backbone's own; drafts only make it come faster.
+
+    Greedy unless --temperature is given. The lossy rules change the output, and the last line says
+    so.
 
     Example: foretoken generate tiny-mtp --prompt "def main(" --show-drafts
     """
     document = _prompt(prompt, prompt_file)
+    shape = drafting.parse_tree(tree)
+    accept = drafting.parse_rule(rule)
+    sampling = drafting.sampling(
+        temperature,
+        seed,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
     given = given_prompt(document, tokenizer)
@@ -56,15 +86,21 @@ def generate(
     ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
-    stop = {*loaded.stop_tokens, tokenizer.eos_token_id} - {None}
-    printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
-    steps: list[Step] = []
-    for (step,) in loaded.stream(
+    name = drafting.drafter_name(drafter, loaded, plain=plain)
+    stream = loaded.stream(
         ids,
         max_new_tokens=max_new_tokens,
-        stop_tokens=stop,
-        drafter=NoDrafter() if plain else None,
-    ):
+        stop_tokens={*loaded.stop_tokens, tokenizer.eos_token_id} - {None},
+        stop_strings=stop or (),
+        tokenizer=tokenizer,
+        sampling=sampling,
+        drafter=drafting.drafter(name, loaded, draft_length, shape),
+        rule=accept,
+        compiled=compiled,
+    )
+    printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
+    steps: list[Step] = []
+    for (step,) in stream:
         if not steps:  # not earlier: a prompt that is refused is not repeated
             _write(text)
         steps.append(step)
@@ -73,26 +109,39 @@ def generate(
     count = sum(len(step.tokens) for step in steps)
     print(
         f"{count} tokens in {len(steps)} forward passes, {count / len(steps):.2f} per forward "
-        "(greedy, lossless)",
+        f"({drafting.describe(accept, temperature)})",
         file=sys.stderr,
     )
-    method = "plain" if plain or loaded.head is None else loaded.head.config.kind
     row = {
         "model": model,
-        "method": method,
+        "method": drafting.method_name(name, loaded),
         "tokens": count,
         "forwards": len(steps),
         "tokens_per_forward": count / len(steps),
+        "batch": 1,
+        "temperature": temperature,
+        "compiled": compiled,
+        "drafter": name,
+        "tree": tree,
     }
     written = [token for step in steps for token in step.tokens]
     settings = {
         "prompt": text,
         "max_new_tokens": max_new_tokens,
+        "stop": stop or [],
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "draft_length": draft_length,
+        "rule": rule or "speculative",
+        "lossless": accept.lossless,
         "text": tokenizer.decode(written),
         "token_ids": written,
         "accepted": [step.accepted for step in steps],
     }
-    common.save_json(json, "generate", loaded, None, settings, [row])
+    drawn = None if sampling.greedy else seed
+    common.save_json(json, "generate", loaded, drawn, settings, [row])
 
 
 class _Printer:

@@ -1,21 +1,26 @@
 """Decoding side by side: the same prompts through every method, in one run, on one machine.
 
-Prompt by prompt every method takes its turn, so that a slow minute of the machine hits them all,
-and every measurement is repeated and its median taken. `plain` comes first: it is what the others
-are compared with, in output and in speed.
+Batch by batch every method takes its turn, so that a slow minute of the machine hits them all, and
+every measurement is repeated and its median taken. `plain` comes first: it is what the others are
+compared with, in output and in speed.
+
+Shapes: B rows of a batch, T prompt.
 """
 
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import GenerationConfig
 
-from foretoken.decoding import NoDrafter, Step
+from foretoken.decoding import Drafter, NoDrafter, Sampling, Step
 from foretoken.errors import InputError
 from foretoken.evaluation.loops import LOOK_AHEAD, loop_start
 from foretoken.model import MTPModel
@@ -23,50 +28,127 @@ from foretoken.model import MTPModel
 
 @dataclass(frozen=True)
 class Continuation:
-    """What a method made of a prompt.
+    """What a method made of a batch of prompts.
 
     Attributes:
-        tokens: the new ones.
+        rows: the new tokens of each.
         forwards: passes of the backbone.
-        steps: what each pass drafted and accepted, where the method tells.
+        steps: what each pass drafted and accepted in each row, where the method tells.
     """
 
-    tokens: list[int]
+    rows: list[list[int]]
     forwards: int
     steps: Sequence[Step] = ()
 
+    @property
+    def row_forwards(self) -> int:
+        """Passes, counted once for every row that they continued."""
+        return len(self.steps) or self.forwards * len(self.rows)
+
 
 class Method(Protocol):
-    """A way to continue a prompt greedily by exactly `count` tokens."""
+    """A way to continue prompts by exactly `count` tokens.
+
+    Attributes:
+        name: its `method` in a result file.
+        facts: more fields for its row there: drafter, tree, compiled, temperature.
+    """
 
     name: str
+    facts: Mapping[str, Any]
 
-    def __call__(self, prompt: Tensor, count: int) -> Continuation:
-        """Continue (1, T)."""
+    def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
+        """Continue (B, T); the mask (B, T) is 0 where a prompt is padded, None: nowhere."""
         ...
 
 
 class Foretoken:
-    """Our loop: with the model's heads, or `plain` with no drafter."""
+    """Our loop: with the model's heads, `plain` with no drafter, or with a given drafter.
 
-    def __init__(self, model: MTPModel, name: str | None = None, *, plain: bool = False) -> None:
-        self.model, self.plain = model, plain
+    Args:
+        model: that decodes.
+        name: by default `plain`, or the kind of the heads.
+        plain: propose nothing.
+        drafter: in place of the heads.
+        sampling: greedy by default.
+        compiled: whether the step is.
+        source: where drafts come from, for the result file; by default `heads` or `none`.
+        tree: their shape, for the result file.
+    """
+
+    def __init__(
+        self,
+        model: MTPModel,
+        name: str | None = None,
+        *,
+        plain: bool = False,
+        drafter: Drafter | None = None,
+        sampling: Sampling | None = None,
+        compiled: bool = False,
+        source: str | None = None,
+        tree: str | None = None,
+    ) -> None:
+        self.model, self.compiled = model, compiled
+        self.drafter = NoDrafter() if plain else drafter
+        self.sampling = sampling or Sampling()
         self.name = name or ("plain" if plain else model.require_head().config.kind)
+        self.facts: Mapping[str, Any] = {
+            "drafter": source or ("none" if plain else "heads"),
+            "tree": tree,
+            "compiled": compiled,
+            "temperature": self.sampling.temperature,
+        }
 
-    def __call__(self, prompt: Tensor, count: int) -> Continuation:
-        drafter = NoDrafter() if self.plain else None
-        result = self.model.generate(prompt, max_new_tokens=count, drafter=drafter, stop_tokens=())
-        return Continuation(result.new_tokens, result.forwards, result.row_steps)
+    def compile(self) -> "Foretoken":
+        """The same with a compiled step."""
+        other = copy(self)
+        other.name, other.compiled = f"{self.name}-compiled", True
+        other.facts = {**self.facts, "compiled": True}
+        return other
+
+    def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
+        result = self.model.generate(
+            prompts,
+            mask,
+            max_new_tokens=count,
+            stop_tokens=(),
+            drafter=self.drafter,
+            sampling=self.sampling,
+            compiled=self.compiled,
+        )
+        return Continuation(result.continuations, result.forwards, result.row_steps)
 
 
 class Transformers:
-    """transformers' own `generate`, alone or with its prompt lookup."""
+    """transformers' own `generate`, alone, with its prompt lookup or with a draft model.
 
-    def __init__(self, model: MTPModel, lookup: int | None = None) -> None:
-        self.lm, self.lookup = model.lm, lookup
-        self.name = "transformers" if lookup is None else "transformers-prompt-lookup"
+    Args:
+        model: that decodes.
+        lookup: how many tokens its prompt lookup drafts.
+        draft: a draft model, and its name. Both this and lookup take one prompt at a time.
+        sampling: of which it takes the temperature and the first seed; greedy by default.
+    """
 
-    def __call__(self, prompt: Tensor, count: int) -> Continuation:
+    def __init__(
+        self,
+        model: MTPModel,
+        lookup: int | None = None,
+        *,
+        draft: tuple[MTPModel, str] | None = None,
+        sampling: Sampling | None = None,
+    ) -> None:
+        self.lm, self.lookup, self.draft = model.lm, lookup, draft
+        self.sampling = sampling or Sampling()
+        kind = "-draft-model" if draft else "" if lookup is None else "-prompt-lookup"
+        self.name = f"transformers{kind}"
+        self.facts: Mapping[str, Any] = {
+            "drafter": draft[1] if draft else "none" if lookup is None else "lookup",
+            "tree": None,
+            "compiled": False,
+            "temperature": self.sampling.temperature,
+        }
+
+    def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
         forwards = 0
 
         def tally(*_: Any) -> None:
@@ -75,21 +157,66 @@ class Transformers:
 
         # In place of the model's own, from which `generate` would add an end-of-sequence token.
         own = self.lm.generation_config
-        self.lm.generation_config = GenerationConfig(
-            max_new_tokens=count,
-            do_sample=False,
-            prompt_lookup_num_tokens=self.lookup,
-            pad_token_id=0,
-        )
+        self.lm.generation_config = self._config(count)
         handle = self.lm.register_forward_pre_hook(tally)
+        assistant = {"assistant_model": self.draft[0].lm} if self.draft else {}
         try:
-            output = self.lm.generate(  # type: ignore[operator]
-                prompt, attention_mask=torch.ones_like(prompt)
-            )
+            with _seeded(self.sampling, prompts.device):
+                output = self.lm.generate(  # type: ignore[operator]
+                    prompts,
+                    attention_mask=torch.ones_like(prompts) if mask is None else mask,
+                    **assistant,
+                )
         finally:
             handle.remove()
             self.lm.generation_config = own
-        return Continuation(output[0, prompt.shape[1] :].tolist(), forwards)
+        return Continuation(output[:, prompts.shape[1] :].tolist(), forwards)
+
+    def _config(self, count: int) -> GenerationConfig:
+        drawn = {"temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
+        return GenerationConfig(
+            max_new_tokens=count,
+            do_sample=not self.sampling.greedy,
+            prompt_lookup_num_tokens=self.lookup,
+            pad_token_id=0,
+            **({} if self.sampling.greedy else drawn),
+        )
+
+
+@contextmanager
+def _seeded(sampling: Sampling, device: torch.device) -> Iterator[None]:
+    """Random numbers that begin at the first seed, and leave those of others as they were."""
+    if sampling.greedy:
+        yield
+        return
+    seeds = sampling.seeds
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seeds if isinstance(seeds, int) else seeds[0])
+        yield
+
+
+@dataclass(frozen=True)
+class _Prompts:
+    """A batch of prompts, and by how many tokens each is continued.
+
+    Attributes:
+        tokens: (B, T), padded in front.
+        mask: (B, T), 0 there; None: nothing is padded.
+        count: new tokens.
+    """
+
+    tokens: Tensor
+    mask: Tensor | None
+    count: int
+
+    @classmethod
+    def of(cls, rows: Sequence[tuple[Tensor, int]]) -> "_Prompts":
+        """Prompts (1, T) with the length that each may have: the shortest counts for all."""
+        width, count = max(row.shape[1] for row, _ in rows), min(count for _, count in rows)
+        tokens = torch.cat([pad(row, (width - row.shape[1], 0)) for row, _ in rows])
+        places = [torch.arange(width) >= width - row.shape[1] for row, _ in rows]
+        mask = torch.stack(places).long().to(tokens.device)
+        return cls(tokens, None if bool(mask.all()) else mask, count)
 
 
 @dataclass
@@ -98,8 +225,10 @@ class _Record:
 
     tokens: int = 0
     forwards: int = 0
+    row_forwards: int = 0
     identical: int = 0
     seconds: float = 0.0
+    peak: int = 0
     steps: list[Step] = field(default_factory=list)
 
 
@@ -128,6 +257,7 @@ def compare(
     repeats: int = 3,
     exclude_loops: bool = True,
     min_tokens: int = 16,
+    batch_size: int = 1,
     progress: Callable[[float], None] | None = None,
 ) -> SpeedTable:
     """Continue every prompt with every method.
@@ -139,89 +269,118 @@ def compare(
         repeats: how often each is timed; the median counts.
         exclude_loops: stop every method where the plain continuation begins to loop, see
             `foretoken.evaluation.loops`; prompts that loop before `min_tokens` are left out.
+            Sampled continuations are measured to the end.
         min_tokens: shortest continuation worth measuring.
+        batch_size: prompts at once, those with similar lengths to go together; the shortest of them
+            counts for all. The last batch may be smaller.
         progress: called with the share done.
 
     Raises:
-        InputError: no prompt is left to measure, or `repeats` is less than 1.
+        InputError: no prompt is left to measure, or a number is less than 1.
     """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; time every method at least once.")
-    plain = methods[0]
-    lengths: list[tuple[Tensor, int]] = []
-    looped = dropped = 0
-    for prompt in prompts:
-        start = loop_start(plain(prompt, max_new_tokens + LOOK_AHEAD).tokens)
-        loops = start is not None and start < max_new_tokens
-        looped += loops
-        length = start if exclude_loops and loops and start is not None else max_new_tokens
-        if length < min(min_tokens, max_new_tokens):
-            dropped += 1
-        else:
-            lengths.append((prompt, length))
-    if not lengths:
+    if batch_size < 1:
+        raise InputError(f"batch_size is {batch_size}; decode at least 1 prompt at once.")
+    greedy = not methods[0].facts.get("temperature", 0.0)
+    if greedy:
+        measured, looped = _lengths(methods[0], prompts, max_new_tokens, exclude_loops)
+        kept = [pair for pair in measured if pair[1] >= min(min_tokens, max_new_tokens)]
+    else:
+        kept, looped = [(prompt, max_new_tokens) for prompt in prompts], 0
+    if not kept:
         raise InputError(
             f"none of the {len(prompts)} prompts is left: every plain continuation loops at once; "
             "give other prompts or include loops."
         )
+    if batch_size > 1:
+        kept.sort(key=lambda pair: -pair[1])
+    starts = range(0, len(kept), batch_size)
+    batches = [_Prompts.of(kept[start : start + batch_size]) for start in starts]
     records = [_Record() for _ in methods]
-    for number, (prompt, length) in enumerate(lengths):
-        _take_turns(methods, records, prompt, length, repeats, number)
+    for number, batch in enumerate(batches):
+        _take_turns(methods, records, batch, repeats, number)
         if progress is not None:
-            progress((number + 1) / len(lengths))
-    rows = _rows(methods, records, len(lengths))
-    return SpeedTable(rows, len(lengths), looped, dropped)
+            progress((number + 1) / len(batches))
+    rows = _rows(methods, records, len(kept), min(batch_size, len(kept)), greedy)
+    return SpeedTable(rows, len(kept), looped, len(prompts) - len(kept))
+
+
+def _lengths(
+    plain: Method, prompts: Sequence[Tensor], longest: int, exclude_loops: bool
+) -> tuple[list[tuple[Tensor, int]], int]:
+    """How far each prompt is continued, and how many plain continuations loop before `longest`."""
+    lengths, looped = [], 0
+    for prompt in prompts:
+        start = loop_start(plain(prompt, longest + LOOK_AHEAD).rows[0])
+        loops = start is not None and start < longest
+        looped += loops
+        lengths.append(
+            (prompt, start if exclude_loops and loops and start is not None else longest)
+        )
+    return lengths, looped
 
 
 def _take_turns(
     methods: Sequence[Method],
     records: Sequence[_Record],
-    prompt: Tensor,
-    length: int,
+    batch: _Prompts,
     repeats: int,
     first: int,
 ) -> None:
-    """Time every method on one prompt; who begins changes from turn to turn."""
+    """Time every method on one batch; who begins changes from turn to turn."""
     seconds: list[list[float]] = [[] for _ in methods]
     outcomes: list[Continuation | None] = [None] * len(methods)
+    for method in methods:
+        if method.facts.get("compiled"):  # compiling is no part of the measurement
+            method(batch.tokens, batch.count, batch.mask)
     for turn in range(repeats):
         for offset in range(len(methods)):
             index = (first + turn + offset) % len(methods)
+            _forget_peak(batch.tokens.device)
             began = time.perf_counter()
-            outcomes[index] = methods[index](prompt, length)
-            _synchronize(prompt.device)
+            outcomes[index] = methods[index](batch.tokens, batch.count, batch.mask)
+            _synchronize(batch.tokens.device)
             seconds[index].append(time.perf_counter() - began)
+            records[index].peak = max(records[index].peak, _peak(batch.tokens.device))
     reference = outcomes[0]
     for record, outcome, times in zip(records, outcomes, seconds, strict=True):
         assert outcome is not None
         assert reference is not None
-        record.tokens += len(outcome.tokens)
+        record.tokens += sum(map(len, outcome.rows))
         record.forwards += outcome.forwards
-        record.identical += outcome.tokens == reference.tokens
+        record.row_forwards += outcome.row_forwards
+        pairs = zip(outcome.rows, reference.rows, strict=True)
+        record.identical += sum(row == plain for row, plain in pairs)
         record.seconds += statistics.median(times)
         record.steps.extend(outcome.steps)
 
 
 def _rows(
-    methods: Sequence[Method], records: Sequence[_Record], prompts: int
+    methods: Sequence[Method],
+    records: Sequence[_Record],
+    prompts: int,
+    batch_size: int,
+    greedy: bool,
 ) -> list[dict[str, Any]]:
     rate = records[0].tokens / records[0].seconds
     rows: list[dict[str, Any]] = []
     for method, record in zip(methods, records, strict=True):
         speed = record.tokens / record.seconds
-        rows.append(
-            {
-                "method": method.name,
-                "prompts": prompts,
-                "identical": record.identical,
-                "tokens": record.tokens,
-                "forwards": record.forwards,
-                "tokens_per_forward": record.tokens / record.forwards,
-                "tokens_per_second": speed,
-                "speedup": speed / rate,
-                "seconds": record.seconds,
-            }
-        )
+        row = {
+            "method": method.name,
+            **method.facts,
+            "batch": batch_size,
+            "prompts": prompts,
+            "identical": record.identical if greedy else None,
+            "tokens": record.tokens,
+            "forwards": record.forwards,
+            "tokens_per_forward": record.tokens / record.row_forwards,
+            "tokens_per_second": speed,
+            "speedup": speed / rate,
+            "seconds": record.seconds,
+        }
+        rows.append(row | ({"peak_memory_bytes": record.peak} if record.peak else {}))
     for method, record in zip(methods, records, strict=True):
         rows += [
             {"method": method.name, "depth": depth, "acceptance": share}
@@ -244,3 +403,13 @@ def acceptance_by_depth(steps: Sequence[Step]) -> dict[int, float]:
 def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def _forget_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Bytes at most since `_forget_peak`, weights included; 0 where torch does not count them."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
