@@ -1,11 +1,15 @@
 """`tiny-mtp` decoding side by side: plain, heads, transformers; loops excluded, and included.
 
     python benchmarks/decode.py
+    python benchmarks/decode.py --batch-sizes 1 8 --temperatures 0 1 --tree 12 --compile
 
-Held-out standard library, greedy, batch 1, float32. Every method continues every prompt in turn,
-three times, and the median counts. Writes `results/decode-tiny-mtp.json` (stopped where the plain
-continuation begins to loop, see `foretoken.evaluation.loops`) and
-`results/decode-tiny-mtp-loops.json` (all tokens, for comparison: loops flatter every drafter).
+Held-out standard library, float32; greedy and batch 1 unless asked for otherwise. Every method
+continues every prompt in turn, three times, and the median counts. Writes
+`results/decode-tiny-mtp.json` (stopped where the plain continuation begins to loop, see
+`foretoken.evaluation.loops`) and `results/decode-tiny-mtp-loops.json` (all tokens, for comparison:
+loops flatter every drafter). Whatever is asked for beyond that is in the file's name, as in
+`decode-tiny-mtp-tree-compiled-batch8-t1.json`; what is drawn at a temperature is measured to the
+end, in one file.
 """
 
 import argparse
@@ -13,14 +17,15 @@ from pathlib import Path
 
 import torch
 
-from foretoken.cli import common
-from foretoken.cli.bench import methods_of, show_speed
+from foretoken.cli import common, drafting
+from foretoken.cli.bench import PROMPT_LOOKUP, methods_of, show_speed, title
 from foretoken.evaluation import compare
+from foretoken.model import MTPModel
 
 DATA = "stdlib:held-out"
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny-mtp")
     parser.add_argument("--count", type=int, default=40)
@@ -29,37 +34,88 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
+    parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0])
+    parser.add_argument("--tree", help="4,2,1 or 12: draft trees from the heads too")
+    parser.add_argument("--draft-model", help="compare with this draft model")
+    parser.add_argument("--compile", action="store_true", help="a compiled step too")
     parser.add_argument("--out", type=Path, default=Path("results"))
-    arguments = parser.parse_args()
+    return parser.parse_args()
 
+
+def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exclude: bool) -> str:
+    """Of a result: the model's, and all that is not the default."""
+    parts = {
+        "-tree": arguments.tree,
+        "-draft-model": arguments.draft_model,
+        "-compiled": arguments.compile,
+        f"-batch{batch}": batch > 1,
+        f"-t{temperature:g}": temperature,
+        "-loops": not exclude,
+    }
+    return f"decode-{Path(arguments.model).name}{''.join(p for p, asked in parts.items() if asked)}"
+
+
+def measure(
+    arguments: argparse.Namespace,
+    model: MTPModel,
+    prompts: list[torch.Tensor],
+    batch: int,
+    temperature: float,
+    exclude: bool,
+) -> None:
+    """Compare all methods once, and write the result."""
+    torch.compiler.reset()  # torch compiles only so many shapes before it gives up
+    draft = arguments.draft_model
+    methods = methods_of(
+        model,
+        sampling=drafting.sampling(temperature, arguments.seed),
+        compiled=arguments.compile,
+        draft=(drafting.load_draft_model(draft, model), draft) if draft else None,
+        tree=arguments.tree,
+        batch_size=batch,
+    )
+    with common.progress_bar("Decoding") as progress:
+        found = compare(
+            methods,
+            prompts,
+            max_new_tokens=arguments.max_new_tokens,
+            repeats=arguments.repeats,
+            exclude_loops=exclude,
+            batch_size=batch,
+            progress=progress,
+        )
+    loops = "excluded" if exclude else "included"
+    what = title(DATA, temperature, batch)
+    show_speed([(arguments.model, found)], what if temperature else f"{what}, loops {loops}")
+    asked = ("out", "batch_sizes", "temperatures")
+    settings = {
+        **{name: value for name, value in vars(arguments).items() if name not in asked},
+        "batch_size": batch,
+        "temperature": temperature,
+        "prompts": DATA,
+        "prompt_lookup": PROMPT_LOOKUP,
+        "loops": loops,
+        "looped": found.looped,
+        "dropped": found.dropped,
+    }
+    rows = [{"model": arguments.model, **row} for row in found.rows]
+    path = arguments.out / f"{file_name(arguments, batch, temperature, exclude)}.json"
+    common.save_json(path, "decode", model, arguments.seed, settings, rows)
+
+
+def main() -> None:
+    arguments = parsed()
     torch.set_num_threads(arguments.threads)
     model = common.load_model(arguments.model, "cpu")
     tokenizer = common.tokenizer_of(arguments.model, model)
     prompts = common.load_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
-    for exclude, suffix in ((True, ""), (False, "-loops")):
-        with common.progress_bar("Decoding") as progress:
-            found = compare(
-                methods_of(model),
-                prompts,
-                max_new_tokens=arguments.max_new_tokens,
-                repeats=arguments.repeats,
-                exclude_loops=exclude,
-                progress=progress,
-            )
-        loops = "excluded" if exclude else "included"
-        show_speed([(arguments.model, found)], f"{DATA}, greedy, batch 1, loops {loops}")
-        settings = {
-            **{k: v for k, v in vars(arguments).items() if k != "out"},
-            "prompts": DATA,
-            "loops": loops,
-            "looped": found.looped,
-            "dropped": found.dropped,
-        }
-        rows = [{"model": arguments.model, **row} for row in found.rows]
-        path = arguments.out / f"decode-{arguments.model}{suffix}.json"
-        common.save_json(path, "decode", model, arguments.seed, settings, rows)
+    for batch in arguments.batch_sizes:
+        for temperature in arguments.temperatures:
+            for exclude in (True,) if temperature else (True, False):
+                measure(arguments, model, prompts, batch, temperature, exclude)
 
 
 if __name__ == "__main__":
