@@ -3,7 +3,7 @@
     python benchmarks/decode.py
     python benchmarks/decode.py --batch-sizes 1 8 --temperatures 0 1 --tree 12 --compile
 
-Held-out standard library, float32; greedy and batch 1 unless asked for otherwise. Every method
+Held-out standard library; greedy, batch 1 and float32 unless asked for otherwise. Every method
 continues every prompt in turn, three times, and the median counts. Writes
 `results/decode-tiny-mtp.json` (stopped where the plain continuation begins to loop, see
 `foretoken.evaluation.loops`) and `results/decode-tiny-mtp-loops.json` (all tokens, for comparison:
@@ -39,6 +39,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tree", help="4,2,1 or 12: draft trees from the heads too")
     parser.add_argument("--draft-model", help="compare with this draft model")
     parser.add_argument("--compile", action="store_true", help="a compiled step too")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--out", type=Path, default=Path("results"))
     return parser.parse_args()
 
@@ -49,6 +50,7 @@ def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exc
         "-tree": arguments.tree,
         "-draft-model": arguments.draft_model,
         "-compiled": arguments.compile,
+        f"-{arguments.dtype}": arguments.dtype != "float32",
         f"-batch{batch}": batch > 1,
         f"-t{temperature:g}": temperature,
         "-loops": not exclude,
@@ -107,7 +109,7 @@ def measure(
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    model = common.load_model(arguments.model, "cpu")
+    model = common.load_model(arguments.model, "cpu", arguments.dtype)
     tokenizer = common.tokenizer_of(arguments.model, model)
     prompts = common.load_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
