@@ -78,7 +78,7 @@ def run_row(
         with training_bar() as report:
             train(
                 model, blocks, config, out,
-                tokenizer=tokenizer, backbone_path=reference("tiny"), report=report,
+                tokenizer=tokenizer, backbone_path=reference("tiny", model), report=report,
             )  # fmt: skip
     model = common.load_model(str(out / "model"), "cpu")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
