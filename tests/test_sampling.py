@@ -1,0 +1,255 @@
+"""Sampled continuations against exact enumeration, from prompt to token, for every drafter.
+
+Rows of a batch with seeds of their own are independent draws. The quick run draws 6,000 times per
+combination; all combinations with 100,000 draws each:
+
+    pytest -m long tests/test_sampling.py
+"""
+
+from functools import cache
+
+import pytest
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessor,
+    TemperatureLogitsWarper,
+    TopPLogitsWarper,
+)
+
+import families
+import foretoken as ft
+from foretoken.backbone import Backbone
+from foretoken.decoding import (
+    Exact,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    Sampling,
+    SpeculativeSampling,
+    TreeShape,
+    drafter_for,
+)
+from foretoken.errors import InputError
+from test_acceptance import p_value
+
+V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 0.8, 0.9
+PROMPT = [1, 3, 1, 3, 1]
+
+
+def toy(seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=V,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=64,
+        initializer_range=0.4,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=None,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+HEADS = {
+    "parallel": ft.ParallelHeads.Config(depth=2),
+    "residual": ft.ResidualHeads.Config(depth=2),
+    "sequential": ft.SequentialHeads.Config(depth=2),
+    "shared": ft.SequentialHeads.Config(depth=1, shared=True),
+}
+
+
+@cache
+def model(kind: str) -> ft.MTPModel:
+    return ft.MTPModel(toy(0), HEADS[kind]).eval()
+
+
+def drafter(name: str):
+    kind, _, shape = name.partition(" ")
+    tree = {"": None, "tree": TreeShape(widths=(2, 2)), "dynamic": TreeShape(nodes=4)}[shape]
+    if kind == "none":
+        return NoDrafter()
+    if kind == "lookup":
+        return LookupDrafter(2, 1)
+    backbone = model("parallel").backbone
+    if kind == "model":
+        return ModelDrafter(backbone, Backbone(toy(1)), 2, tree)
+    owner = model(kind)
+    return drafter_for(owner.backbone, owner.require_head(), 2, tree)
+
+
+DRAFTERS = [
+    "none",
+    "lookup",
+    "model",
+    "model tree",
+    "model dynamic",
+    *(f"{kind}{shape}" for kind in HEADS for shape in ("", " tree", " dynamic")),
+]
+RULES = {"speculative": SpeculativeSampling(), "exact": Exact()}
+
+
+@cache
+def exact() -> torch.Tensor:
+    """The probability of each of the V^LENGTH continuations, one plain forward per prefix."""
+    lm, found = model("parallel").lm, torch.ones(1)
+    prefixes = torch.tensor([PROMPT])
+    for _ in range(LENGTH):
+        with torch.no_grad():
+            logits = lm(prefixes).logits[:, -1]
+        scores = TopPLogitsWarper(TOP_P)(None, TemperatureLogitsWarper(TEMPERATURE)(None, logits))
+        found = (found.unsqueeze(1) * scores.softmax(-1)).flatten()
+        prefixes = torch.cat(
+            [prefixes.repeat_interleave(V, 0), torch.arange(V).repeat(len(prefixes)).unsqueeze(1)],
+            1,
+        )
+    return found
+
+
+def draws(name: str, rule, count: int, rows: int) -> torch.Tensor:
+    """How often each continuation was drawn."""
+    owner = model(name.split()[0] if name.split()[0] in HEADS else "parallel")
+    prompts = torch.tensor([PROMPT]).expand(rows, -1)
+    numbers = []
+    for first in range(0, count, rows):
+        sampling = Sampling(temperature=TEMPERATURE, top_p=TOP_P, seeds=first)
+        result = owner.generate(
+            prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=drafter(name), rule=rule
+        )
+        new = result.sequences[:, len(PROMPT) :]
+        numbers.append((new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1))
+    return torch.bincount(torch.cat(numbers), minlength=V**LENGTH)
+
+
+def test_the_toy_is_worth_testing() -> None:
+    likely = exact()
+    assert (likely == 0).any()  # cut off by top-p
+    assert (likely > 0.005).sum() > 12
+    assert likely.max() < 0.4
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_draws_follow_the_backbones_distribution(name: str, rule: str) -> None:
+    assert p_value(draws(name, RULES[rule], 6000, 1000), exact()) > 0.001
+
+
+@pytest.mark.parametrize("name", ["parallel", "sequential dynamic", "model"])
+def test_draws_in_small_batches_follow_it_too(name: str) -> None:
+    for rows, count in ((5, 1500), (1, 400)):
+        assert p_value(draws(name, SpeculativeSampling(), count, rows), exact()) > 0.001
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("name", DRAFTERS)
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_a_hundred_thousand_draws(name: str, rule: str, rows: int) -> None:
+    assert p_value(draws(name, RULES[rule], 100_000, rows), exact()) > 0.001
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
+    owner = model(name.split()[0] if name.split()[0] in HEADS else "parallel")
+    texts = [PROMPT, [2], [4, 0, 2, 2, 2, 2, 1]]
+    width = max(map(len, texts))
+    prompts = torch.tensor([[0] * (width - len(text)) + text for text in texts])
+    mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
+    options = {"max_new_tokens": 12, "drafter": drafter(name)}
+    together = owner.generate(
+        prompts, mask, sampling=Sampling(temperature=1.0, seeds=[7, 8, 9]), **options
+    )
+    for row, text in enumerate(texts):
+        alone = owner.generate(
+            torch.tensor([text]), sampling=Sampling(temperature=1.0, seeds=7 + row), **options
+        )
+        assert alone.new_tokens == together.continuations[row]
+
+
+class NoTwos(LogitsProcessor):
+    """Forbids a token after itself: a rule that looks at the text."""
+
+    def __call__(self, input_ids, scores):
+        scores = scores.clone()
+        scores[torch.arange(len(scores)), input_ids[:, -1]] = -torch.inf
+        return scores
+
+
+@pytest.mark.parametrize("name", ["none", "parallel", "parallel dynamic", "sequential", "lookup"])
+def test_processors_that_read_the_text_see_every_branch(name: str) -> None:
+    owner = model(name if name in HEADS else "parallel")
+    prompt = torch.tensor([PROMPT])
+    drawn = owner.generate(
+        prompt.expand(50, -1),
+        max_new_tokens=10,
+        sampling=Sampling(temperature=1.0, processors=[NoTwos()]),
+        drafter=drafter(name),
+    )
+    text = drawn.sequences[:, len(PROMPT) - 1 :]
+    assert not (text[:, 1:] == text[:, :-1]).any()
+    for sampling, options in (
+        (Sampling(repetition_penalty=1.7), {"repetition_penalty": 1.7}),
+        (Sampling(processors=[NoTwos()]), {"logits_processor": [NoTwos()]}),
+    ):
+        own = owner.lm.generate(
+            prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, **options
+        )
+        result = owner.generate(prompt, max_new_tokens=10, sampling=sampling, drafter=drafter(name))
+        assert torch.equal(result.sequences, own)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 2}, {"min_p": 0.5}, {"top_p": 0.3}])
+def test_only_what_the_warpers_leave_is_drawn(options) -> None:
+    prompt = torch.tensor([PROMPT])
+    owner = model("parallel")
+    with torch.no_grad():
+        logits = owner.lm(prompt).logits[0, -1]
+    probabilities, order = logits.softmax(-1), logits.argsort(descending=True).tolist()
+    allowed = {
+        "top_k": set(order[:2]),
+        "min_p": {t for t in range(V) if probabilities[t] >= 0.5 * probabilities.max()},
+        "top_p": set(order[:1]) if probabilities.max() >= 0.3 else set(order[:2]),
+    }[next(iter(options))]
+    sampling = Sampling(temperature=1.0, **options)
+    drawn = owner.generate(prompt.expand(300, -1), max_new_tokens=1, sampling=sampling)
+    assert set(drawn.sequences[:, -1].tolist()) == allowed
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"min_p": -0.1},
+        {"top_k": -1},
+        {"repetition_penalty": 0.0},
+    ],
+)
+def test_settings_out_of_range_are_refused(wrong) -> None:
+    with pytest.raises(InputError) as caught:
+        Sampling(**wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_as_many_seeds_as_rows() -> None:
+    with pytest.raises(InputError, match="2 seeds were given for 3 rows"):
+        model("parallel").generate(
+            torch.tensor([PROMPT]).expand(3, -1),
+            max_new_tokens=2,
+            sampling=Sampling(temperature=1.0, seeds=[1, 2]),
+        )
+
+
+def test_a_foreign_draft_model_and_a_tree_too_wide_are_refused() -> None:
+    backbone = model("parallel").backbone
+    with pytest.raises(InputError, match="vocabulary of 101 tokens, the model one of 5"):
+        ModelDrafter(backbone, Backbone(families.build("llama")))
+    with pytest.raises(InputError, match="6 wide, the vocabulary has 5"):
+        drafter_for(backbone, model("parallel").head, None, TreeShape(widths=(6, 1)))
