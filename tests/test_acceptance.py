@@ -267,7 +267,7 @@ def test_an_empty_draft_gives_the_backbones_own_token() -> None:
     for rule in (Exact(), SpeculativeSampling(), TopK(), Distance(), Typical(), MinimumBlock()):
         verdict = rule(nothing, logits)
         assert verdict.accepted.tolist() == [0, 0, 0]
-        assert torch.equal(verdict.next_token, choose(logits, None)[:, 0])
+        assert torch.equal(verdict.next_token, choose(nothing, logits, None)[:, 0])
 
 
 @pytest.mark.parametrize(

@@ -31,10 +31,11 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
+from foretoken.decoding.sampling import Sampler
 from foretoken.errors import InputError
 from test_acceptance import p_value
 
-V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 0.8, 0.9
+V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95
 PROMPT = [1, 3, 1, 3, 1]
 
 
@@ -129,7 +130,7 @@ def test_the_toy_is_worth_testing() -> None:
     likely = exact()
     assert (likely == 0).any()  # cut off by top-p
     assert (likely > 0.005).sum() > 12
-    assert likely.max() < 0.4
+    assert likely.max() < 0.3
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -140,7 +141,7 @@ def test_draws_follow_the_backbones_distribution(name: str, rule: str) -> None:
 
 @pytest.mark.parametrize("name", ["parallel", "sequential dynamic", "model"])
 def test_draws_in_small_batches_follow_it_too(name: str) -> None:
-    for rows, count in ((5, 1500), (1, 400)):
+    for rows, count in ((5, 500), (1, 150)):
         assert p_value(draws(name, SpeculativeSampling(), count, rows), exact()) > 0.001
 
 
@@ -253,3 +254,11 @@ def test_a_foreign_draft_model_and_a_tree_too_wide_are_refused() -> None:
         ModelDrafter(backbone, Backbone(families.build("llama")))
     with pytest.raises(InputError, match="6 wide, the vocabulary has 5"):
         drafter_for(backbone, model("parallel").head, None, TreeShape(widths=(6, 1)))
+
+
+def test_a_draft_beyond_the_random_numbers_is_refused() -> None:
+    sampler = Sampler(Sampling(temperature=1.0), 2, torch.device("cpu"))
+    sampler.begin([3, 5])
+    assert sampler.uniforms(256).shape == (2, 2, 256)
+    with pytest.raises(InputError, match="256 tokens were drafted; sampling judges at most 255"):
+        sampler.uniforms(257)

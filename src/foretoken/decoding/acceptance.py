@@ -71,7 +71,7 @@ class Exact:
     lossless: ClassVar[bool] = True
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
-        own = choose(logits, uniforms)
+        own = choose(draft, logits, uniforms)
         return longest(draft, draft.tokens == draft.at_parents(own), own)
 
 
@@ -92,13 +92,13 @@ class SpeculativeSampling:
         target = logits.softmax(-1, dtype=torch.float32)
         node = torch.zeros_like(draft.tokens[:, 0])
         left = target[:, 0]  # of the backbone's distribution after `node`
-        accepted = torch.zeros_like(node)
+        accepted, counts = torch.zeros_like(node), draft.counts
         path = torch.zeros_like(target[..., 0], dtype=torch.long)
         for number in range(draft.size):
             drawn_from = draft.probabilities[:, number]
             token = draft.tokens[:, number, None]
             parent = number if draft.parents is None else draft.parents[:, number]
-            tried = node == parent
+            tried = (node == parent) & counts[:, number]
             p, q = left.gather(1, token).squeeze(1), drawn_from.gather(1, token).squeeze(1)
             stands = tried & (uniforms[:, 0, number] * q < p)
             rest = (left - drawn_from).clamp(min=0.0)
@@ -109,7 +109,7 @@ class SpeculativeSampling:
             node = torch.where(stands, number + 1, node)
             accepted = accepted + stands
             path.scatter_(1, accepted.unsqueeze(1), node.unsqueeze(1))
-        following = draw(left, uniforms[:, 1, 0])
+        following = draw(left, uniforms[:, 1].gather(1, accepted.unsqueeze(1)).squeeze(1))
         return Verdict(accepted, following, None if draft.parents is None else path)
 
 
@@ -131,7 +131,7 @@ class TopK:
         at_parents = draft.at_parents(logits)
         drafted = at_parents.gather(-1, draft.tokens.unsqueeze(-1))
         stands = (at_parents > drafted).sum(-1) < self.k
-        return longest(draft, stands, choose(logits, uniforms))
+        return longest(draft, stands, choose(draft, logits, uniforms))
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ class Distance:
             raise InputError(f"epsilon is {self.epsilon}; a distance cannot be negative.")
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
-        own = choose(logits, uniforms)
+        own = choose(draft, logits, uniforms)
         stands = (draft.tokens - draft.at_parents(own)).abs() <= self.epsilon
         return longest(draft, stands, own)
 
@@ -174,7 +174,7 @@ class Typical:
         entropy = -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
         threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)
         drafted = logs.gather(-1, draft.tokens.unsqueeze(-1)).squeeze(-1).exp()
-        return longest(draft, drafted > threshold, choose(logits, uniforms))
+        return longest(draft, drafted > threshold, choose(draft, logits, uniforms))
 
 
 @dataclass(frozen=True)
@@ -192,7 +192,7 @@ class MinimumBlock:
             raise InputError(f"length is {self.length}; a minimum block has at least 1 token.")
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
-        own = choose(logits, uniforms)
+        own = choose(draft, logits, uniforms)
         stands = draft.tokens == draft.at_parents(own)
         return longest(draft, stands | (draft.depths[:, 1:] <= self.length), own)
 
@@ -200,11 +200,14 @@ class MinimumBlock:
 # -- what rules share -----------------------------------------------------------------------------
 
 
-def choose(logits: Tensor, uniforms: Tensor | None) -> Tensor:
-    """The backbone's own token after each node, drawn or likeliest: (B, W, V) → (B, W)."""
+def choose(draft: Draft, logits: Tensor, uniforms: Tensor | None) -> Tensor:
+    """The backbone's own token after each node, drawn or likeliest: (B, W, V) → (B, W).
+
+    Nodes of one depth share a random number, since only one of them can stand.
+    """
     if uniforms is None:
         return logits.argmax(-1)
-    return draw(logits.softmax(-1, dtype=torch.float32), uniforms[:, 1])
+    return draw(logits.softmax(-1, dtype=torch.float32), uniforms[:, 1].gather(1, draft.depths))
 
 
 def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
@@ -227,6 +230,8 @@ def longest(draft: Draft, stands: Tensor, own: Tensor) -> Verdict:
         stands: (B, N), whether a token may stand where its parent does.
         own: (B, W), the token that follows each node.
     """
+    if draft.reach is not None:
+        stands = stands & draft.counts
     if draft.parents is None:
         accepted = stands.long().cumprod(1).sum(1)
         return Verdict(accepted, own.gather(1, accepted.unsqueeze(1)).squeeze(1))

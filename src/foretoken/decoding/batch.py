@@ -5,7 +5,7 @@ Shapes: B rows, T prompt, N drafted tokens, W = N+1 nodes.
 
 from collections.abc import Collection, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -153,6 +153,13 @@ class Batch:
         count = max(length - start for length, start in ends)
         begin = torch.tensor(self.lengths, device=self.device).unsqueeze(1) - count
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
+
+    def within(self, draft: Draft) -> Draft:
+        """The draft, which counts in each row as far as there is room: one token is not drafted."""
+        room = [max(0, room - 1) for room in self.room]
+        if min(room) >= draft.size:
+            return draft
+        return replace(draft, reach=torch.tensor(room, device=self.device))
 
     def commit(self, draft: Draft, verdict: Verdict) -> tuple[Step, ...]:
         """Add what a verdict lets stand. The one place where the host waits for the device."""

@@ -21,11 +21,13 @@ class Draft:
     parents: (B, N), the node before each token; None: a chain.
     probabilities: (B, N, V), the distribution that each token was drawn from, earlier siblings
         taken out; None: the tokens were chosen, not drawn.
+    reach: (B,) how deep each row's draft counts; None: as deep as it goes.
     """
 
     tokens: Tensor
     parents: Tensor | None = None
     probabilities: Tensor | None = None
+    reach: Tensor | None = None
 
     @classmethod
     def nothing(cls, rows: int, device: torch.device) -> "Draft":
@@ -69,6 +71,13 @@ class Draft:
             rows, width = self.tokens.shape[0], self.size + 1
             return torch.arange(width, device=self.tokens.device).expand(rows, -1)
         return self.ancestors.sum(-1) - 1
+
+    @property
+    def counts(self) -> Tensor:
+        """(B, N): which tokens may stand at all."""
+        if self.reach is None:
+            return torch.ones_like(self.tokens, dtype=torch.bool)
+        return self.depths[:, 1:] <= self.reach.unsqueeze(1)
 
     def at_parents(self, values: Tensor) -> Tensor:
         """The value of each drafted token's parent: (B, W, …) → (B, N, …)."""

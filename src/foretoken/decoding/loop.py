@@ -103,6 +103,7 @@ def _decode(
     capacity = batch.width + max(batch.room)
     past = new_past(backbone, batch.rows, capacity, fixed=compiled)
     drafter.start(past, sampler, batch.rows, capacity)
+    sampler.begin(batch.lengths)
     window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
     steady = compile_fixed(_verify) if compiled else _verify
     drafted, began = None, 0.0
@@ -124,13 +125,14 @@ def _decode(
             if not any(batch.active):
                 return
             # Draft: what may follow. The backbone adds one token of its own, so leave it room.
+            sampler.begin(batch.lengths)
             began, limit = time.perf_counter(), UNLIMITED if compiled else batch.limit
             if length is not None:
                 drafted = length.choose()
                 limit = min(limit, drafted)
             last = first + verdict.last
             committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
-            draft = drafter.draft(committed, limit)
+            draft = batch.within(drafter.draft(committed, limit))
             window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
             verify = steady
 

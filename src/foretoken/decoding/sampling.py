@@ -25,6 +25,9 @@ from transformers import (
 from foretoken.decoding.draft import Draft
 from foretoken.errors import InputError
 
+WIDEST = 256
+"""Nodes of a draft that have random numbers."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
@@ -73,7 +76,8 @@ class Sampler:
         seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != rows:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
-        self.generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.seeds = seeds
+        self.random = torch.empty(rows, 3, 0)
         self.by_history = LogitsProcessorList(sampling.processors)
         if sampling.repetition_penalty != 1:
             penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
@@ -92,15 +96,40 @@ class Sampler:
     def row(self, number: int) -> "Sampler":
         """For one row alone, with its own random numbers."""
         alone = copy(self)
-        alone.generators = [self.generators[number]]
+        alone.seeds = [self.seeds[number]]
         return alone
 
+    def begin(self, lengths: Sequence[int]) -> None:
+        """Fresh random numbers for what follows the first `lengths` tokens of each row.
+
+        They depend on a row's seed and length alone: not on its neighbours, nor on how far others
+        draft.
+        """
+        if not self.greedy:
+            generator, drawn = torch.Generator(), []
+            for seed, length in zip(self.seeds, lengths, strict=True):
+                generator.manual_seed(_mixed(seed, length))
+                drawn.append(torch.rand(3, WIDEST, generator=generator))
+            self.random = torch.stack(drawn).to(self.device, non_blocking=True)
+
     def uniforms(self, width: int) -> Tensor | None:
-        """(B, 2, width) random numbers in [0, 1); None where nothing is left to chance."""
+        """(B, 2, width) in [0, 1), to judge a draft by; None where nothing is left to chance.
+
+        Raises:
+            InputError: a draft is too wide.
+        """
         if self.greedy:
             return None
-        drawn = [torch.rand(2, width, generator=generator) for generator in self.generators]
-        return torch.stack(drawn).to(self.device, non_blocking=True)
+        if width > WIDEST:
+            raise InputError(
+                f"{width - 1} tokens were drafted; sampling judges at most {WIDEST - 1} in one "
+                "pass: draft fewer."
+            )
+        return self.random[:, :2, :width]
+
+    def draft_uniforms(self, first: int, count: int) -> Tensor | None:
+        """(B, count) in [0, 1), to draw depths `first` + 1 on by."""
+        return None if self.greedy else self.random[:, 2, first : first + count]
 
     def scores(
         self, logits: Tensor, draft: Draft, prefixes: Callable[[], Sequence[Tensor]]
@@ -128,3 +157,12 @@ class Sampler:
             return logits
         flat = logits.flatten(0, 1).float()
         return self.by_scores(cast(Any, None), flat).view(logits.shape)
+
+
+def _mixed(seed: int, length: int) -> int:
+    """One number of both, spread over 64 bits (the finalizer of SplitMix64: Steele et al. 2014)."""
+    mask = (1 << 64) - 1
+    value = (seed * 0x9E3779B97F4A7C15 + length * 0xD1B54A32D192ED03) & mask
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & mask
+    return value ^ (value >> 31)

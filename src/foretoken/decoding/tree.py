@@ -45,15 +45,20 @@ class TreeShape:
             )
 
 
-def chain(logits: Tensor, sampler: Sampler, *, chosen: bool = False) -> Draft:
+def chain(logits: Tensor, sampler: Sampler, first: int = 0, *, chosen: bool = False) -> Draft:
     """One token per depth, drawn as the backbone's will be: (B, K, V) → K tokens.
 
-    `chosen` takes the likeliest tokens in any case.
+    Args:
+        logits: of the depths after `first`.
+        sampler: how tokens are drawn.
+        first: how many depths were drafted before.
+        chosen: take the likeliest tokens in any case.
     """
-    if chosen or (uniforms := sampler.uniforms(logits.shape[1])) is None:
+    uniforms = sampler.draft_uniforms(first, logits.shape[1])
+    if chosen or uniforms is None:
         return Draft(logits.argmax(-1))
     probabilities = sampler.warped(logits).softmax(-1, dtype=torch.float32)
-    return Draft(draw(probabilities, uniforms[:, 0]), probabilities=probabilities)
+    return Draft(draw(probabilities, uniforms), probabilities=probabilities)
 
 
 def tree(logits: Tensor, shape: TreeShape) -> Draft:

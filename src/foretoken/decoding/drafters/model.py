@@ -78,11 +78,11 @@ class ModelDrafter:
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         self.read = list(lengths)
         drafts, logits = [], []
-        for _ in range(min(self.length, limit)):
+        for depth in range(min(self.length, limit)):
             final = self.model(window, **self.past.enter(window.shape[1])).final
             final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
             logits.append(self.model.unembed(final))
-            drafts.append(chain(logits[-1], self.sampler, chosen=self.shape is not None))
+            drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
             self.past.keep(self.read)
             window, last = drafts[-1].tokens, torch.zeros_like(last)
             self.read = [read + 1 for read in self.read]

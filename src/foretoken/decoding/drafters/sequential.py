@@ -99,7 +99,7 @@ class SequentialDrafter:
             hidden = self.head.step(hidden, ahead, depth, run)
             final = self.head.module(depth).norm(at(hidden, ends))
             logits.append(self.backbone.unembed(final))
-            drafts.append(chain(logits[-1], self.sampler, chosen=self.shape is not None))
+            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
             tokens.scatter_(1, begin + ends + 1 + depth, drafts[-1].tokens)
         if self.shape is not None:
             return comb(torch.cat(logits[:limit], dim=1), self.shape)
