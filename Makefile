@@ -10,7 +10,7 @@ PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers format bench readme clean
+.PHONY: help setup demo test lint types layers format bench figures clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,8 +49,8 @@ format: $(READY) ## format the code and fix what can be fixed
 bench: $(READY) ## run benchmarks/*.py, which write result files to results/ (long)
 	@set -e; for script in benchmarks/[!_]*.py; do echo "$$script"; $(BIN)/python "$$script"; done
 
-readme: $(READY) ## fill the README's figures from results/
-	@$(BIN)/python docs/fill_readme.py
+figures: $(READY) ## fill the figures of README and docs from results/
+	@$(BIN)/python docs/fill_figures.py
 
 clean: ## remove caches and build output; .venv/ stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

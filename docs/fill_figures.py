@@ -1,4 +1,4 @@
-"""Fill the README's marked places from committed result files; `--check` only compares.
+"""Fill marked places of the README and docs/ from committed result files; `--check` only compares.
 
 A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result
 becomes a table, whose columns follow from the command that wrote it.
@@ -14,7 +14,7 @@ from typing import Any
 from foretoken.provenance import Result, read_result
 
 ROOT = Path(__file__).parents[1]
-README = ROOT / "README.md"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACE = re.compile(r"(<!-- (results/\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -58,10 +58,29 @@ def families(result: Result) -> list[list[str]]:
     return table
 
 
+def recipes(result: Result) -> list[list[str]]:
+    header = ["run", "depth 0, nats", "top-1, %", "nats", "accepted, %", "tokens per forward"]
+    table = [header]
+    for name in dict.fromkeys(str(row["method"]) for row in result.rows):
+        own, *deeper = [row for row in result.rows if row["method"] == name]
+        table.append(
+            [
+                name,
+                f"{own['nll']:.3f}",
+                " · ".join(f"{100 * _number(row['top1']):.0f}" for row in deeper),
+                " · ".join(f"{row['nll']:.2f}" for row in deeper),
+                " · ".join(f"{100 * _number(row['acceptance']):.0f}" for row in deeper),
+                f"{own['tokens_per_forward']:.2f}",
+            ]
+        )
+    return table
+
+
 TABLES: dict[str, Callable[[Result], list[list[str]]]] = {
     "decode": speed,
     "experiments/tiny": depths,
     "identity": families,
+    "recipes": recipes,
 }
 
 
@@ -86,11 +105,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
-    old = README.read_text(encoding="utf-8")
-    new = fill(old)
-    if arguments.check:
-        sys.exit(old != new and "README.md does not match results/: run docs/fill_readme.py")
-    README.write_text(new, encoding="utf-8")
+    stale = []
+    for page in PAGES:
+        old = page.read_text(encoding="utf-8")
+        if (new := fill(old)) != old:
+            stale.append(str(page.relative_to(ROOT)))
+            if not arguments.check:
+                page.write_text(new, encoding="utf-8")
+    if arguments.check and stale:
+        sys.exit(f"{', '.join(stale)}: not what results/ says; run `make figures`")
 
 
 if __name__ == "__main__":
