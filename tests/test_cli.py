@@ -389,6 +389,7 @@ def chat(place: Path, tmp_path: Path) -> Path:
         "unmarked": [{"tokens": ids * 20}],
         "foreign": [{"tokens": [999], "prompt_tokens": 1}],
         "text": [{"text": "hello"}],
+        "prompt": [{"prompt": "def longer(than, nine): ", "test": "x"}],
         "mixed": [{"messages": long}, {"messages": TURNS}],
         "long": [{"messages": long}],
         "reply": [{"messages": TURNS[1:2]}],
@@ -407,6 +408,7 @@ def chat(place: Path, tmp_path: Path) -> Path:
         ("tokens", "def f"),
         ("unmarked", "def f(x):"),
         ("text", "hello"),
+        ("prompt", "def longer(than, nine): "),
     ],
 )
 def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prompt: str) -> None:
@@ -437,6 +439,10 @@ def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
         assert message in refused("bench", model, "--prompts", path, *options)
         refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
         refused("generate", model, "--prompt-file", path, *options)
+    unlearnable = refused(
+        "train", model, "--data", chat / "prompt.jsonl", "--steps", 1, "--out", chat / "run"
+    )
+    assert "prompt.jsonl:1: a 'prompt' and no answer to learn from" in unlearnable
     mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
     assert "more than one prompt" in mixed
 

@@ -77,7 +77,7 @@ def tokenize(
 
     Raises:
         InputError: a conversation, and no chat template that fits, a tokenizer without offsets, no
-            answer or an empty one; ids of another tokenizer.
+            answer or an empty one; ids of another tokenizer; a prompt without an answer.
     """
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
@@ -85,6 +85,11 @@ def tokenize(
     head, tail = opening(tokenizer) if texts else [], [] if eos is None else [eos]
     for document in documents:
         size = len(document.text.encode("utf-8"))
+        if document.is_prompt:
+            raise InputError(
+                f"{document.source}: a 'prompt' and no answer to learn from; write both as 'text' "
+                "or 'messages', or have the model answer with `foretoken distill`"
+            )
         if document.tokens is not None:
             yield _given(document, tokenizer, size)
         elif document.messages is not None:
@@ -294,8 +299,8 @@ def given_prompt(
     """Token ids of the prompt that a document is itself; None of a text, which is only text.
 
     A conversation is one up to where the assistant would answer for the last time, as the chat
-    template asks for it; of ids that a document brings along, those marked as its prompt, else the
-    first `length`.
+    template asks for it; a text that is a prompt, all of it; of ids that a document brings along,
+    those marked as its prompt, else the first `length`.
 
     Raises:
         InputError: nobody speaks before the assistant, the chat template cannot be applied, or the
@@ -304,6 +309,8 @@ def given_prompt(
     if document.tokens is not None:
         tokens = _known_tokens(document, tokenizer)
         return tokens[: document.prompt_tokens or length]
+    if document.is_prompt:
+        return prompt_ids(tokenizer, document.text)
     if document.messages is None:
         return None
     turns = list(document.messages)
