@@ -440,7 +440,16 @@ def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
         refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
         refused("generate", model, "--prompt-file", path, *options)
     unlearnable = refused(
-        "train", model, "--data", chat / "prompt.jsonl", "--steps", 1, "--out", chat / "run"
+        "train",
+        model,
+        "--data",
+        chat / "prompt.jsonl",
+        "--steps",
+        1,
+        "--block-size",
+        64,
+        "--out",
+        chat / "run",
     )
     assert "prompt.jsonl:1: a 'prompt' and no answer to learn from" in unlearnable
     mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
