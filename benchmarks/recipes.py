@@ -26,9 +26,9 @@ from foretoken.training import TrainConfig, train
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 8, "block_size": 256, "precision": "bf16-mixed", "attention": "eager",
-    "optimizer": "muon", "matrix_learning_rate": 0.02, "learning_rate": 3e-3, "save_every": 50,
+    "optimizer": "muon", "matrix_learning_rate": 0.05, "learning_rate": 3e-3, "save_every": 50,
 }  # fmt: skip
-JOINT = {"recipe": "joint", "backbone_rate": 0.1}
+JOINT = {"recipe": "joint", "backbone_rate": 0.05}
 ROWS: dict[str, dict[str, Any]] = {
     "frozen, residual": {"head": {"kind": "residual"}},
     "frozen, parallel": {"head": {"tap": "trunk"}},

@@ -59,6 +59,8 @@ class HeadConfig:
         init: weights of new blocks: `"fresh"` or a `"copy"` of the backbone's last block.
         block: what new blocks are on a mixture of experts: the `"same"` as the backbone's last
             block, or `"dense"`, with one feed-forward network of the active experts' size.
+        normalize: whether the tap scales residual states to a root mean square of 1; by default
+            for fresh blocks, while copied ones expect states as the backbone has them.
     """
 
     kind: ClassVar[str]
@@ -66,9 +68,14 @@ class HeadConfig:
     tap: str | int = "final"
     init: BlockInit = "fresh"
     block: BlockKind = "same"
+    normalize: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.init == "fresh")
         check_fields(self)
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"normalize is {self.normalize!r}; it is true or false.")
         if self.depth < 1:
             raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
         check_tap(self.tap)
@@ -98,7 +105,8 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.config = config
         depths = 1 if self.chained else config.depth
-        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths)
+        scaled = bool(config.normalize)
+        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths, scaled)
 
     @property
     def depth(self) -> int:
