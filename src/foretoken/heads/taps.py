@@ -53,7 +53,7 @@ class Tap(nn.Module, ABC):
         self.normalize = normalize
 
     def state(self, states: States, layer: int) -> Tensor:
-        """(B, T, D) of one layer, scaled if it is to be. The final hidden state needs no scaling."""
+        """(B, T, D) of one layer, scaled if it is to be. The final hidden state needs none."""
         state = states[layer]
         if not self.normalize or layer == FINAL:
             return state
