@@ -7,8 +7,8 @@
 
 The bundled ones have the same backbone, see the same blocks in the same order for the same number
 of steps; `tiny-mtp` also learns to predict three tokens further. `draft` is a draft model for both,
-two blocks deep, which `benchmarks/decode.py --draft-model` compares them with. A run that was stopped goes on from its last
-checkpoint when it is started again.
+two blocks deep, which `benchmarks/decode.py --draft-model` compares them with. A run that was
+stopped goes on from its last checkpoint when it is started again.
 """
 
 import argparse
