@@ -76,17 +76,18 @@ class ModelDrafter:
         )
         window = committed.tokens.gather(1, places)
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
-        self.read = list(lengths)
         drafts, logits = [], []
         for depth in range(min(self.length, limit)):
             final = self.model(window, **self.past.enter(window.shape[1])).final
             final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
             logits.append(self.model.unembed(final))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
-            self.past.keep(self.read)
+            if depth == 0:
+                self.past.keep(lengths)
+            else:
+                self.past.assume()
             window, last = drafts[-1].tokens, torch.zeros_like(last)
-            self.read = [read + 1 for read in self.read]
-        self.read = [read - 1 for read in self.read]  # it has not read its last token
+        self.read = [length + len(drafts) - 1 for length in lengths]  # not its last token
         if self.shape is not None:
             return comb(torch.cat(logits, dim=1), self.shape)
         return Draft.joined(drafts)
