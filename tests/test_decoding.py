@@ -255,7 +255,7 @@ class CheckedModel:
         return draft
 
 
-@pytest.mark.parametrize("shape", [None])
+@pytest.mark.parametrize("shape", [None, TreeShape(widths=(2, 2, 2, 1))])
 @pytest.mark.parametrize("family", ["llama", "mistral", "falcon_alibi", *RESTORED])
 def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None) -> None:
     """Also one with a recurrent state; nearly the same model, so that some of it is accepted."""

@@ -61,8 +61,10 @@ class ModelDrafter:
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
-        # What it has read of its own last draft stands as far as that was accepted.
-        self.read = [min(read, length - 1) for read, length in zip(self.read, lengths, strict=True)]
+        # What it has read of its own last draft stands as far as that was accepted. Of a tree it
+        # has read the chain, and the last token that was accepted may be a leaf beside it.
+        own = 1 if self.shape is None else 2
+        self.read = [min(at, length - own) for at, length in zip(self.read, lengths, strict=True)]
         context = self.model.max_length
         limit = min(limit, limit if context is None else context - max(lengths))
         if limit < 1:
