@@ -37,12 +37,12 @@ class Past(Protocol):
     Attributes:
         cache: the backbone's.
         read: how many tokens of each row; the next pass begins there.
-        fixed: whether passes of one width have one shape.
+        compiled: whether what runs over its passes is compiled.
     """
 
     cache: Cache
     read: list[int]
-    fixed: bool
+    compiled: bool
 
     def beside(self) -> Cache:
         """The cache of one more block, which is always as far as this one."""
@@ -82,14 +82,21 @@ class SlottedPast:
         rows: B.
         capacity: S, slots per row to begin with.
         fixed: every pass looks at all slots, so that passes of one width have one shape.
+        compiled: what runs over its passes is compiled.
     """
 
     def __init__(
-        self, backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False
+        self,
+        backbone: Backbone,
+        rows: int,
+        capacity: int,
+        *,
+        fixed: bool = False,
+        compiled: bool = False,
     ) -> None:
         if fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
-        self.fixed = fixed
+        self.fixed, self.compiled = fixed, compiled
         self.rows, self.capacity, self.device = rows, capacity, backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
         self.context = backbone.max_length or capacity
@@ -311,7 +318,7 @@ class RestoringPast:
     """
 
     cache: Cache
-    fixed = False
+    compiled = False
 
     def __init__(self, backbone: Backbone) -> None:
         require_rollback(backbone)
@@ -421,14 +428,16 @@ def _try_restoring(backbone: Backbone) -> bool:
     return True
 
 
-def new_past(backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False) -> Past:
-    """The past of `rows` rows of up to `capacity` tokens.
+def new_past(
+    backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False, compiled: bool = False
+) -> Past:
+    """The past of `rows` rows of up to `capacity` tokens; see `SlottedPast`.
 
     Raises:
         BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
     """
     if takes_masks(backbone):
-        return SlottedPast(backbone, rows, capacity, fixed=fixed)
+        return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
     if rows > 1:
         raise BackboneError(
             f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
@@ -436,7 +445,7 @@ def new_past(backbone: Backbone, rows: int, capacity: int, *, fixed: bool = Fals
         )
     if fixed:
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be compiled for decoding: it takes no "
-            "attention mask that lets passes of one shape see pasts of any length."
+            f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
+            "or of one width: it takes no attention mask that lets them see pasts of any length."
         )
     return RestoringPast(backbone)
