@@ -238,6 +238,15 @@ def cut(tokens: list[int], new: int, stop_tokens: set[int], stop_strings: list[s
     return tokens[:new]
 
 
+def test_a_stop_string_that_no_token_writes_is_refused() -> None:
+    model, row = attached("llama", "none"), torch.tensor([prompt(5)])
+    for string in ("abx", "x", "", "a b"):
+        with pytest.raises(ft.InputError, match=f"stop string '{string}' can never appear"):
+            model.generate(row, max_new_tokens=4, stop_strings=["ab", string], tokenizer=letters())
+    with pytest.raises(ft.InputError, match="need the tokenizer too"):
+        model.generate(row, max_new_tokens=4, stop_strings=["ab"])
+
+
 @settings(max_examples=50)
 @given(data=st.data())
 def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:

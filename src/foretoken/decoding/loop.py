@@ -53,6 +53,11 @@ class Generation:
         return len(self.steps)
 
     @property
+    def draft_lengths(self) -> list[int]:
+        """How many tokens deep each pass but the first drafted, over time."""
+        return [max(step.drafted for step in steps) for steps in self.steps[1:]]
+
+    @property
     def row_steps(self) -> list[Step]:
         """Steps of all rows, without those after a row's end."""
         return [step for steps in self.steps for step in steps if step.tokens]
