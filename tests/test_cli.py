@@ -128,11 +128,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 TOKENIZER = byte_tokenizer()
 
 
-def backbone(seed: int = 0) -> LlamaForCausalLM:
+def backbone(seed: int = 0, vocab_size: int = 257) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=257,
+            vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -155,6 +155,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone(seed).save_pretrained(place / name)
         TOKENIZER.save_pretrained(place / name)
     torch.manual_seed(0)
+    small = backbone(vocab_size=50)
+    small.save_pretrained(place / "small")
+    letters = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate("abc")}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "small")
     model = ft.attach(backbone(), "parallel", depth=2, init="copy")
     model.save_pretrained(place / "whole", tokenizer=TOKENIZER)
     model.save_pretrained(place / "heads", backbone_path=str(place / "plain"))
@@ -321,6 +325,36 @@ def test_bench_of_everything(place: Path, tmp_path: Path, batch: int, temperatur
     assert ("temperature 0.7, batch 2" if temperature else "greedy, batch 1") in out
 
 
+def test_bench_reports_the_lengths_it_chose(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    size = ("--count", 2, "--prompt-tokens", 12, "--max-new-tokens", 30, "--repeats", 1)
+    options = ("--include-loops", "--draft-length", "auto", "--json", path)
+    out = fine("bench", place / "whole", "--prompts", place / "text.py", *size, *options)
+    result = checked(path, "bench", 0)
+    (row,) = (row for row in result.rows if row["method"] == "parallel-auto" and "tokens" in row)
+    assert (row["draft_length"], row["identical"]) == ("auto", 2)
+    assert list(result.settings["draft_lengths"]) == ["parallel-auto"]
+    chosen = result.settings["draft_lengths"]["parallel-auto"]
+    assert sum(map(len, chosen)) == row["forwards"] - 2
+    lengths = [length for prompt in chosen for length in prompt]
+    shares = {row["draft_length"]: row["share"] for row in result.rows if "share" in row}
+    assert shares == {n: lengths.count(n) / len(lengths) for n in set(lengths)}
+    assert f"parallel-auto: drafted 0: {100 * shares[0]:.1f} %" in out
+
+
+def test_bench_in_passes_of_one_width_and_of_one_draft_length(place: Path) -> None:
+    model = ft.MTPModel.from_pretrained(place / "whole")
+    methods = bench.methods_of(model, draft_length=1, pass_width=4)
+    names = ["plain", "parallel", "parallel-1", "prompt-lookup"]
+    assert [method.name for method in methods if "pass_width" in method.facts] == names
+    assert {method.facts["pass_width"] for method in methods[:4]} == {4}
+    prompt = torch.tensor([TOKENIZER("def f(x): def f(x): def f(x")["input_ids"]])
+    outputs = [method(prompt, 12) for method in methods[:4]]
+    assert all(output.rows == outputs[0].rows for output in outputs)
+    assert max(step.drafted for step in outputs[2].steps) == 1
+    assert 0 < max(step.drafted for step in outputs[3].steps) <= 3  # of 10
+
+
 def test_bench_compiles_plain_and_heads(place: Path) -> None:
     model = ft.MTPModel.from_pretrained(place / "whole")
     methods = bench.methods_of(model, compiled=True, tree="4")
@@ -479,6 +513,39 @@ def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, k
     assert (row["batch"], row["temperature"], row["compiled"]) == (1, 0, False)
     same = ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
     assert same == kind.endswith("lossless")
+
+
+@pytest.mark.parametrize(
+    "options", [("--draft-length", "auto"), ("--pass-width", 3), ("--draft-length", 1)]
+)
+def test_generate_with_drafts_of_any_length(place: Path, tmp_path: Path, options) -> None:
+    path = tmp_path / "generate.json"
+    given = ("--prompt", "def f(x):", "--max-new-tokens", 40)
+    ran = run("generate", place / "whole", *given, *options, "--json", path)
+    assert ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
+    result = checked(path, "generate", None)
+    (row,), lengths = result.rows, result.settings["draft_lengths"]
+    assert {"draft_length": row["draft_length"], "pass_width": row["pass_width"]} == {
+        "draft_length": None,
+        "pass_width": None,
+        options[0].removeprefix("--").replace("-", "_"): options[1],
+    }
+    assert len(lengths) == row["forwards"] - 1
+    assert max(lengths) == (1 if 1 in options else 2)
+    if "auto" in options:
+        assert lengths[:3] == [0, 0, 0]  # what a step without drafts takes
+        share = f"drafted 0: {100 * lengths.count(0) / len(lengths):.1f} %, "
+        assert share in ran.err
+    else:
+        assert "of passes" not in ran.err
+
+
+def test_generate_fills_the_context_to_its_last_place(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generate.json"
+    given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
+    out = fine("generate", place / "whole", *given, "--draft-length", 2)
+    assert checked(path, "generate", None).rows[0]["tokens"] == 7
+    assert out == fine("generate", place / "plain", *given)
 
 
 def test_generate_draws_by_its_seed(place: Path, tmp_path: Path) -> None:
@@ -819,6 +886,16 @@ BAD = [
     (f"{GENERATE} --rule distance:inf", "such as distance:1"),
     (f"{GENERATE} --rule typical:2", "epsilon"),
     (f"{GENERATE} --stop=", "can never appear"),
+    (f"{GENERATE} --draft-length two", "--draft-length two: give a number of tokens, or auto"),
+    (f"{GENERATE} --plain --draft-length auto", "there is no draft"),
+    ("generate {place}/whole --prompt x --draft-length auto --compile", "has one shape"),
+    (f"{GENERATE} --pass-width 0", "pass_width is 0"),
+    ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
+    (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),
+    (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/small", "vocabulary of 50 tokens"),
+    (f"{BENCH} --max-new-tokens 8 --draft-length 2", "the model has none"),
+    ("generate {place}/small --prompt abc --stop abcx", "'abcx' can never appear"),
+    (f"{GENERATE[:-1]}", "the prompt is empty"),
     # Where, and in which type.
     (f"info {MODEL} --device nonsense", "device 'nonsense'"),
     (f"info {MODEL} --device meta", "device 'meta'"),

@@ -322,6 +322,7 @@ class MTPModel(nn.Module):
         drafter: Drafter | None = None,
         draft_length: int | Literal["auto"] | None = None,
         rule: AcceptanceRule | None = None,
+        pass_width: int | None = None,
         compiled: bool = False,
     ) -> Iterator[tuple[Step, ...]]:
         """`generate`, one step at a time. Puts the model into evaluation mode.
@@ -339,6 +340,8 @@ class MTPModel(nn.Module):
             draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
                 every step of any drafter as long as brings most tokens per second, down to 0.
             rule: what of a draft is accepted; by default what leaves the output as it is.
+            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
+                what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of one shape, compiled by torch: minutes once, then faster steps.
         """
         if stop_strings and tokenizer is None:
@@ -346,6 +349,13 @@ class MTPModel(nn.Module):
         stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
         if tokenizer is not None and stop_strings:
             stops.append(StopStrings(stop_strings, tokenizer))
+        if pass_width is not None and pass_width < 1:
+            raise InputError(f"pass_width is {pass_width}; a pass is at least 1 token wide.")
+        if compiled and draft_length == "auto":
+            raise InputError(
+                "a compiled step has one shape, and draft length 'auto' changes it from step to "
+                "step; choose a length, or leave the step uncompiled."
+            )
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
             fixed = None if draft_length == "auto" else draft_length
@@ -362,6 +372,7 @@ class MTPModel(nn.Module):
             rule or SpeculativeSampling(),
             sampling or Sampling(),
             length=AutoLength(drafter.longest) if draft_length == "auto" else None,
+            pass_width=pass_width,
             compiled=compiled,
         )
 

@@ -72,6 +72,9 @@ FIELDS: tuple[str, ...] = (
     "drafter",  # heads, none, lookup, or the draft model's name
     "tree",  # the draft's shape, as typed; none for a chain
     "dtype",  # of the weights, where a result has several
+    "pass_width",  # tokens of every pass, where that was asked for
+    "draft_length",  # as asked for (a number, auto); or, beside `share`, what was drafted
+    "share",  # of the passes
     "changed",  # tokens that differ from those of one-token passes
     "gap",  # between the two largest logits
 )
