@@ -10,8 +10,9 @@ differ anyway.
 
 Rows of the result: one per type and way (`tokens` compared, `changed`, `identical` prompts), then
 one for each change, with `gap`, the distance between the two largest logits of the one-token pass
-there. Rows with a `pass_width` compare decoding in passes of that width with plain decoding in passes of
-that width: no token may change. `settings` tells how many of the one-token passes have a gap as small as the widest of those.
+there. Rows with a `pass_width` compare decoding in passes of that width with plain decoding in the
+same: no token may change. `settings` tells how many of the one-token passes have a gap as small as
+the widest of those.
 """
 
 import argparse
