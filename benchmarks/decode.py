@@ -39,6 +39,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--draft-model", help="compare with this draft model")
     parser.add_argument("--compile", action="store_true", help="a compiled step too")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--skip-loops", action="store_true", help="leave out the second file")
     parser.add_argument("--out", type=Path, default=Path("results"))
     return parser.parse_args()
 
@@ -90,7 +91,7 @@ def measure(
     loops = "excluded" if exclude else "included"
     what = title(arguments.data, temperature, batch)
     show_speed([(arguments.model, found)], what if temperature else f"{what}, loops {loops}")
-    asked = ("out", "data", "batch_sizes", "temperatures")
+    asked = ("out", "data", "batch_sizes", "temperatures", "skip_loops")
     settings = {
         **{name: value for name, value in vars(arguments).items() if name not in asked},
         "batch_size": batch,
@@ -116,7 +117,7 @@ def main() -> None:
     )
     for batch in arguments.batch_sizes:
         for temperature in arguments.temperatures:
-            for exclude in (True,) if temperature else (True, False):
+            for exclude in (True,) if temperature or arguments.skip_loops else (True, False):
                 measure(arguments, model, prompts, batch, temperature, exclude)
 
 
