@@ -113,7 +113,7 @@ def test_rows_of_different_lengths_roll_out_as_they_do_alone() -> None:
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_what_is_drafted_by_depth_is_what_was_trained(contract: str) -> None:
-    """Depth by depth, the drafter and the pass of training agree on the first place of a row too."""
+    """Depth by depth, the drafter and the pass of training agree at a row's first place."""
     model = chain("llama", contract, "depth")
     for length in (2, 9):
         row = families.prompt(1, length)
@@ -159,11 +159,9 @@ def test_the_first_embedding_of_each_document_is_zero_for_depth_one_alone() -> N
     changed = row.clone()
     changed[0, 1] = (row[0, 1] + 1) % families.VOCAB
     output = model.backbone(row, layers=model.layers)
-    for depth, unmoved in ((1, True), (2, False)):
-        before = model.depth_hidden(row, output, [depth])[0][0, 0]
-        after = model.depth_hidden(changed, output, [depth])[0][0, 0]
-        if depth == 1:
-            assert torch.equal(before, after) == unmoved
+    before, after = (model.depth_hidden(tokens, output)[0][0] for tokens in (row, changed))
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,9 @@ class MTPModel(nn.Module):
             norm=self.backbone.new_norm,
             new_norm=self.backbone.fresh_norm,
         )
-        head = head_class(config.kind)(config, parts)
-        return head.to(device=self.backbone.device, dtype=self.backbone.dtype)
+        head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
+        cast_parameters(head, self.backbone.dtype)
+        return head
 
     @property
     def depth(self) -> int:

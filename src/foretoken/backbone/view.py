@@ -30,7 +30,6 @@ from foretoken.backbone.calls import (
     split_call,
 )
 from foretoken.backbone.dense import make_dense
-from foretoken.backbone.wide import WideBlock
 from foretoken.backbone.discovery import (
     Discovery,
     Scale,
@@ -40,6 +39,7 @@ from foretoken.backbone.discovery import (
     required,
     same,
 )
+from foretoken.backbone.wide import WideBlock
 from foretoken.errors import BackboneError
 
 BlockInit = Literal["fresh", "copy"]

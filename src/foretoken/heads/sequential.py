@@ -49,7 +49,7 @@ class SequentialModule(nn.Module):
                     f"norms 'none' leaves out a block's input_layernorm, and "
                     f"{type(self.block).__name__} has none; use norms 'backbone'."
                 )
-            self.block.input_layernorm = nn.Identity()
+            _leave_out_norms(self.block)
         self.norm = nn.Identity() if norms == "none" else parts.norm()
         self.wide = wide
 
@@ -65,6 +65,15 @@ class SequentialModule(nn.Module):
         if self.wide:
             return torch.cat((*reversed(pair), hidden), dim=-1)
         return cast(Tensor, self.projection(torch.cat(pair, dim=-1)))
+
+
+def _leave_out_norms(block: nn.Module) -> None:
+    """Before attention, and of queries and keys."""
+    block.input_layernorm = nn.Identity()
+    for module in block.modules():
+        for name in ("q_norm", "k_norm"):
+            if hasattr(module, name):
+                setattr(module, name, nn.Identity())
 
 
 def _input_norm(parts: Parts, norms: Norms) -> nn.Module:
@@ -83,7 +92,7 @@ class SequentialHeads(Head):
         Attributes:
             shared: one module for all depths, applied recursively.
             norms: of a module's two inputs: RMSNorms of its `"own"`, norms like the `"backbone"`'s,
-                or `"none"`, and then none before its block nor after it either (EAGLE).
+                or `"none"`, and then none before its block, in its attention or behind it (EAGLE).
             recycle: what depth k+1 reads of depth k: the residual `"stream"` leaving the block, or
                 what the output head reads, `"normed"`.
             zero_first: whether depth 1 reads zeros for the embedding at a document's first

@@ -70,7 +70,8 @@ class RolloutDrafter:
         if self.head.zero_first:
             ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
         hidden = at(self._step(self.tapped[places], ahead, places, 1), ends - begin)
-        drafts, logits = [], []
+        drafts: list[Draft] = []
+        logits: list[Tensor] = []
         for depth in range(1, min(self.length, limit) + 1):
             if depth > 1:
                 ahead = self.backbone.embed(drafts[-1].tokens)
