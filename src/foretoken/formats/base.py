@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foretoken.backbone import Backbone
-from foretoken.errors import CheckpointError, HeadError
+from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.formats.contract import Contract
 from foretoken.formats.files import Checkpoint, write_checkpoint
 from foretoken.formats.names import ModuleNames
@@ -65,8 +65,22 @@ class Layout(ABC):
     contract: ClassVar[Contract]
     serve: ClassVar[str]
 
-    def head(self, depth: int) -> HeadConfig:
-        """The config of heads that can be exported to this layout."""
+    def head(self, depth: int, kind: str | None = None) -> HeadConfig:
+        """The config of heads that can be exported to this layout.
+
+        Args:
+            depth: K.
+            kind: of the heads, for layouts that hold several.
+
+        Raises:
+            InputError: the layout holds no heads of that kind.
+        """
+        config = self._head(depth, kind)
+        if kind is not None and config.kind != kind:
+            raise InputError(f"{self.name} holds {config.kind} heads, not {kind}.")
+        return config
+
+    def _head(self, depth: int, kind: str | None) -> HeadConfig:
         return self.contract.head(depth)
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:

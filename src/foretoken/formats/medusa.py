@@ -18,6 +18,7 @@ from foretoken.formats.base import OUTPUT, Layout, Loaded, original
 from foretoken.formats.contract import Contract
 from foretoken.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors, tensors_equal
 from foretoken.heads import ResidualHeads
+from foretoken.heads.base import HeadConfig
 from foretoken.model import MTPModel
 
 _LAYER = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
@@ -40,7 +41,7 @@ class Medusa(Layout):
         """'{{"method": "medusa", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
     )
 
-    def head(self, depth: int) -> ResidualHeads.Config:
+    def _head(self, depth: int, kind: str | None) -> HeadConfig:
         return ResidualHeads.Config(depth=depth)
 
     def check(self, model: MTPModel, base: Checkpoint) -> None:

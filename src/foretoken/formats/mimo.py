@@ -35,7 +35,12 @@ _MODULE = "model.mtp_layers.{i}."
 
 
 class MiMo(InPlace):
-    """One module below `model.mtp_layers.0.`, in a checkpoint of `model_type: mimo`."""
+    """One module below `model.mtp_layers.0.`.
+
+    The published config has `model_type: mimo`, which brings code of its own. Engines go by
+    `architectures`, so what is written here says `qwen2`, which needs none, and which transformers
+    reads as the backbone that it is.
+    """
 
     name = "mimo"
     contract = Contract(engine="vLLM 0.32", concat="hidden, embedding", tap="last", zero_first=True)
@@ -51,7 +56,7 @@ class MiMo(InPlace):
         block=_MODULE,
         embedding_first=False,
     )
-    families = ("mimo",)
+    families = ("mimo", "qwen2")
     counts = "num_nextn_predict_layers"
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
@@ -77,7 +82,7 @@ class MiMo(InPlace):
         config = {
             **base.config,
             "architectures": ["MiMoForCausalLM"],
-            "model_type": "mimo",
+            "model_type": "mimo" if base.model_type == "mimo" else "qwen2",
             "attention_bias": True,
             "tie_word_embeddings": False,
             self.counts: 1,
@@ -86,6 +91,8 @@ class MiMo(InPlace):
 
     def backbone_config(self, base: Checkpoint) -> dict[str, Any]:
         """As the Qwen2 it is: transformers has no `mimo`, and the published code is not run."""
+        if base.model_type == "qwen2":
+            return base.config
         dropped = ("auto_map", "attention_bias", self.counts)
         config = {name: value for name, value in base.config.items() if name not in dropped}
         return {**config, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"}

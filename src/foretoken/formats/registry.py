@@ -11,11 +11,22 @@ from foretoken.formats.huggingface import Transformers
 from foretoken.formats.medusa import Medusa
 from foretoken.formats.mimo import MiMo
 from foretoken.formats.qwen import Qwen3Next, Qwen35
+from foretoken.formats.vllm import Vllm
 
-LAYOUTS: dict[str, Layout] = {
-    one.name: one()
-    for one in (MiMo, Medusa, Eagle, Eagle3, Qwen35, Qwen3Next, DeepSeekV3, Glm4Moe, Transformers)
-}
+CLASSES: tuple[type[Layout], ...] = (
+    MiMo,
+    Medusa,
+    Eagle,
+    Eagle3,
+    Qwen35,
+    Qwen3Next,
+    DeepSeekV3,
+    Glm4Moe,
+    Transformers,
+    Vllm,
+)
+
+LAYOUTS: dict[str, Layout] = {one.name: one() for one in CLASSES}
 """Every layout by its name."""
 
 
@@ -38,7 +49,7 @@ def recognise(base: Checkpoint) -> Layout:
     code = " Its config names code to run (auto_map), which is not run." * (
         "auto_map" in base.config
     )
-    known = ", ".join(name for name in LAYOUTS if name != "transformers")
+    known = ", ".join(name for name in LAYOUTS if name not in ("transformers", "vllm"))
     raise CheckpointError(
         f"{base.directory}: no multi-token module of a known layout is in it "
         f"(model_type {base.model_type}; known: {known}).{code}"
