@@ -21,6 +21,8 @@ from foretoken.decoding import NoDrafter
 from foretoken.formats import layout
 
 VOCAB, HIDDEN, LAYERS, NEW = 256, 128, 4, 40
+ENOUGH = 2.0
+"""Mean loss of the depths, in nats, at which heads know enough: some drafts stand, others do not."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,
@@ -96,7 +98,7 @@ def backbone(name: str) -> PreTrainedModel:
         setattr(config, field, None)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     with torch.no_grad():
-        for key, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.ndim == 1:  # norms and biases off their first values
                 parameter.add_(0.1 * torch.randn_like(parameter))
     return model.eval()
@@ -127,7 +129,7 @@ def plain(model: ft.MTPModel, prompt: list[int], new: int) -> list[int]:
     return result.new_tokens
 
 
-def trained(case: Case, directory: Path, steps: int) -> list[list[int]]:
+def trained(case: Case, directory: Path) -> list[list[int]]:
     """Save a model of `case` to `directory`; the continuations that the backbone gives."""
     model = ft.MTPModel(backbone(case.backbone), head_config(case))
     model.freeze_backbone()
@@ -135,9 +137,12 @@ def trained(case: Case, directory: Path, steps: int) -> list[list[int]]:
     rows = [torch.tensor([p + c]) for p, c in zip(prompts(), continuations, strict=True)]
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=3e-3)
     model.train()
-    for step in range(steps):
+    for step in range(600):
         optimizer.zero_grad()
-        model(rows[step % len(rows)]).loss.backward()
+        output = model(rows[step % len(rows)])
+        if output.depth_losses[1:].mean() < ENOUGH:
+            break
+        output.loss.backward()
         optimizer.step()
     model.eval().save_pretrained(directory)
     return continuations

@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from models import NEW, Case, counts, head_config, other_contracts, plain, prompts, trained
+from models import ENOUGH, NEW, Case, counts, head_config, other_contracts, plain, prompts, trained
 
 import foretoken as ft
 from foretoken.formats import export, import_heads
+from foretoken.formats.exporting import BACKBONE
 from foretoken.loading import load_causal_lm
 from foretoken.provenance import provenance, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engines.json"
-STEPS = 90
 
 CASES = {
     "mimo-qwen2": Case("mimo", "qwen2"),
@@ -80,7 +80,7 @@ def serve(target: Path, speculative: dict[str, Any]) -> tuple[list[list[int]], l
 def run(name: str, case: Case, work: Path) -> dict[str, Any]:
     """One case's row."""
     model_path, exported = work / name / "model", work / name / "exported"
-    continuations = trained(case, model_path, STEPS)
+    continuations = trained(case, model_path)
     export(model_path, case.layout, exported)
     model = ft.MTPModel.from_pretrained(model_path)
     if case.layout != "vllm":  # what was written is what is compared
@@ -91,7 +91,7 @@ def run(name: str, case: Case, work: Path) -> dict[str, Any]:
     speculative = {"method": case.method, "num_speculative_tokens": case.length}
     target = exported
     if case.apart:
-        target, speculative["model"] = model_path, str(exported)
+        target, speculative["model"] = exported / BACKBONE, str(exported)
     tokens, counted, seconds = serve(target, speculative)
     began = time.perf_counter()
     expected = [plain(model, prompt, NEW) for prompt in prompts()]
@@ -126,8 +126,9 @@ def main(wanted: list[str]) -> int:
             try:
                 row = run(name, case, Path(work))
             except Exception as error:  # an engine can fail anywhere; the others go on
-                row = {"case": name, "layout": case.layout, "backbone": case.backbone,
-                       "error": " ".join(f"{type(error).__name__}: {error}".split())[:300]}  # fmt: skip
+                why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+                row = {"case": name, "layout": case.layout, "backbone": case.backbone}
+                row["error"] = why
                 with contextlib.suppress(Exception):
                     from vllm.distributed import cleanup_dist_env_and_memory
 
@@ -146,7 +147,7 @@ def save(rows: list[dict[str, Any]], wanted: list[str]) -> int:
         {k: " ".join(map(str, v)) if isinstance(v, list) else v for k, v in row.items()}
         for row in rows
     ]
-    settings = {"new_tokens": NEW, "head_steps": STEPS, "dtype": "float32", "sampling": "greedy"}
+    settings = {"new_tokens": NEW, "head_loss": ENOUGH, "dtype": "float32", "sampling": "greedy"}
     origin = provenance(7, torch.device("cpu"), torch.float32)
     write_result(RESULT, "engines", settings, flat, origin)
     return 0

@@ -59,11 +59,13 @@ class Layout(ABC):
         name: on the command line.
         contract: how its engines run it.
         serve: the command that serves what `save` wrote, with `{out}` and `{model}` filled in.
+        apart: whether heads go into a directory of their own, without their backbone.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
     serve: ClassVar[str]
+    apart: ClassVar[bool] = False
 
     def head(self, depth: int, kind: str | None = None) -> HeadConfig:
         """The config of heads that can be exported to this layout.
@@ -97,13 +99,13 @@ class Layout(ABC):
         differences = self.contract.differences(
             model.require_head().config, has_plain_norms(model.backbone)
         )
-        if reasons:
-            raise HeadError(f"{self.name} cannot hold this model: {reasons[0]}.")
         if differences:
             raise HeadError(
                 f"{self.name} runs heads in another way: {'; '.join(differences)}. "
                 f"Train heads with `foretoken train --for {self.name}`."
             )
+        if reasons:
+            raise HeadError(f"{self.name} cannot hold this model: {reasons[0]}.")
 
     @abstractmethod
     def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:

@@ -42,6 +42,7 @@ class Eagle(Layout):
     """One Llama-shaped module in a directory of its own."""
 
     name = "eagle"
+    apart = True
     contract = Contract(
         engine="vLLM 0.32", concat="embedding, hidden", recycle="stream", norms="none"
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from foretoken.errors import CheckpointError
-from foretoken.formats.base import EMBEDDING, OUTPUT, Layout, Loaded, chain, original
+from foretoken.formats.base import EMBEDDING, OUTPUT, Layout, Loaded, chain
 from foretoken.formats.contract import Contract
 from foretoken.formats.eagle import Eagle, write_config
 from foretoken.formats.files import SINGLE, Checkpoint, save_tensors
@@ -31,6 +31,7 @@ class Eagle3(Layout):
     """One wide Llama block in a directory of its own."""
 
     name = "eagle3"
+    apart = True
     contract = Contract(
         engine="vLLM 0.32",
         concat="embedding, hidden (into the attention)",
@@ -53,7 +54,7 @@ class Eagle3(Layout):
             if name.startswith("block."):
                 tensors["midlayer." + name.removeprefix("block.")] = tensor
         tensors[FC] = head.state_dict()[TAP]
-        tensors[OUTPUT] = original(base, OUTPUT)
+        tensors[OUTPUT] = model.backbone.output.weight
         layers = list(head.layers)
         write_config(
             base,

@@ -16,6 +16,8 @@ from foretoken.formats.registry import layout
 from foretoken.model import MTPModel
 
 CONTRACT = "foretoken-contract.json"
+BACKBONE = "backbone"
+"""Where a backbone goes that lies in one directory with its heads, for layouts of heads alone."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def export(
     require_plain(base)
     target.check(model, base)
     depth = model.depth
-    reference = _served(source, where, base)
+    inside = target.apart and base.directory.resolve() == where.resolve()
+    reference = str(out / BACKBONE) if inside else _served(source, where, base)
     serve = target.serve.format(out=out, model=reference, depth=depth)
     with replacing(out, SUPERSEDED) as work:
         if like is None:
@@ -76,6 +79,9 @@ def export(
             with scratch(work.parent) as merged:
                 _merge(Checkpoint(local_directory(like)), base, target, merged)
                 target.save(model, Checkpoint(merged), work)
+        if inside:  # an engine would take heads.safetensors for a part of the backbone
+            (work / BACKBONE).mkdir()
+            write_checkpoint(base, work / BACKBONE)
         contract = {"layout": target.name, **target.contract.to_dict()}
         (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
         write_card(work, model, target, serve, reference, results or [])

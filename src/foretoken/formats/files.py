@@ -86,7 +86,7 @@ class Checkpoint:
         """A file of the directory, which must lie in it."""
         path = self.directory / name
         if Path(name).name != name or name in ("", ".", ".."):
-            raise CheckpointError(f"{path}: lies outside the checkpoint; it is not read.")
+            raise CheckpointError(f"{self.directory}: names {name}, outside of it; it is not read.")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing; fetch it again.")
         roots = [self.directory.resolve()]

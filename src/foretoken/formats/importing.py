@@ -10,8 +10,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from huggingface_hub import snapshot_download
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from foretoken.backbone import fingerprint
@@ -24,7 +26,7 @@ from foretoken.checkpoint import (
     write_heads,
 )
 from foretoken.errors import CheckpointError, HeadError, InputError
-from foretoken.formats.base import Layout, Loaded, original
+from foretoken.formats.base import EMBEDDING, OUTPUT, Layout, Loaded
 from foretoken.formats.files import CONFIG, Checkpoint, require_plain, write_checkpoint
 from foretoken.formats.registry import recognise
 from foretoken.loading import load_causal_lm, resolve
@@ -82,8 +84,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
     loaded = layout.load(base)
     with replacing(out, SUPERSEDED) as work:
         lm, reference = _backbone(layout, base, backbone, work)
-        source = Checkpoint(work if reference is None else local_directory(reference))
-        _check_shared(loaded, source, directory)
+        _check_shared(loaded, lm, directory)
         try:
             model = MTPModel(lm, loaded.head)
         except (HeadError, InputError) as error:
@@ -135,10 +136,11 @@ def _check_shapes(base: Checkpoint) -> None:
                 )
 
 
-def _check_shared(loaded: Loaded, source: Checkpoint, where: Path) -> None:
+def _check_shared(loaded: Loaded, lm: PreTrainedModel, where: Path) -> None:
     """What heads share with the backbone must be the backbone's."""
+    parts = {EMBEDDING: lm.get_input_embeddings(), OUTPUT: lm.get_output_embeddings()}
     for name, tensor in loaded.shared.items():
-        own = original(source, name)
+        own = cast(Tensor, parts[name].weight)
         if own.shape != tensor.shape or not (own.float() == tensor.float()).all():
             raise CheckpointError(
                 f"{where}: its {name} is not the backbone's, and foretoken's heads have none of "

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from foretoken.errors import CheckpointError, HeadError
-from foretoken.formats.base import OUTPUT, Layout, Loaded, original
+from foretoken.formats.base import OUTPUT, Layout, Loaded
 from foretoken.formats.contract import Contract
 from foretoken.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors, tensors_equal
 from foretoken.heads import ResidualHeads
@@ -29,6 +29,7 @@ class Medusa(Layout):
     """Residual heads on any backbone."""
 
     name = "medusa"
+    apart = True
     contract = Contract(
         engine="vLLM 0.32",
         concat="none: heads read the hidden state alone",
@@ -62,7 +63,7 @@ class Medusa(Layout):
         for name, tensor in model.require_head().state_dict().items():
             _, head, layer, part = name.split(".")
             tensors[f"blocks.{head}.layers.{layer}.{part}"] = tensor
-        tensors[OUTPUT] = original(base, OUTPUT)
+        tensors[OUTPUT] = model.backbone.output.weight
         vocab, size = tensors[OUTPUT].shape
         config = {
             "architectures": ["MedusaModel"],

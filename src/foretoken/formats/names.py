@@ -75,7 +75,11 @@ class ModuleNames:
             for name, tensor in theirs.items()
             if name.startswith(prefix) and name not in taken
         }
-        return ours | {f"block.{name}": tensor for name, tensor in fuse(block).items()}
+        try:
+            fused = fuse(block)
+        except CheckpointError as error:
+            raise CheckpointError(f"{where}: {error}") from None
+        return ours | {f"block.{name}": tensor for name, tensor in fused.items()}
 
     def owns(self, name: str, index: int) -> bool:
         """Whether a tensor belongs to module `index`, the copies included."""

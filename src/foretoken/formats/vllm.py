@@ -1,8 +1,8 @@
 """foretoken's own draft models for vLLM, run by the plugin that an installed foretoken brings.
 
 vLLM's `mtp` method hands a draft model the *final* hidden states of any backbone it serves, so
-heads read those. Blocks have to be Llama-shaped (with or without biases and norms of queries and keys);
-norms are RMSNorms, and Gemma's, which count from 1, are written as such.
+heads read those. Blocks have to be Llama-shaped (with or without biases and norms of queries and
+keys); norms are RMSNorms, and Gemma's, which count from 1, are written as such.
 """
 
 import json
@@ -30,6 +30,7 @@ class Vllm(Layout):
     """Parallel, residual or shared sequential heads on any backbone that vLLM serves."""
 
     name = "vllm"
+    apart = True
     contract = Contract(
         engine="vLLM 0.32 with foretoken installed",
         concat="hidden, embedding",
