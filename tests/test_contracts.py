@@ -156,12 +156,13 @@ def test_the_first_embedding_of_each_document_is_zero_for_depth_one_alone() -> N
         part = row[:, start : start + 6]
         alone = model.depth_hidden(part, model.backbone(part, layers=model.layers), [1])[0]
         torch.testing.assert_close(both[:, start : start + 5], alone[:, :5], rtol=1e-4, atol=1e-4)
-    changed = row.clone()
-    changed[0, 1] = (row[0, 1] + 1) % families.VOCAB
     output = model.backbone(row, layers=model.layers)
-    before, after = (model.depth_hidden(tokens, output)[0][0] for tokens in (row, changed))
-    assert torch.equal(before[0], after[0])
-    assert not torch.equal(before[1], after[1])
+    before = model.depth_hidden(row, output, [1])[0][0]
+    for place, unmoved in ((1, True), (2, False)):  # x_1 is read at position 0 alone
+        changed = row.clone()
+        changed[0, place] = (row[0, place] + 1) % families.VOCAB
+        after = model.depth_hidden(changed, output, [1])[0][0]
+        assert torch.equal(before, after) == unmoved
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from foretoken.formats import layout
 
 VOCAB, HIDDEN, LAYERS, NEW = 256, 128, 4, 40
 ENOUGH = 2.0
-"""Mean loss of the depths, in nats, at which heads know enough: some drafts stand, others do not."""
+"""Mean loss of the depths, in nats, at which some drafts stand and others do not."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
     "hidden_size": HIDDEN,

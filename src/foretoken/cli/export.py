@@ -1,8 +1,9 @@
 """`foretoken export` and `foretoken import`: external checkpoint layouts."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import torch
 import typer
 
 from foretoken.cli import common
@@ -30,6 +31,7 @@ def export(
     push: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload it to the Hub as well.")
     ] = None,
+    json: common.Json = None,
 ) -> None:
     """Write MODEL's heads for a serving engine, with a card that says how to serve them.
 
@@ -46,6 +48,9 @@ def export(
     common.console.print(f"Serve: {done.serve}")
     if push is not None:
         common.console.print(f"Uploaded: {upload(out, push)}")
+    row = {"model": model, "method": done.kind, "depth": done.depth, "parameters": done.parameters}
+    settings = {"layout": to, "serve": done.serve, **done.layout.contract.to_dict()}
+    _save(json, "export", settings, row)
 
 
 def upload(directory: Path, repository: str) -> str:
@@ -64,16 +69,17 @@ def upload(directory: Path, repository: str) -> str:
 
 
 def import_(
-    model: Annotated[str, typer.Argument(metavar="DIR", help="Directory, or Hub id.")],
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Directory, or Hub id.")],
     out: Annotated[Path, typer.Option(help="Directory to write, all of it or nothing.")],
     backbone: Annotated[
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Put the heads on this backbone: where DIR holds heads alone, or on a fine-tuned "
+            help="Put the heads on this backbone: where MODEL holds heads alone, or on a fine-tuned "
             "copy that lost them.",
         ),
     ] = None,
+    json: common.Json = None,
 ) -> None:
     """Make foretoken heads of the multi-token module of a released checkpoint.
 
@@ -88,3 +94,12 @@ def import_(
         f"{done.layout.name}: {done.modules} module{'s' * (done.modules != 1)}, "
         f"{done.parameters:,} parameters → {out}"
     )
+    row = {"model": model, "depth": done.modules, "parameters": done.parameters}
+    _save(json, "import", {"layout": done.layout.name}, row)
+
+
+def _save(path: Path | None, command: str, settings: dict[str, Any], row: dict[str, Any]) -> None:
+    if path is not None:
+        origin = provenance(None, torch.device("cpu"), None)
+        write_result(path, command, settings, [row], origin)
+        common.console.print(f"Result file: {path}")

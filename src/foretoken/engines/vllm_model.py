@@ -154,7 +154,7 @@ class Residual(Kept):
     def __init__(self, vllm_config: VllmConfig, config: Any, prefix: str) -> None:
         super().__init__()
         size, self.linear = config.hidden_size, config.variant == "linear"
-        self.heads = nn.ModuleList(
+        self.heads: Any = nn.ModuleList(
             nn.ModuleList(
                 ReplicatedLinear(size, size, bias=not self.linear, return_bias=False)
                 for _ in range(config.layers)
@@ -168,14 +168,14 @@ class Residual(Kept):
     def all_depths(self, hidden: Tensor, positions: Tensor) -> list[Tensor]:
         if self.linear:
             pairs = zip(self.heads, self.norms, strict=True)
-            return [norm(layers[0](hidden)) for layers, norm in pairs]
-        said = []
-        for layers in self.heads:
-            state = hidden
-            for layer in layers:
-                state = state + F.silu(layer(state))
-            said.append(state)
-        return said
+            return [norm(*(layer(hidden) for layer in layers)) for layers, norm in pairs]
+        return [_stack(layers, hidden) for layers in self.heads]
+
+
+def _stack(layers: Any, hidden: Tensor) -> Tensor:
+    for layer in layers:
+        hidden = hidden + F.silu(layer(hidden))
+    return hidden
 
 
 KINDS = {"sequential": Sequential, "parallel": Parallel, "residual": Residual, "linear": Residual}
@@ -204,7 +204,7 @@ class ForetokenHeads(nn.Module):
     def embed_input_ids(self, input_ids: Tensor) -> Tensor:
         """With the family's own scaling."""
         embedding: Tensor = self.model.embed_tokens(input_ids)
-        scale = self.config.embed_scale
+        scale = float(self.config.embed_scale)
         return embedding / scale if self.config.embed_divides else embedding * scale
 
     def forward(
@@ -218,13 +218,15 @@ class ForetokenHeads(nn.Module):
     ) -> Tensor:
         """(N, D) of `hidden_states` → (N, D) to be handed back."""
         embedding = self.embed_input_ids(input_ids) if inputs_embeds is None else inputs_embeds
-        result: Tensor = self.model.heads(hidden_states, embedding, positions)
+        heads: Any = self.model.heads
+        result: Tensor = heads(hidden_states, embedding, positions)
         return result
 
     def compute_logits(self, hidden_states: Tensor, spec_step_idx: int = 0) -> Tensor:
         """(R, D) → (R, V). Scales and caps are left out: they do not change the largest."""
         output = self.model.embed_tokens if self.lm_head is None else self.lm_head
-        logits: Tensor = self.logits_processor(output, self.model.heads.final(hidden_states))
+        heads: Any = self.model.heads
+        logits: Tensor = self.logits_processor(output, heads.final(hidden_states))
         return logits
 
     hf_to_vllm_mapper = WeightsMapper(

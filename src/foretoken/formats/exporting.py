@@ -29,12 +29,16 @@ class Exported:
         directory: where.
         serve: the command that serves it.
         parameters: of the heads.
+        kind: of the heads.
+        depth: how many tokens they were trained to predict.
     """
 
     layout: Layout
     directory: Path
     serve: str
     parameters: int
+    kind: str
+    depth: int
 
 
 def export(
@@ -86,7 +90,7 @@ def export(
         (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
         write_card(work, model, target, serve, reference, results or [])
     parameters = sum(p.numel() for p in model.require_head().parameters())
-    return Exported(target, out, serve, parameters)
+    return Exported(target, out, serve, parameters, model.require_head().config.kind, depth)
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:
