@@ -21,7 +21,7 @@ from foretoken.decoding import NoDrafter
 from foretoken.formats import layout
 
 VOCAB, HIDDEN, LAYERS, NEW = 256, 128, 4, 40
-ENOUGH = 2.0
+ENOUGH = 2.2
 """Mean loss of the depths, in nats, at which some drafts stand and others do not."""
 SIZES: dict[str, Any] = {
     "vocab_size": VOCAB,
@@ -110,6 +110,14 @@ def prompts() -> list[list[int]]:
     return [torch.randint(VOCAB, (n,), generator=generator).tolist() for n in lengths]
 
 
+def padded(rows: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """(P, T) prompts padded on the left, and their mask."""
+    width = max(map(len, rows))
+    tokens = torch.tensor([[0] * (width - len(row)) + row for row in rows])
+    mask = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in rows])
+    return tokens, mask
+
+
 def head_config(case: Case) -> Any:
     kinds: dict[str, Callable[[], Any]] = {
         "": lambda: layout(case.layout).head(case.length),
@@ -135,7 +143,7 @@ def trained(case: Case, directory: Path) -> list[list[int]]:
     model.freeze_backbone()
     continuations = [plain(model, prompt, NEW + 8) for prompt in prompts()]
     rows = [torch.tensor([p + c]) for p, c in zip(prompts(), continuations, strict=True)]
-    optimizer = torch.optim.AdamW(model.head.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(model.head.parameters(), lr=6e-3)
     model.train()
     for step in range(600):
         optimizer.zero_grad()

@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import typer
 
 from foretoken.cli import common
 from foretoken.errors import InputError
 from foretoken.formats import LAYOUTS, import_heads
 from foretoken.formats import export as write
+from foretoken.provenance import provenance, write_result
 
 
 def export(
@@ -75,8 +75,8 @@ def import_(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Put the heads on this backbone: where MODEL holds heads alone, or on a fine-tuned "
-            "copy that lost them.",
+            help="Put the heads on this backbone: where MODEL holds heads alone, or on a "
+            "fine-tuned copy that lost them.",
         ),
     ] = None,
     json: common.Json = None,
@@ -100,6 +100,6 @@ def import_(
 
 def _save(path: Path | None, command: str, settings: dict[str, Any], row: dict[str, Any]) -> None:
     if path is not None:
-        origin = provenance(None, torch.device("cpu"), None)
+        origin = provenance(None, "cpu", "auto")
         write_result(path, command, settings, [row], origin)
         common.console.print(f"Result file: {path}")
