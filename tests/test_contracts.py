@@ -106,6 +106,11 @@ def test_rows_of_different_lengths_roll_out_as_they_do_alone() -> None:
         padded[number, -row.shape[1] :], mask[number, -row.shape[1] :] = row[0], 1
     together = model.generate(padded, mask, max_new_tokens=NEW)
     assert together.continuations == [one.new_tokens for one in alone]
+    stop = alone[1].new_tokens[3]  # the second row ends, the others go on
+    stopped = [model.generate(row, max_new_tokens=NEW, stop_tokens=[stop]) for row in rows]
+    ended = model.generate(padded, mask, max_new_tokens=NEW, stop_tokens=[stop])
+    assert ended.continuations == [one.new_tokens for one in stopped]
+    assert len({len(row) for row in ended.continuations}) > 1
     for number, one in enumerate(alone):
         steps = [step[number] for step in together.steps if step[number].tokens]
         assert [s.accepted for s in steps] == [s.accepted for s in one.row_steps]

@@ -31,20 +31,20 @@ NOT_ON_CPU: set[str] = set()
 
 CASES = {
     "mimo-qwen2": Case("mimo", "qwen2"),
-    "mimo-llama": Case("mimo", "llama", length=2),
-    "medusa-llama": Case("medusa", "llama", method="medusa", apart=True),
-    "eagle-llama": Case("eagle", "llama", method="eagle", apart=True),
-    "eagle-qwen2": Case("eagle", "qwen2", method="eagle", apart=True, length=2),
-    "eagle3-llama": Case("eagle3", "llama", method="eagle3", apart=True),
-    "eagle3-qwen3": Case("eagle3", "qwen3", method="eagle3", apart=True),
     "plugin-sequential-qwen3": Case("vllm", "qwen3", "sequential", apart=True),
     "plugin-parallel-llama": Case("vllm", "llama", "parallel", apart=True),
-    "plugin-linear-llama": Case("vllm", "llama", "linear", apart=True),
-    "plugin-residual-gemma3": Case("vllm", "gemma3", "residual", apart=True),
     "glm4_moe": Case("glm4_moe", "glm4_moe"),
     "deepseek_v3": Case("deepseek_v3", "deepseek_v3"),
     "qwen3_5": Case("qwen3_5", "qwen3_5", length=2),
     "qwen3_next": Case("qwen3_next", "qwen3_next", length=2),
+    "eagle3-llama": Case("eagle3", "llama", method="eagle3", apart=True),
+    "medusa-llama": Case("medusa", "llama", method="medusa", apart=True),
+    "eagle-llama": Case("eagle", "llama", method="eagle", apart=True),
+    "plugin-linear-llama": Case("vllm", "llama", "linear", apart=True),
+    "plugin-residual-gemma3": Case("vllm", "gemma3", "residual", apart=True),
+    "eagle3-qwen3": Case("eagle3", "qwen3", method="eagle3", apart=True),
+    "mimo-llama": Case("mimo", "llama", length=2),
+    "eagle-qwen2": Case("eagle", "qwen2", method="eagle", apart=True, length=2),
 }
 
 

@@ -69,7 +69,9 @@ class RolloutDrafter:
         ahead = self.backbone.embed(committed.tokens.gather(1, following))
         if self.head.zero_first:
             ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
-        hidden = at(self._step(self.tapped[places], ahead, places, 1), ends - begin)
+        # A row that has ended has nothing new to read, and its draft is of no account.
+        last_places = (ends - begin).clamp(min=0)
+        hidden = at(self._step(self.tapped[places], ahead, places, 1), last_places)
         drafts: list[Draft] = []
         logits: list[Tensor] = []
         for depth in range(1, min(self.length, limit) + 1):
