@@ -1,7 +1,7 @@
 """Every layout in a real vLLM on a CPU: the same tokens, and the same counts of accepted drafts.
 
     make test-engines                      # all cases; writes results/engines.json
-    python tests/engines/run.py mimo       # those whose name begins with mimo; writes nothing
+    make test-engines CASES=mimo           # those whose name begins with mimo; replaces their rows
 
 Runs in an environment of its own, `.venv-engines/`, which has vLLM and foretoken.
 """
@@ -21,7 +21,7 @@ from models import ENOUGH, NEW, Case, counts, head_config, other_contracts, padd
 import foretoken as ft
 from foretoken.formats import export, import_heads
 from foretoken.formats.exporting import BACKBONE
-from foretoken.provenance import provenance, write_result
+from foretoken.provenance import provenance, read_result, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engines.json"
 
@@ -148,7 +148,7 @@ def wrong(row: dict[str, Any], model: ft.MTPModel, way: Any, length: int) -> dic
 
 def main(wanted: list[str]) -> int:
     torch.set_num_threads(1)
-    rows, failed = [], []
+    failed: list[str] = []
     with tempfile.TemporaryDirectory() as work:
         for name, case in CASES.items():
             if wanted and not any(name.startswith(prefix) for prefix in wanted):
@@ -167,14 +167,17 @@ def main(wanted: list[str]) -> int:
             good = bool(first.get("equal")) and first["identical"] == first["prompts"]
             failed += [] if good else [name]
             print("ok  " if good else "FAIL", *found, sep="\n  ", flush=True)
-            rows += found
-            if not wanted:
-                save(rows)
+            save(found, name)
     print("differ:", ", ".join(failed) or "none")
     return len(set(failed) - NOT_ON_CPU)
 
 
-def save(rows: list[dict[str, Any]]) -> None:
+def save(found: list[dict[str, Any]], name: str) -> None:
+    """Put a case's rows in the result file, in place of those it had."""
+    old = read_result(RESULT).rows if RESULT.exists() else []
+    others = [row for row in old if str(row["model"]).split(",")[0] != name]
+    order = list(CASES)
+    rows = sorted([*others, *found], key=lambda row: order.index(str(row["model"]).split(",")[0]))
     settings = {
         "new_tokens": NEW,
         "head_loss": ENOUGH,
