@@ -102,9 +102,11 @@ class MTPModel(nn.Module):
             num_layers=self.backbone.num_layers,
             block=lambda: self.backbone.new_block(config.init, config.block),
             norm=self.backbone.new_norm,
+            new_norm=self.backbone.fresh_norm,
         )
-        head = head_class(config.kind)(config, parts)
-        return head.to(device=self.backbone.device, dtype=self.backbone.dtype)
+        head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
+        cast_parameters(head, self.backbone.dtype)
+        return head
 
     @property
     def depth(self) -> int:
@@ -183,11 +185,22 @@ class MTPModel(nn.Module):
             return output.call(block, hidden)
 
         def embed_ahead(distance: int) -> Tensor:
-            return self.backbone.embed(tokens_ahead(tokens, distance))
+            ahead = self.backbone.embed(tokens_ahead(tokens, distance))
+            if distance == 1 and head.zero_first:
+                ahead = ahead.masked_fill(self._first(tokens, output).unsqueeze(-1), 0.0)
+            return ahead
 
         states = states or {FINAL: output.final, **output.states}
         depths = range(1, self.depth + 1) if depths is None else depths
         return cast(list[Tensor], head(states, embed_ahead, run, depths))
+
+    @staticmethod
+    def _first(tokens: Tensor, output: BackboneOutput) -> Tensor:
+        """(B, T) where a document begins, by the positions that the pass was given."""
+        positions = output.positions
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return (positions == 0).expand_as(tokens)
 
     def forward(
         self,

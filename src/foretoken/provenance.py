@@ -77,6 +77,16 @@ FIELDS: tuple[str, ...] = (
     "share",  # of the passes
     "changed",  # tokens that differ from those of one-token passes
     "gap",  # between the two largest logits
+    "layout",  # of an exported checkpoint
+    "drafts",  # rounds in which something was drafted
+    "accepted",  # drafted tokens that stand
+    "accepted_by_place",  # the same by place in the draft, as text
+    "engine_drafts",  # `drafts`, as a serving engine counts them
+    "engine_accepted",
+    "engine_accepted_by_place",
+    "engine_tokens_per_second",
+    "equal",  # whether the engine's counts are ours
+    "error",  # why there is no figure
 )
 """Every field name that a row may have. A new one is registered here, and used by all commands."""
 

@@ -6,7 +6,7 @@ from typing import cast
 
 import typer
 
-from foretoken.cli import bench, demo, distill, evaluate, generate, info, probe, train
+from foretoken.cli import bench, demo, distill, evaluate, export, generate, info, probe, train
 from foretoken.errors import ForetokenError
 
 app = typer.Typer(
@@ -26,6 +26,8 @@ app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
+app.command("export")(export.export)
+app.command("import")(export.import_)
 
 
 INTERRUPTED = 130
