@@ -2,6 +2,7 @@
 
 import json
 import re
+from importlib.resources import files
 from itertools import combinations, pairwise
 from pathlib import Path
 
@@ -149,12 +150,21 @@ DEFICIENT = {
 TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 
 
+STYLE = (files("foretoken.report") / "templates" / "style.css").read_text(encoding="utf-8")
+PALETTE = re.findall(r"--series-\d: light-dark\((#\w+), (#\w+)\)", STYLE)
+
+
+def test_the_page_has_the_colours_of_the_drawings() -> None:
+    assert tuple(light for light, _ in PALETTE) == SERIES
+
+
 @pytest.mark.parametrize("vision", DEFICIENT)
-def test_colours_differ_for_every_common_colour_vision(vision: str) -> None:
-    """The four that figures use first, by more than 14 in CIE Lab."""
+@pytest.mark.parametrize("dark", [False, True])
+def test_colours_differ_for_every_common_colour_vision(vision: str, dark: bool) -> None:
+    """All but grey, by more than 14 in CIE Lab."""
     seen = []
-    for colour in SERIES[:4]:
-        channels = tuple(int(colour[place : place + 2], 16) / 255 for place in (1, 3, 5))
+    for pair in PALETTE[:5]:
+        channels = tuple(int(pair[dark][place : place + 2], 16) / 255 for place in (1, 3, 5))
         xyz = np.asarray(TO_XYZ) @ np.clip(np.asarray(DEFICIENT[vision]) @ linear(channels), 0, 1)
         x, y, z = np.cbrt(xyz / [0.9505, 1.0, 1.089])
         seen.append(np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)]))
@@ -339,6 +349,6 @@ def test_command_line(
 
 
 def test_a_page_that_cannot_be_written(results: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="cannot write the report .*: it is not a file"):
+    with pytest.raises(InputError, match=r"cannot write the report .*: it is not a file"):
         write_report([results], tmp_path)
     assert list(tmp_path.iterdir()) == []

@@ -22,8 +22,8 @@ WIDTH = 4.1
 """Inches; narrow, so that text is still legible at phone width."""
 
 INK, MUTED, RULE, PAPER = "#1b1f25", "#565f6b", "#d8dce2", "#fefefe"
-SERIES = ("#0062b1", "#c24e00", "#007a63", "#a8457f", "#80640a", "#7b8591")
-"""Blue, vermilion, green, purple, ochre, grey: apart for every common colour vision."""
+SERIES = ("#0062b1", "#d05a00", "#009272", "#7d2a66", "#54450f", "#7b8591")
+"""Blue, vermilion, green, purple, brown, grey: the first five apart for every colour vision."""
 MARKERS = ("o", "s", "^", "D", "v", "P")
 HEAT = "cividis"
 
