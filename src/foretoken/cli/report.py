@@ -13,7 +13,7 @@ def report(
     paths: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR…", help="Directories of result files or training runs, or result files."
+            metavar="DIR", help="Directories of result files or training runs, or result files."
         ),
     ],
     out: Annotated[Path, typer.Option(help="Where to write the page.")] = Path("report.html"),
