@@ -42,7 +42,8 @@ from foretoken.decoding import (
 from foretoken.provenance import Result, read_result
 
 COMMANDS = (
-    "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "export", "import"
+    "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
+    "import",
 )  # fmt: skip
 CONTEXT = 128
 TEXT = '''def mean(values):
@@ -208,7 +209,7 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: foretoken {command} " in out
     if command != "demo":
         assert f"Example: foretoken {command} " in " ".join(out.split())
-        assert "MODEL" in out
+        assert ("DIR" if command == "report" else "MODEL") in out
         assert "--json" in out
 
 
@@ -367,6 +368,11 @@ def test_bench_compiles_plain_and_heads(place: Path) -> None:
     assert not any(method.facts["compiled"] for method in methods if method not in compiled)
 
 
+def expected_steps(place: Path, ids: torch.Tensor, plain: bool) -> list[Step]:
+    model = ft.MTPModel.from_pretrained(place / ("plain" if plain else "whole"))
+    return model.generate(ids, max_new_tokens=16, stop_tokens=(0,)).row_steps
+
+
 @pytest.mark.parametrize("options", [("--plain",), ()])
 def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None:
     path, prompt = tmp_path / "generate.json", "def é(x):\t  \r\n" + 70 * "-" + 20 * " y"
@@ -384,6 +390,11 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
     assert row["tokens"] == len(expected.new_tokens)
     assert row["tokens_per_forward"] == row["tokens"] / row["forwards"]
     assert ran.err.startswith(f"{row['tokens']} tokens in {row['forwards']} forward passes")
+    steps = result.settings["steps"]
+    assert "".join(piece for step in steps for piece in step["pieces"]) == text
+    assert [len(step["pieces"]) for step in steps] == [
+        len(step.tokens) for step in expected_steps(place, ids, row["method"] == "plain")
+    ]
 
 
 def test_generate_reads_files_and_standard_input(place: Path, monkeypatch) -> None:

@@ -6,7 +6,18 @@ from typing import cast
 
 import typer
 
-from foretoken.cli import bench, demo, distill, evaluate, export, generate, info, probe, train
+from foretoken.cli import (
+    bench,
+    demo,
+    distill,
+    evaluate,
+    export,
+    generate,
+    info,
+    probe,
+    report,
+    train,
+)
 from foretoken.errors import ForetokenError
 
 app = typer.Typer(
@@ -26,6 +37,7 @@ app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
+app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("import")(export.import_)
 

@@ -204,11 +204,11 @@ def save_json(
     settings: dict[str, Any],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    """Write a result file, where one was asked for."""
+    """Write a result file, where one was asked for; its settings tell which backbone it is."""
     if path is None:
         return
     origin = provenance(seed, model.backbone.device, model.backbone.dtype)
-    write_result(path, command, settings, rows, origin)
+    write_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
     console.print(f"Result file: {path}")
 
 

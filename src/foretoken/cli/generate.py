@@ -146,8 +146,11 @@ def generate(
         "lossless": accept.lossless,
         "text": tokenizer.decode(written),
         "token_ids": written,
-        "accepted": [step.accepted for step in steps],
         "draft_lengths": lengths,
+        "steps": [
+            {"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces}
+            for step, pieces in zip(steps, printer.pieces, strict=True)
+        ],
     }
     drawn = None if sampling.greedy else seed
     common.save_json(json, "generate", loaded, drawn, settings, [row])
@@ -166,18 +169,24 @@ class _Printer:
         self.tokenizer, self.colour = tokenizer, colour
         self.context = list(prompt[-CONTEXT:])  # written already, decoded again for its sake
         self.pending: list[int] = []
+        self.pieces: list[list[str]] = []  # the text of every step's tokens, as it became whole
 
     def add(self, step: Step) -> None:
         """Write a step's tokens; depth k drafted the k-th accepted one."""
+        self.pieces.append([""] * len(step.tokens))
         for index, token in enumerate(step.tokens):
             self.pending.append(token)
             text = self._text()
             if text and not text.endswith("\ufffd"):
+                self.pieces[-1][index] = text
                 self._write(text, index + 1 if index < step.accepted else 0)
 
     def finish(self) -> None:
         """Write what is left, and end the line."""
-        self._write(self._text(), 0)
+        left = self._text()
+        if left:
+            self.pieces[-1][-1] += left
+        self._write(left, 0)
         _write("\n")
 
     def _text(self) -> str:
