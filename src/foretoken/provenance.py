@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Scalar: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = dict[str, Scalar]
 
-FIELDS: tuple[str, ...] = (
+_FIELDS: tuple[str, ...] = (
     "model",  # as the user named it
     "method",  # plain, parallel, sequential, draft-model, prompt-lookup, transformers, …
     "depth",
@@ -74,8 +74,36 @@ FIELDS: tuple[str, ...] = (
     "dtype",  # of the weights, where a result has several
     "changed",  # tokens that differ from those of one-token passes
     "gap",  # between the two largest logits
+    "table",  # which of a command's tables the row belongs to, where it has several
+    "source",  # the file or model that a method learned from
+    "entropy",  # of the prediction, nats
+    "speculative",  # probability that all drawn tokens up to this depth stand, teacher-forced
+    "own_agreement",  # as agreement, behind the backbone's own greedy continuation
+    "own_acceptance",  # as acceptance, behind the backbone's own greedy continuation
+    "own_speculative",  # as speculative, behind what the backbone would draw
+    "token_class",  # of the predicted token: whitespace, identifier, …
+    "document_kind",  # python, markdown, text, conversation, or the name of a file of records
+    "rule",  # of acceptance, as --rule has it
+    "behind",  # what a draft follows: text, or the backbone's own continuation
+    "lossless",  # whether a rule is
+    "chosen",  # whether a line is what is recommended
+    "bin",  # of confidences, from 0
+    "confidence",  # probability of the drafted token
+    "ece",  # expected calibration error
+    "layer",  # residual state entering it; L: leaving the last block
+    "settled",  # share of positions whose next-token decision no later layer changes
+    "cka",  # linear, with the layer before
+    "cka_final",  # linear, with the last state
+    "cosine",  # with the layer before, mean over positions
+    "task",  # of lm-eval
+    "metric",
+    "value",
 )
-"""Every field name that a row may have. A new one is registered here, and used by all commands."""
+_ENDINGS = ("", "_low", "_high", "_min", "_max")
+"""A confidence interval over documents; bounds on what is only known in part."""
+
+FIELDS: tuple[str, ...] = tuple(name + ending for name in _FIELDS for ending in _ENDINGS)
+"""Every field name that a row may have. A new one is registered above, and used by all commands."""
 
 _PARTS = ("command", "provenance", "settings", "rows")
 

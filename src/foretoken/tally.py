@@ -108,11 +108,16 @@ class Tally:
         sums = self._by_group(name, where)
         totals, counts = self._weights @ sums[:, 0], self._weights @ sums[:, 1]
         found = np.full(len(totals), np.nan)
-        return np.divide(totals, counts, out=found, where=counts > 0)
+        np.divide(totals, counts, out=found, where=counts > 0)
+        return found
 
     def total(self, name: str, **where: str | int) -> Means:
         """Sums in place of means, of the documents drawn."""
         return np.asarray(self._weights @ self._by_group(name, where)[:, 0])
+
+    def counts(self, name: str, **where: str | int) -> Means:
+        """How many positions have the value, in the documents drawn."""
+        return np.asarray(self._weights @ self._by_group(name, where)[:, 1])
 
     def estimates(self, **where: str | int) -> dict[str, float | None]:
         """All values of the cells that agree with `where`, as fields of a row."""
@@ -125,8 +130,8 @@ class Tally:
         return all(key[self.axes.index(axis)] == value for axis, value in where.items())
 
     def _by_group(self, name: str, where: Mapping[str, str | int]) -> NDArray[np.float64]:
-        sums = np.zeros((len(self._groups), 2))
-        place = {group: number for number, group in enumerate(self._groups)}
+        sums = np.zeros((len(self.groups), 2))
+        place = {group: number for number, group in enumerate(self.groups)}
         for key, groups in self._sums.items():
             if self._fits(key, where):
                 for group, values in groups.items():
@@ -134,12 +139,13 @@ class Tally:
         return sums
 
     @property
-    def _groups(self) -> list[int]:
+    def groups(self) -> list[int]:
+        """The groups of documents that were counted."""
         return sorted({group for groups in self._sums.values() for group in groups})
 
     @property
     def _weights(self) -> NDArray[np.int64]:
-        return _weights(len(self._groups))
+        return _weights(len(self.groups))
 
 
 @lru_cache(maxsize=8)

@@ -7,9 +7,12 @@ own ancestors and itself (tree attention: Miao et al. 2024, "SpecInfer", arXiv 2
 Shapes: P positions, M nodes per position, T row length, S cached tokens, D hidden, V vocabulary.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.cache import recurrent_layers
@@ -45,8 +48,12 @@ class Row:
                 f"{', '.join(kinds)}, which cannot follow many strings at once."
             )
         _require_whole_window(backbone, tokens.shape[1] + reserve)
-        self.backbone, self.tokens, self.cache = backbone, tokens, DynamicCache()
-        self.output: BackboneOutput = backbone(tokens, cache=self.cache, layers=layers)
+        self.backbone, self.tokens, cache = backbone, tokens, DynamicCache()
+        self.output: BackboneOutput = backbone(tokens, cache=cache, layers=layers)
+        layers_of_cache = cast(list[DynamicLayer], cache.layers)
+        self.past = [
+            (cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers_of_cache
+        ]
 
     def distribution(self, positions: Tensor) -> Tensor:
         """What follows each of `positions` (P,) in the row: (P, V)."""
@@ -54,8 +61,7 @@ class Row:
 
     def chunks(self, positions: Tensor, depth: int, width: int) -> list[Tensor]:
         """`positions` in parts whose branches fit into the budget: (P,) → (≤ P,) each."""
-        layer = self.cache.layers[0]
-        per_token = 2 * len(self.cache.layers) * layer.keys[0, :, 0].numel()
+        per_token = sum(part[0, :, 0].numel() for layer in self.past for part in layer)
         per_position = width * self.backbone.vocab_size
         per_position += (self.tokens.shape[1] + depth * width) * per_token
         return list(positions.split(max(1, BUDGET // per_position)))
@@ -72,10 +78,9 @@ class Branches:
         self.backbone, self.positions, self.depth = row.backbone, positions, 0
         length = int(positions.max()) + 1
         self.cache = DynamicCache()
-        for number, layer in enumerate(row.cache.layers):
+        for number, layer in enumerate(row.past):
             keys, values = (
-                part[:, :, :length].expand(len(positions), -1, -1, -1)
-                for part in (layer.keys, layer.values)
+                part[:, :, :length].expand(len(positions), -1, -1, -1) for part in layer
             )
             self.cache.update(keys, values, number)
         places = torch.arange(length, device=positions.device)
