@@ -28,7 +28,7 @@ from foretoken.probe import (
 from foretoken.probe import run as probe_run
 from foretoken.probe.layers import linear_cka, read_layers, spread_layers, train_probes
 from foretoken.probe.linear import fit
-from foretoken.probe.prediction import Costs, Prediction, measure_costs, predict, speedup
+from foretoken.probe.prediction import Costs, Prediction, Range, measure_costs, predict, speedup
 from foretoken.probe.records import depth_records, expected_records, part_records
 from foretoken.probe.scores import Scorer, Target, among_likeliest, entropy, entropy_bounds
 from foretoken.tally import Tally
@@ -220,9 +220,7 @@ def test_all_methods_at_the_same_positions() -> None:
     assert tally.keys("method") == names
     deeper = [row for row in rows if row["depth"]]
     assert {row["method"] for row in deeper} == set(names)
-    assert {row["positions"] for row in rows} == {6 * (SIZE - 3)} - {0} or len(
-        {row["positions"] for row in rows}
-    ) == 1
+    assert {row["positions"] for row in rows} == {3 * (SIZE - 3)}
     for row in rows:
         for name in ("top1", "agreement", "acceptance"):
             assert 0 <= row[name] <= 1
@@ -341,7 +339,7 @@ def test_a_linear_probe_finds_a_linear_map() -> None:
     fresh = torch.randn(100, 8, generator=random)
     true = fresh @ torch.linalg.lstsq(states, finals - 2).solution + 2
     agree = ((probe(fresh) @ output).argmax(-1) == (true @ output).argmax(-1)).float().mean()
-    assert float(agree) > 0.95
+    assert float(agree) > 0.9
 
 
 def test_a_linear_probe_is_no_worse_than_the_regression_it_begins_with() -> None:
@@ -379,7 +377,8 @@ def test_the_speedup_is_leviathans(cost: float, expected: float) -> None:
 
 def test_what_is_recommended() -> None:
     cheap, dear = Costs([1.0, 1.0, 1.0], 0.05), Costs([1.0, 2.0, 3.0], 0.5)
-    known = {"low": [0.5, 0.2], "high": [0.6, 0.4], "num_layers": 8}
+    ranges = {"text": Range([0.1, 0.0], [0.3, 0.1]), "own": Range([0.5, 0.2], [0.6, 0.4])}
+    known = {"ranges": ranges, "num_layers": 8}
     good = Prediction(costs=cheap, layers=[8, 7], share=0.9, **known)
     assert (good.depth, good.tap, good.recipe) == (2, "final", "frozen")
     early = Prediction(costs=dear, layers=[3, 5], share=0.4, **known)
@@ -387,7 +386,7 @@ def test_what_is_recommended() -> None:
     assert Prediction(costs=cheap, layers=[7, 8], share=0.9, **known).tap == "trunk"
     assert Prediction(costs=cheap, layers=[], share=None, **known).recipe == "joint"
     chosen = [row["depth"] for row in good.rows() if row["chosen"]]
-    assert chosen == [2]
+    assert chosen == [2, 2]
     for row in good.rows():
         assert row["tokens_per_forward_min"] <= row["tokens_per_forward_max"]
 
@@ -402,12 +401,12 @@ def test_a_prediction_from_measurements() -> None:
     assert min(*costs.verify, costs.draft) > 0
     found = predict(tally, layers, costs, 2, 4)
     assert set(found.layers) <= {2, 4}
-    marginals = [
-        tally.means("acceptance_max", method="marginalization", depth=k)[0] for k in (1, 2)
-    ]
-    assert all(high >= mean for high, mean in zip(found.high, marginals, strict=True))
+    for behind, name in (("text", "acceptance"), ("own", "own_acceptance")):
+        for k, high in zip((1, 2), found.ranges[behind].high, strict=True):
+            assert high >= tally.means(f"{name}_max", method="marginalization", depth=k)[0] - 1e-9
+    assert found.ranges["own"].low == [0.0, 0.0]  # no n-grams were measured
     without = predict(tally, None, costs, 2, 4)
-    assert without.low == [0.0, 0.0]
+    assert without.ranges["text"].low == [0.0, 0.0]
     assert without.share is None
 
 

@@ -120,10 +120,15 @@ class Tally:
         return np.asarray(self._weights @ self._by_group(name, where)[:, 1])
 
     def estimates(self, **where: str | int) -> dict[str, float | None]:
-        """All values of the cells that agree with `where`, as fields of a row."""
+        """All values of the cells that agree with `where`, as fields of a row.
+
+        Bounds, whose names end so, have no interval of their own.
+        """
         found: dict[str, float | None] = {}
         for name in self.names(**where):
-            found |= estimate(name, self.means(name, **where))
+            means = self.means(name, **where)
+            bound = name.endswith(("_min", "_max"))
+            found |= {name: float(means[0])} if bound else estimate(name, means)
         return found
 
     def _fits(self, key: Key, where: Mapping[str, str | int]) -> bool:
@@ -152,9 +157,12 @@ class Tally:
 def _weights(groups: int) -> NDArray[np.int64]:
     """(1 + R, G): how often each group counts; once each, then as drawn.
 
-    The same for every tally of as many groups, so that differences between two are paired.
+    The same for every tally of as many groups, so that differences between two are paired. There is
+    nothing to draw from fewer than two: then draws are empty, and their means no numbers.
     """
-    drawn = np.random.default_rng(0).multinomial(groups, [1 / max(1, groups)] * groups, DRAWS)
+    drawn = np.zeros((DRAWS, groups), np.int64)
+    if groups > 1:
+        drawn = np.random.default_rng(0).multinomial(groups, [1 / groups] * groups, DRAWS)
     return np.concatenate([np.ones((1, groups), np.int64), drawn])
 
 
@@ -166,6 +174,6 @@ def estimate(name: str, means: Means) -> dict[str, float | None]:
     drawn = means[1:][np.isfinite(means[1:])]
     tail = (1 - CONFIDENCE) / 2
     low = high = None
-    if len(drawn) and np.ptp(drawn) > 0:
+    if len(drawn):
         low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
     return {name: float(means[0]), f"{name}_low": low, f"{name}_high": high}

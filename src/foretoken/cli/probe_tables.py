@@ -8,6 +8,8 @@ from foretoken.evaluation import DepthTable
 from foretoken.probe.prediction import Prediction
 
 Rows = Sequence[dict[str, Any]]
+BEHIND = {"text": "text", "own": "own continuation"}
+"""What drafts follow, in words."""
 
 
 def show_probe(title: str, rows: Rows, prediction: Prediction) -> None:
@@ -105,7 +107,7 @@ def _show_expected(rows: Rows) -> None:
         (
             row["method"],
             row["rule"],
-            {"text": "text", "own": "own continuation"}[row["behind"]],
+            BEHIND[row["behind"]],
             str(row["depth"]),
             shown(row, "tokens_per_forward", 2),
         )
@@ -121,9 +123,10 @@ def _longest(rows: Rows) -> Iterable[dict[str, Any]]:
 
 
 def _show_prediction(rows: Rows, prediction: Prediction) -> None:
-    columns = ("draft length", "accepted", "tokens/forward", "speed-up")
+    columns = ("behind", "draft length", "accepted", "tokens/forward", "speed-up")
     lines = [
         (
+            BEHIND[row["behind"]],
             str(row["depth"]),
             *(
                 f"{low} to {high}"

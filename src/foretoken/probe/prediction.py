@@ -6,18 +6,20 @@ A_k is the share of steps in which the first k drafted tokens all stand, and tak
 where a plain step takes v_1 (v_w: a pass over w tokens, d: drafting one). With A_k = α^k and v_w
 constant this is their (1 - α^{g+1}) / ((1 - α)(g·c + 1)).
 
-The range: at least what linear probes of the best layer read (a head has a block over that), at
-most what a perfect reader of the marginals would reach, both with the far end of their confidence
-intervals. Heads that read drafted tokens (`sequential`) know more than the marginals and may pass
-the upper end.
+The range goes from what simple readers of the training text reach (its n-grams, and linear probes
+of the best layer; a head can be both and more) to what a perfect reader of the marginals would
+reach, both with the far end of their confidence intervals. Heads that read drafted tokens
+(`sequential`) know more than the marginals and may pass the upper end. There is one range behind
+the text, to be compared with `foretoken eval`, and one behind the backbone's own greedy
+continuation, to be compared with decoding.
 
 Shapes: K depths, L layers.
 """
 
-import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,39 +59,41 @@ class Costs:
 
 @torch.inference_mode()
 def measure_costs(model: MTPModel, depth: int) -> Costs:
-    """Time passes over 1…`depth` + 1 tokens behind `PAST` others, and a block with its output."""
+    """Time passes over 1…`depth` + 1 tokens behind `PAST` others, and a block with its output.
+
+    They take turns, and the fastest time of each counts: what else runs on a machine only adds.
+    """
     backbone = model.eval().backbone
-    limit = (backbone.max_length or PAST + depth + 1) - depth - 1
-    length = max(1, min(PAST, limit))
+    room = (backbone.max_length or PAST + depth + 1) - depth - 1
+    length = max(1, min(PAST, room))
     tokens = torch.arange(length, device=backbone.device).remainder(backbone.vocab_size)[None]
     past = SlottedPast(backbone, 1, length + depth + 1)
     backbone(tokens, **past.enter(length))
     past.keep([length])
-    verify = []
-    for width in range(1, depth + 2):
-        window = tokens[:, :1].expand(-1, width)
 
-        def check(window: torch.Tensor = window) -> None:
-            output = backbone(window, **past.enter(window.shape[1]))
-            backbone.unembed(output.final).argmax(-1).tolist()
+    def verify(width: int) -> None:
+        output = backbone(tokens[:, :1].expand(-1, width), **past.enter(width))
+        backbone.unembed(output.final).argmax(-1).tolist()
 
-        verify.append(_median(check))
-    output = backbone(tokens[:, :1])
-    block = backbone.new_block("copy")
+    output, block = backbone(tokens[:, :1]), backbone.new_block("copy")
 
     def draft() -> None:
         backbone.unembed(output.call(block, output.final)).argmax(-1).tolist()
 
-    return Costs(verify, _median(draft))
+    actions: list[Callable[[], None]] = [partial(verify, w) for w in range(1, depth + 2)]
+    actions.append(draft)
+    seconds = [min(times) for times in zip(*(_turn(actions) for _ in range(REPEATS)), strict=True)]
+    return Costs(seconds[:-1], seconds[-1])
 
 
-def _median(action: Callable[[], None]) -> float:
+def _turn(actions: Sequence[Callable[[], None]]) -> list[float]:
+    """Seconds that each takes."""
     seconds = []
-    for _ in range(REPEATS + 2):
+    for action in actions:
         began = time.perf_counter()
         action()
         seconds.append(time.perf_counter() - began)
-    return statistics.median(seconds[2:])  # the first ones warm up
+    return seconds
 
 
 def tokens_per_forward(acceptance: Sequence[float], length: int) -> float:
@@ -103,12 +107,19 @@ def speedup(acceptance: Sequence[float], costs: Costs, length: int) -> float:
 
 
 @dataclass(frozen=True)
+class Range:
+    """A_1…A_K at least and at most."""
+
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True)
 class Prediction:
     """What to expect of parallel heads, and what to train.
 
     Attributes:
-        low: A_1…A_K at least.
-        high: A_1…A_K at most.
+        ranges: behind the `text`, and behind the backbone's `own` continuation.
         costs: as measured.
         layers: of every depth 1…K the layer that a linear probe reads it from best; empty where
             none were trained.
@@ -117,8 +128,7 @@ class Prediction:
         num_layers: L.
     """
 
-    low: Sequence[float]
-    high: Sequence[float]
+    ranges: Mapping[str, Range]
     costs: Costs
     layers: Sequence[int]
     share: float | None
@@ -127,11 +137,12 @@ class Prediction:
     @property
     def depth(self) -> int:
         """The draft length whose speed-up, in the middle of its range, is best; 0: do not draft."""
+        own = self.ranges["own"]
 
         def middle(length: int) -> float:
-            return sum(speedup(side, self.costs, length) for side in (self.low, self.high))
+            return sum(speedup(side, self.costs, length) for side in (own.low, own.high))
 
-        return max(range(len(self.high) + 1), key=middle)
+        return max(range(len(own.high) + 1), key=middle)
 
     @property
     def tap(self) -> str:
@@ -148,24 +159,17 @@ class Prediction:
         return "frozen" if self.share is not None and self.share >= ENOUGH else "joint"
 
     def rows(self) -> list[dict[str, Any]]:
-        """By draft length: the ranges, and on the best length what to train."""
+        """By draft length: the ranges; on the best length what to train."""
         rows = []
-        for length in range(1, len(self.high) + 1):
-            rows.append(
-                {
-                    "method": "parallel",
-                    "depth": length,
-                    "acceptance_min": self.low[length - 1],
-                    "acceptance_max": self.high[length - 1],
-                    "tokens_per_forward_min": tokens_per_forward(self.low, length),
-                    "tokens_per_forward_max": tokens_per_forward(self.high, length),
-                    "speedup_min": speedup(self.low, self.costs, length),
-                    "speedup_max": speedup(self.high, self.costs, length),
-                    "tap": self.tap,
-                    "recipe": self.recipe,
-                    "chosen": length == self.depth,
-                }
-            )
+        for behind, found in self.ranges.items():
+            for length in range(1, len(found.high) + 1):
+                row: dict[str, Any] = {"method": "parallel", "behind": behind, "depth": length}
+                for end, side in (("min", found.low), ("max", found.high)):
+                    row[f"acceptance_{end}"] = side[length - 1]
+                    row[f"tokens_per_forward_{end}"] = tokens_per_forward(side, length)
+                    row[f"speedup_{end}"] = speedup(side, self.costs, length)
+                chosen = length == self.depth
+                rows.append({**row, "tap": self.tap, "recipe": self.recipe, "chosen": chosen})
         return rows
 
 
@@ -181,24 +185,37 @@ def predict(
         depth: K.
         num_layers: L.
     """
-    names = ("acceptance_max", "own_acceptance")
-    high = [
-        max(_end(depths, name, "high", method="marginalization", depth=k) for name in names)
-        for k in range(1, depth + 1)
-    ]
-    if layers is None:
-        return Prediction([0.0] * depth, high, costs, [], None, num_layers)
-    best = [_best_layer(layers, k) for k in range(1, depth + 1)]
-    probe: dict[str, str | int] = {"method": "linear-probe", "layer": best[0]}
-    low = [_end(layers, "acceptance", "low", **probe, depth=k) for k in range(1, depth + 1)]
-    read = layers.means("agreement", **probe, depth=1)[0]
-    known = depths.means("agreement", method="marginalization", depth=1)[0]
-    share = float(read / known) if known > 0 else 1.0
-    return Prediction(low, high, costs, best, share, num_layers)
+    places = range(1, depth + 1)
+
+    def ends(name: str, end: str, method: str) -> list[float]:
+        return [_end(depths, name, end, method=method, depth=k) for k in places]
+
+    low = {
+        "text": ends("acceptance", "low", "n-gram"),
+        "own": ends("own_acceptance", "low", "n-gram"),
+    }
+    best: list[int] = []
+    share = None
+    if layers is not None:
+        best = [_best_layer(layers, k) for k in places]
+        probe: dict[str, str | int] = {"method": "linear-probe", "layer": best[0]}
+        reached = [_end(layers, "acceptance", "low", **probe, depth=k) for k in places]
+        low["text"] = list(map(max, low["text"], reached))
+        read = layers.means("agreement", **probe, depth=1)[0]
+        known = depths.means("agreement", method="marginalization", depth=1)[0]
+        share = float(read / known) if known > 0 else 1.0
+    high = {
+        "text": ends("acceptance_max", "high", "marginalization"),
+        "own": ends("own_acceptance_max", "high", "marginalization"),
+    }
+    ranges = {behind: Range(low[behind], high[behind]) for behind in low}
+    return Prediction(ranges, costs, best, share, num_layers)
 
 
 def _end(tally: Tally, name: str, end: str, **where: str | int) -> float:
-    """One end of a confidence interval, or the mean where there is none."""
+    """One end of a confidence interval, or the mean where there is none; 0 of nothing."""
+    if not tally.count(name, **where):
+        return 0.0
     found = estimate(name, tally.means(name, **where))
     value = found[f"{name}_{end}"]
     return float(np.clip(found[name] if value is None else value, 0.0, 1.0))  # type: ignore[arg-type]

@@ -54,10 +54,9 @@ def part_records(tally: Tally, axis: str) -> list[dict[str, Any]]:
 def expected_records(tally: Tally) -> list[dict[str, Any]]:
     """1 + Σ_{k≤g} of what is accepted at depth k, by method, rule and draft length g."""
     rows = []
-    for where in _cells(tally):
+    for where in (where for where in _cells(tally) if where["depth"]):
         for rule, behind, name in EXPECTED:
-            row = _expected(tally, where, name)
-            if where["depth"] and row:
+            if row := _expected(tally, where, name):
                 rows.append({"table": "expected", **where, "rule": rule, "behind": behind, **row})
     return rows
 

@@ -88,7 +88,7 @@ class Scorer:
             chosen = best[:, 0] if drafted is None else drafted
             scores |= self._standing(depth, "own_", chosen == target.chain)
         if missing is not None:
-            scores |= self._bounds(depth, covered, missing, tokens, own)
+            scores |= self._bounds(depth, covered, missing, target)
         return numbers(scores)
 
     def tokens(self, depth: int, drafted: Tensor, behind_chain: Tensor, target: Target) -> Scores:
@@ -132,10 +132,9 @@ class Scorer:
         self._drawn = drawn * (at(whole, target.tokens) / chance).clamp(max=1.0)
         return drawn * overlap
 
-    def _bounds(
-        self, depth: int, covered: Tensor, missing: Tensor, tokens: Tensor, own: Tensor
-    ) -> Scores:
-        part, rest = at(covered, tokens), missing.squeeze(1)
+    def _bounds(self, depth: int, covered: Tensor, missing: Tensor, target: Target) -> Scores:
+        tokens, rest = target.tokens, missing.squeeze(1)
+        part = at(covered, tokens)
         least, most = entropy_bounds(covered, missing)
         scores = {
             "nll_min": -(part + rest).clamp(SMALLEST, 1.0).log(),
@@ -146,9 +145,13 @@ class Scorer:
         for name, count in (("top1", 1), ("top5", 5)):
             sure, possible = among_likeliest(covered, missing, tokens, count)
             scores |= {f"{name}_min": sure, f"{name}_max": possible}
-        sure, possible = among_likeliest(covered, missing, own, 1)
-        scores |= self._standing(depth, "", sure, "_min")
-        return scores | self._standing(depth, "", possible, "_max")
+        chosen = {"": target.chances.argmax(-1), "own_": target.chain}
+        for prefix, wanted in chosen.items():
+            if wanted is not None:
+                sure, possible = among_likeliest(covered, missing, wanted, 1)
+                scores |= self._standing(depth, prefix, sure, "_min")
+                scores |= self._standing(depth, prefix, possible, "_max")
+        return scores
 
 
 def at(values: Tensor, tokens: Tensor) -> Tensor:
