@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import importlib.util
 import io
 import json
 import re
@@ -23,8 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 import foretoken as ft
 import foretoken.cli
+import foretoken.cli.probe
 import foretoken.cli.train
 import foretoken.loading
+import foretoken.probe.run
 from foretoken.backbone import fingerprint
 from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE
 from foretoken.cli import bench, common, drafting, main
@@ -255,19 +258,89 @@ def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
     assert read_result(path).provenance["dtype"] == "bfloat16"
 
 
+PROBE = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
+
+
+def of_table(result: Result, name: str) -> list[dict]:
+    return [row for row in result.rows if row["table"] == name]
+
+
 def test_probe(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "probe.json"
-    options = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
-    out = fine("probe", place / "plain", "--data", place / "text.py", *options, "--json", path)
+    data = ("--data", place / "text.py", "--layer-positions", 64)
+    out = fine("probe", place / "plain", *data, *PROBE, "--json", path)
     result = checked(path, "probe", 3)
-    assert [row["depth"] for row in result.rows] == [0, 1, 2]
-    assert all(row["method"] == "marginalization" for row in result.rows)
-    assert all(row["positions"] == 32 for row in result.rows)
-    assert result.rows[0]["covered_mass"] == 1
-    assert result.settings["width"] == 4
-    assert "covered mass" in out
-    for row in result.rows:  # what was printed is what was written
+    marginals = [r for r in of_table(result, "depths") if r["method"] == "marginalization"]
+    assert [row["depth"] for row in marginals] == [0, 1, 2]
+    assert {row["positions"] for row in marginals} == {32}
+    assert marginals[0]["covered_mass"] == pytest.approx(1)
+    assert marginals[1]["nll_min"] < marginals[1]["nll"] < marginals[1]["nll_max"]
+    for row in marginals:  # what was printed is what was written
         assert f"{row['nll']:.3f}" in out
+    # One document leaves nothing to learn from.
+    methods = {row["method"] for row in of_table(result, "depths")}
+    assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
+    assert {row["method"] for row in of_table(result, "layers")} == {"logit-lens"}
+    assert {row["layer"] for row in of_table(result, "drift")} == {0, 1, 2}
+    assert {row["token_class"] for row in of_table(result, "token-classes")} >= {"identifier"}
+    assert [row["tokens"] for row in of_table(result, "costs")] == [1, 2, 3, 1]
+    for row in of_table(result, "prediction"):
+        assert 1 <= row["tokens_per_forward_min"] <= row["tokens_per_forward_max"] <= 3
+        assert row["recipe"] == "joint"
+    assert result.settings["width"] == "4"
+    assert contents(path.parent) == {str(path)}
+
+
+def test_probe_of_everything(place: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "probe.json", tmp_path / "texts"
+    folder.mkdir()
+    for number in range(4):
+        name = f"{number}.{'py' if number % 2 else 'md'}"
+        (folder / name).write_text(f"# {number}\n{TEXT * 4}", encoding="utf-8")
+    more = ("--train-data", place / "text.py", "--draft-model", place / "other")
+    options = (*PROBE, "--width", "257,4", "--layer-positions", 64, "--json", path)
+    out = fine("probe", place / "plain", "--data", folder, *more, *options)
+    result = checked(path, "probe", 3)
+    rows = of_table(result, "depths")
+    assert {row["method"] for row in rows} == {
+        "marginalization", "n-gram", "prompt-lookup", "repeat-last", "draft-model",
+    }  # fmt: skip
+    exact = next(r for r in rows if (r["method"], r["depth"]) == ("marginalization", 1))
+    assert exact["covered_mass"] == pytest.approx(1)
+    assert exact["nll_min"] == pytest.approx(exact["nll_max"], abs=1e-4)
+    kinds = {row["document_kind"] for row in of_table(result, "document-kinds")}
+    assert kinds == {"python", "markdown"}
+    probed = [row for row in of_table(result, "layers") if row["method"] == "linear-probe"]
+    assert {row["layer"] for row in probed} == {0, 1, 2}
+    assert exact["top1_low"] <= exact["top1"] <= exact["top1_high"]
+    assert "Recommended: " in out or "would not pay" in out
+
+
+def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    lines = [json.dumps({"text": f"{TEXT}# {number}\n"}) for number in range(8)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = (*PROBE, "--layer-positions", 0, "--json", path)
+    fine("probe", place / "plain", "--data", tmp_path / "texts.jsonl", *options)
+    result = checked(path, "probe", 3)
+    assert "n-gram" in {row["method"] for row in of_table(result, "depths")}
+    assert not of_table(result, "layers")
+
+
+def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeypatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "probe.json"
+    data = ("--data", place / "text.py", "--layer-positions", 0, *PROBE, "--json", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(foretoken.cli.probe, "measure_costs", stop)
+        assert run("probe", place / "plain", *data).status == 130
+    assert contents(tmp_path) == {f"{path}.partial"}
+    with monkeypatch.context() as patch:
+        patch.setattr(foretoken.probe.run, "_measure_row", stop)  # all rows are there
+        fine("probe", place / "plain", *data)
+    assert contents(tmp_path) == {str(path)}
 
 
 @pytest.mark.parametrize(("name", "method"), [("heads", "parallel"), ("plain", "plain")])
@@ -276,10 +349,53 @@ def test_eval(place: Path, tmp_path: Path, name: str, method: str) -> None:
     options = ("--block-size", 32, "--blocks", 3, "--json", path)
     out = fine("eval", place / name, "--data", place / "text.py", *options)
     result = checked(path, "eval", None)
-    assert [row["depth"] for row in result.rows] == ([0, 1, 2] if method == "parallel" else [0])
-    assert {row["method"] for row in result.rows} == {method}
-    assert result.rows[0]["positions"] == 3 * 31
-    assert f"{result.rows[0]['bits_per_byte']:.3f} bits per byte" in out
+    depths = of_table(result, "depths")
+    assert [row["depth"] for row in depths] == ([0, 1, 2] if method == "parallel" else [0])
+    assert {row["method"] for row in depths} == {method}
+    assert depths[0]["positions"] == 3 * 31
+    assert f"{depths[0]['bits_per_byte']:.3f} bits per byte" in out
+    rules = {row["rule"] for row in of_table(result, "rules")}
+    assert ("exact" in rules and "typical:0.09" in rules) == (method == "parallel")
+    for row in of_table(result, "rules"):
+        if row["rule"] == "exact":
+            assert row["acceptance"] == depths[row["depth"]]["acceptance"]
+    errors = [row for row in of_table(result, "calibration") if "ece" in row]
+    assert [row["depth"] for row in errors] == ([1, 2] if method == "parallel" else [])
+
+
+def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Path) -> None:
+    probed, path = tmp_path / "probe.json", tmp_path / "eval.json"
+    data = ("--data", place / "text.py")
+    fine("probe", place / "plain", *data, *PROBE, "--layer-positions", 0, "--json", probed)
+    options = ("--block-size", 32, "--against", place / "plain", "--baselines", probed)
+    out = fine("eval", place / "heads", *data, *options, "--json", path)
+    result = checked(path, "eval", None)
+    (difference,) = of_table(result, "difference")
+    assert difference["bits_per_byte"] == 0  # the backbone was frozen
+    assert difference["source"] == str(place / "plain")
+    assert len(of_table(result, "quality")) == 2
+    assert {row["method"] for row in of_table(result, "baselines")} >= {"marginalization"}
+    assert "Beside it" in out
+    other = ("eval", place / "heads", "--data", place / "long.txt", "--baselines")
+    assert "probe the same data" in refused(*other, probed)
+    assert "give one of `foretoken probe`" in refused(*other, path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
+def test_eval_says_what_lm_eval_needs(place: Path) -> None:
+    options = ("--data", place / "text.py", "--block-size", 32, "--lm-eval", "piqa")
+    assert "pip install 'foretoken[lm-eval]'" in refused("eval", place / "plain", *options)
+
+
+def test_weights_that_are_no_numbers(place: Path, tmp_path: Path) -> None:
+    model, broken = backbone(), tmp_path / "broken"
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(broken)
+    TOKENIZER.save_pretrained(broken)
+    for command in ("probe", "eval"):
+        message = refused(command, broken, "--data", place / "text.py", "--block-size", 24)
+        assert "logits of LlamaForCausalLM are not finite" in message
 
 
 def test_bench(place: Path, tmp_path: Path) -> None:
@@ -839,6 +955,14 @@ BAD = [
     (f"probe {MODEL} {DATA} --depth 0", "depth is 0"),
     (f"probe {MODEL} {DATA} --depth -1", "depth is -1"),
     (f"probe {MODEL} {DATA} --width 0", "width 0"),
+    (f"probe {MODEL} {DATA} --width 8,0", "width 8, 0"),
+    (f"probe {MODEL} {DATA} --width 8,x", "such as 32"),
+    (f"probe {MODEL} {DATA} --layer-positions -1", "layer-positions is -1"),
+    (f"probe {MODEL} {DATA} --draft-model nonsense", "does not exist"),
+    (f"probe {MODEL} {DATA} --train-data {{place}}/empty.txt", "every document is empty"),
+    (f"probe {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
+    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
+    (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
     (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
     (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),

@@ -32,6 +32,8 @@ _FIELDS = ("text", "messages", "tokens", "prompt_tokens", "prompt")
 
 SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
+_KINDS = {".py": "python", ".md": "markdown", ".txt": "text"}
+
 _SUPPORTED = ", ".join(SUFFIXES)
 
 Message = dict[str, Any]
@@ -59,6 +61,20 @@ class Document:
     tokens: tuple[int, ...] | None = None
     prompt_tokens: int = 0
     is_prompt: bool = False
+
+
+def document_kind(document: Document) -> str:
+    """What kind of text a document is, as far as its source tells.
+
+    `conversation`, `python`, `markdown` or `text`; a line or row of a file, and a document of a
+    data set, is named after the file or data set.
+    """
+    if document.messages is not None:
+        return "conversation"
+    name, colon, number = document.source.rpartition(":")
+    if colon and number.isdigit():
+        return Path(name).name.partition(".")[0]
+    return _KINDS.get(Path(document.source).suffix.lower(), "text")
 
 
 def read_documents(path: str | Path) -> Iterator[Document]:
