@@ -43,8 +43,7 @@ class DeepSeekV3(InPlace):
 
     def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
         """With how experts are chosen, which vLLM asks for and transformers does not write."""
-        known = {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
-        return {
-            **(known if base.model_type == "deepseek_v3" else {}),
-            **super().config(base, modules),
-        }
+        config = super().config(base, modules)
+        if base.model_type != "deepseek_v3":
+            return config
+        return {"topk_method": "noaux_tc", "scoring_func": "sigmoid", **config}
