@@ -1,8 +1,8 @@
 """foretoken's heads in a stock vLLM: `vllm.general_plugins` calls `register` in every process.
 
 vLLM's `mtp` method runs a draft model of `model_type: mtp` on the final hidden states of whatever
-backbone it serves, its `medusa` method one without a past. What is registered is that model type and
-an architecture for each; the layout `vllm` (`foretoken.formats.vllm`) writes the directory.
+backbone it serves, its `medusa` method one without a past. What is registered is that model type
+and an architecture for each; the layout `vllm` (`foretoken.formats.vllm`) writes the directory.
 """
 
 from typing import Any
