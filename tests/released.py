@@ -80,6 +80,8 @@ def write(layout: str, directory: Path, *, sharded: bool = False, dtype=torch.fl
     tensors[DROPPED] = torch.randn(8, 3, generator=generator).to(torch.bfloat16)
     config = json.loads((directory / "config.json").read_text())
     config[COUNTS.get(layout, "num_nextn_predict_layers")] = 1
+    if layout == "deepseek_v3":
+        config |= {"topk_method": "noaux_tc", "scoring_func": "sigmoid"}
     if layout == "mimo":
         config |= {"model_type": "mimo", "architectures": ["MiMoForCausalLM"],
                    "auto_map": {"AutoModelForCausalLM": "modeling_mimo.MiMoForCausalLM",

@@ -26,8 +26,8 @@ from foretoken.provenance import provenance, read_result, write_result
 RESULT = Path(__file__).parents[2] / "results" / "engines.json"
 
 ABLATED = "mimo-qwen2"
-NOT_ON_CPU: set[str] = set()
-"""Cases whose backbone or module the engine cannot run on a CPU; their rows say why."""
+NOT_ON_CPU = {"qwen3_5", "qwen3_next"}
+"""What this vLLM does not run on a CPU in float32; the rows say why."""
 
 CASES = {
     "mimo-qwen2": Case("mimo", "qwen2"),
@@ -40,8 +40,8 @@ CASES = {
     "eagle3-llama": Case("eagle3", "llama", method="eagle3", apart=True),
     "medusa-llama": Case("medusa", "llama", method="medusa", apart=True),
     "eagle-llama": Case("eagle", "llama", method="eagle", apart=True),
-    "plugin-linear-llama": Case("vllm", "llama", "linear", apart=True),
-    "plugin-residual-gemma3": Case("vllm", "gemma3", "residual", apart=True),
+    "plugin-linear-llama": Case("vllm", "llama", "linear", method="medusa", apart=True),
+    "plugin-residual-gemma3": Case("vllm", "gemma3", "residual", method="medusa", apart=True),
     "eagle3-qwen3": Case("eagle3", "qwen3", method="eagle3", apart=True),
     "mimo-llama": Case("mimo", "llama", length=2),
     "eagle-qwen2": Case("eagle", "qwen2", method="eagle", apart=True, length=2),

@@ -1,15 +1,15 @@
 """foretoken's heads in a stock vLLM: `vllm.general_plugins` calls `register` in every process.
 
 vLLM's `mtp` method runs a draft model of `model_type: mtp` on the final hidden states of whatever
-backbone it serves. What is registered is that model type and an architecture for it; the layout
-`vllm` (`foretoken.formats.vllm`) writes the directory.
+backbone it serves, its `medusa` method one without a past. What is registered is that model type
+and an architecture for each; the layout `vllm` (`foretoken.formats.vllm`) writes the directory.
 """
 
 from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
-ARCHITECTURE = "ForetokenHeads"
+ARCHITECTURES = ("ForetokenHeads", "ForetokenStatelessHeads")
 
 
 class ForetokenConfig(PreTrainedConfig):
@@ -24,5 +24,6 @@ def register() -> None:
 
     AutoConfig.register("mtp", ForetokenConfig, exist_ok=True)
     registry: Any = ModelRegistry
-    if ARCHITECTURE not in registry.get_supported_archs():
-        registry.register_model(ARCHITECTURE, "foretoken.engines.vllm_model:ForetokenHeads")
+    for name in ARCHITECTURES:
+        if name not in registry.get_supported_archs():
+            registry.register_model(name, f"foretoken.engines.vllm_model:{name}")

@@ -4,9 +4,9 @@ vLLM calls the model with the final hidden states of the positions it verified a
 them, samples from what `compute_logits` makes of the last position of each request, and calls it
 again for every further token, one position on, with the hidden states that it returned.
 
-Sequential heads are made for that. Parallel and residual heads know all depths after the first
-call: they keep what the others say, recognise their own answer when it is handed back, and answer
-with the next depth.
+Sequential heads are made for that. Parallel heads know all depths after the first call: they keep
+what the others say, recognise their own answer when it is handed back, and answer with the next
+depth. Heads without blocks have no past; vLLM's `medusa` method asks for all depths at once.
 
 Shapes: N positions of all requests, R requests, D hidden, K depths.
 """
@@ -21,7 +21,10 @@ from vllm.config import VllmConfig
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.layers.linear import ReplicatedLinear
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
-from vllm.model_executor.layers.vocab_parallel_embedding import VocabParallelEmbedding
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.models.llama import LlamaAttention, LlamaDecoderLayer
 from vllm.model_executor.models.utils import AutoWeightsLoader, WeightsMapper, maybe_prefix
 
@@ -148,24 +151,25 @@ class Parallel(Kept):
         return [norm(self.chain.run(i, hidden, positions)) for i, norm in enumerate(norms)]
 
 
-class Residual(Kept):
+class Stateless(nn.Module):
     """Stacks of h + SiLU(W h + b), or one matrix and a norm (parallel heads, variant linear)."""
 
-    def __init__(self, vllm_config: VllmConfig, config: Any, prefix: str) -> None:
+    def __init__(self, config: Any) -> None:
         super().__init__()
-        size, self.linear = config.hidden_size, config.variant == "linear"
+        size, self.linear = config.hidden_size, bool(config.linear)
         self.heads: Any = nn.ModuleList(
             nn.ModuleList(
                 ReplicatedLinear(size, size, bias=not self.linear, return_bias=False)
-                for _ in range(config.layers)
+                for _ in range(config.num_hidden_layers)
             )
-            for _ in range(config.depth)
+            for _ in range(config.num_heads)
         )
         if self.linear:
             eps = config.rms_norm_eps
-            self.norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(config.depth))
+            self.norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(config.num_heads))
 
-    def all_depths(self, hidden: Tensor, positions: Tensor) -> list[Tensor]:
+    def forward(self, hidden: Tensor) -> list[Tensor]:
+        """(R, D) → (R, D) per depth."""
         if self.linear:
             pairs = zip(self.heads, self.norms, strict=True)
             return [norm(*(layer(hidden) for layer in layers)) for layers, norm in pairs]
@@ -178,7 +182,7 @@ def _stack(layers: Any, hidden: Tensor) -> Tensor:
     return hidden
 
 
-KINDS = {"sequential": Sequential, "parallel": Parallel, "residual": Residual, "linear": Residual}
+KINDS = {"sequential": Sequential, "parallel": Parallel}
 
 
 class Inner(nn.Module):
@@ -244,4 +248,32 @@ class ForetokenHeads(nn.Module):
         loaded: set[str] = AutoWeightsLoader(self).load_weights(
             weights, mapper=self.hf_to_vllm_mapper
         )
+        return loaded
+
+
+class ForetokenStatelessHeads(nn.Module):
+    """Heads without blocks, for the `medusa` method."""
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__()
+        assert vllm_config.speculative_config is not None
+        config = vllm_config.speculative_config.draft_model_config.hf_config
+        self.config = config
+        self.heads = Stateless(config)
+        head = maybe_prefix(prefix, "lm_head")
+        self.lm_head = ParallelLMHead(config.vocab_size, config.hidden_size, prefix=head)
+        self.logits_processor = LogitsProcessor(config.vocab_size)
+
+    def forward(self, hidden_states: Tensor) -> list[Tensor]:
+        """(R, D) of the last positions → (R, D) per depth."""
+        said: list[Tensor] = self.heads(hidden_states)
+        return said
+
+    def compute_logits(self, hidden_states: list[Tensor]) -> list[Tensor]:
+        """(R, D) per depth → (R, V) per depth."""
+        return [self.logits_processor(self.lm_head, hidden) for hidden in hidden_states]
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        """Every tensor of the directory."""
+        loaded: set[str] = AutoWeightsLoader(self).load_weights(weights)
         return loaded

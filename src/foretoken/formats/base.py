@@ -107,6 +107,10 @@ class Layout(ABC):
         if reasons:
             raise HeadError(f"{self.name} cannot hold this model: {reasons[0]}.")
 
+    def command(self, model: MTPModel) -> str:
+        """`serve`, where it depends on the heads."""
+        return self.serve
+
     @abstractmethod
     def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:
         """Write `model`'s heads, and whatever else the layout needs of the backbone's checkpoint

@@ -6,8 +6,11 @@ run for every step.
 Embedding and output head are stored again in every module, as in the published checkpoint.
 """
 
+from typing import Any
+
 from foretoken.formats.base import EMBEDDING, OUTPUT, InPlace
 from foretoken.formats.contract import Contract
+from foretoken.formats.files import Checkpoint
 from foretoken.formats.names import ModuleNames
 
 _LAYER = "model.layers.{i}."
@@ -37,3 +40,10 @@ class DeepSeekV3(InPlace):
     families = ("deepseek_v3",)
     counts = "num_nextn_predict_layers"
     behind = True
+
+    def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
+        """With how experts are chosen, which vLLM asks for and transformers does not write."""
+        config = super().config(base, modules)
+        if base.model_type != "deepseek_v3":
+            return config
+        return {"topk_method": "noaux_tc", "scoring_func": "sigmoid", **config}

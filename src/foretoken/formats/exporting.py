@@ -75,7 +75,7 @@ def export(
     depth = model.depth
     inside = target.apart and base.directory.resolve() == where.resolve()
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
-    serve = target.serve.format(out=out, model=reference, depth=depth)
+    serve = target.command(model).format(out=out, model=reference, depth=depth)
     with replacing(out, SUPERSEDED) as work:
         if like is None:
             target.save(model, base, work)

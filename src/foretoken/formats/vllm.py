@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foretoken.errors import HeadError
-from foretoken.formats.base import LLAMA_BLOCK, QKV_BIAS, Layout, Loaded, require_block
+from foretoken.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded, require_block
 from foretoken.formats.contract import Contract
 from foretoken.formats.eagle import SHAPE
 from foretoken.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors
@@ -43,6 +43,9 @@ class Vllm(Layout):
         """'{{"method": "mtp", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
     )
 
+    def command(self, model: MTPModel) -> str:
+        return self.serve.replace('"mtp"', f'"{_method(model)}"')
+
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
         if kind == "parallel":
             return ParallelHeads.Config(depth=depth, tap="final")
@@ -68,8 +71,10 @@ class Vllm(Layout):
         names = set(tensors)
         source = base.text_config
         blocks = 1 if isinstance(config, SequentialHeads.Config) else config.depth
+        if _method(model) == "medusa":
+            _save_stateless(model, tensors, out)
+            return
         fields = {name: source[name] for name in SHAPE if source.get(name) is not None}
-        variant = getattr(config, "variant", "")
         fields |= {
             "architectures": ["ForetokenHeads"],
             "model_type": "mtp",
@@ -79,10 +84,8 @@ class Vllm(Layout):
             "hidden_size": model.backbone.hidden_size,
             "vocab_size": model.backbone.vocab_size,
             "tie_word_embeddings": False,
-            "kind": "linear" if linear else config.kind,
-            "variant": variant,
+            "kind": config.kind,
             "depth": config.depth,
-            "layers": getattr(config, "layers", 1),
             "recycle": getattr(config, "recycle", "normed"),
             "zero_first": getattr(config, "zero_first", False),
             "rms_norm_eps": _epsilon(model.backbone.final_norm),
@@ -102,6 +105,32 @@ class Vllm(Layout):
 
     def load(self, base: Checkpoint) -> Loaded:
         raise HeadError(f"{base.directory}: was written for vLLM; use the directory it came from.")
+
+
+def _method(model: MTPModel) -> str:
+    """vLLM's: heads without blocks have no past, and `mtp` wants one."""
+    config: Any = model.require_head().config
+    stateless = config.kind == "residual" or getattr(config, "variant", "") == "linear"
+    return "medusa" if stateless else "mtp"
+
+
+def _save_stateless(model: MTPModel, tensors: dict[str, Tensor], out: Path) -> None:
+    """Heads on one hidden state, with the output head that the method does not share."""
+    config: Any = model.require_head().config
+    backbone = model.backbone
+    fields = {
+        "architectures": ["ForetokenStatelessHeads"],
+        "model_type": "medusa",
+        "hidden_size": backbone.hidden_size,
+        "vocab_size": backbone.vocab_size,
+        "num_heads": config.depth,
+        "num_hidden_layers": getattr(config, "layers", 1),
+        "linear": config.kind == "parallel",
+        "rms_norm_eps": _epsilon(backbone.final_norm),
+    }
+    (out / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    save_tensors({**plain, OUTPUT: backbone.output.weight}, out / SINGLE)
 
 
 def _head_reasons(model: MTPModel) -> list[str]:
