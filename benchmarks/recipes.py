@@ -96,8 +96,8 @@ def run_row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--blocks", type=int, default=120, help="held-out blocks to measure on")
-    parser.add_argument("--positions", type=int, default=1024, help="places to marginalize at")
+    parser.add_argument("--blocks", type=int, help="held-out blocks to measure on; default all")
+    parser.add_argument("--positions", type=int, default=4096, help="places to marginalize at")
     parser.add_argument("--width", type=int, default=32, help="strings to marginalize over")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--threads", type=int, default=1)
