@@ -9,7 +9,7 @@ from foretoken.cli import common
 from foretoken.cli.probe_tables import show_depths, shown
 from foretoken.errors import InputError
 from foretoken.evaluation import DepthTable, measure_heads
-from foretoken.evaluation.harness import run_harness
+from foretoken.evaluation.harness import require_harness, run_harness
 from foretoken.model import MTPModel
 from foretoken.provenance import read_result
 from foretoken.tally import Means, estimate
@@ -51,6 +51,8 @@ def evaluate(
 
     Example: foretoken eval tiny-mtp --data stdlib:held-out
     """
+    if lm_eval is not None:
+        require_harness()
     beside = [] if baselines is None else _baselines(baselines, data)
     loaded = common.load_model(model, device, dtype)
     found = _measure(model, loaded, data, block_size, blocks)

@@ -13,6 +13,16 @@ from foretoken.errors import InputError
 from foretoken.model import MTPModel
 
 
+def require_harness() -> None:
+    """Raise `InputError` unless lm-eval is installed."""
+    try:
+        import lm_eval  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "lm-eval is not installed; run: pip install 'foretoken[lm-eval]'."
+        ) from None
+
+
 def run_harness(
     model: MTPModel,
     tokenizer: PreTrainedTokenizerBase,
@@ -31,13 +41,10 @@ def run_harness(
     Raises:
         InputError: lm-eval is not installed.
     """
-    try:
-        from lm_eval import simple_evaluate
-        from lm_eval.models.huggingface import HFLM
-    except ImportError:
-        raise InputError(
-            "lm-eval is not installed; run: pip install 'foretoken[lm-eval]'."
-        ) from None
+    require_harness()
+    from lm_eval import simple_evaluate
+    from lm_eval.models.huggingface import HFLM
+
     asked = HFLM(pretrained=model.lm, tokenizer=tokenizer, device=str(model.backbone.device))
     found = simple_evaluate(model=asked, tasks=list(tasks), limit=limit)
     return [row for task, values in found["results"].items() for row in _records(task, values)]

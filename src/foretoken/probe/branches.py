@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from foretoken.backbone import Backbone, BackboneOutput
+from foretoken.backbone import Backbone
 from foretoken.decoding.cache import recurrent_layers
 from foretoken.errors import BackboneError, InputError
 
@@ -29,19 +29,17 @@ class Row:
         backbone: the model.
         tokens: (1, T).
         reserve: how many tokens continuations will be long.
-        layers: residual states to keep.
 
     Attributes:
-        output: of the pass.
+        final: (T, D), what the output head reads.
+        past: keys and values of every block.
 
     Raises:
         InputError: the row with its continuations is longer than a sliding window.
         BackboneError: the backbone's cache is no attention cache.
     """
 
-    def __init__(
-        self, backbone: Backbone, tokens: Tensor, reserve: int, layers: tuple[int, ...] = ()
-    ) -> None:
+    def __init__(self, backbone: Backbone, tokens: Tensor, reserve: int) -> None:
         if kinds := recurrent_layers(backbone):
             raise BackboneError(
                 f"{type(backbone.model).__name__} cannot be marginalized: its cache has "
@@ -49,15 +47,13 @@ class Row:
             )
         _require_whole_window(backbone, tokens.shape[1] + reserve)
         self.backbone, self.tokens, cache = backbone, tokens, DynamicCache()
-        self.output: BackboneOutput = backbone(tokens, cache=cache, layers=layers)
-        layers_of_cache = cast(list[DynamicLayer], cache.layers)
-        self.past = [
-            (cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers_of_cache
-        ]
+        self.final = backbone(tokens, cache=cache).final[0]
+        layers = cast(list[DynamicLayer], cache.layers)
+        self.past = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
 
     def distribution(self, positions: Tensor) -> Tensor:
         """What follows each of `positions` (P,) in the row: (P, V)."""
-        return distribution(self.backbone, self.output.final[0, positions])
+        return distribution(self.backbone, self.final[positions])
 
     def chunks(self, positions: Tensor, depth: int, width: int) -> list[Tensor]:
         """`positions` in parts whose branches fit into the budget: (P,) → (≤ P,) each."""
