@@ -41,7 +41,7 @@ from foretoken.decoding import (
 )
 from foretoken.provenance import Result, read_result
 
-COMMANDS = ("demo", "info", "probe", "train", "distill", "eval", "generate", "bench")
+COMMANDS = ("demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "serve")
 CONTEXT = 128
 TEXT = '''def mean(values):
     """Return the mean of some values, é and 日本 included."""

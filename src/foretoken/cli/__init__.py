@@ -6,7 +6,17 @@ from typing import cast
 
 import typer
 
-from foretoken.cli import bench, demo, distill, evaluate, generate, info, probe, train
+from foretoken.cli import (
+    bench,
+    demo,
+    distill,
+    evaluate,
+    generate,
+    info,
+    probe,
+    serve,
+    train,
+)
 from foretoken.errors import ForetokenError
 
 app = typer.Typer(
@@ -26,6 +36,7 @@ app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
+app.command("serve")(serve.serve)
 
 
 INTERRUPTED = 130

@@ -233,7 +233,9 @@ def _rows(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
 def _each(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
     limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
     if len(limits) != rows:
-        raise InputError(f"max_new_tokens has {len(limits)} numbers for {rows} rows; give one each.")
+        raise InputError(
+            f"max_new_tokens has {len(limits)} numbers for {rows} rows; give one each."
+        )
     return limits
 
 
