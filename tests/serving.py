@@ -27,8 +27,11 @@ TEMPLATE = (
 
 
 @cache
-def tiny() -> tuple[MTPModel, Any]:
-    """The bundled model with heads, in float32, and its tokenizer with a chat template."""
+def tiny(user: str) -> tuple[MTPModel, Any]:
+    """The bundled model with heads, in float32, and its tokenizer with a chat template.
+
+    A model decodes in one thread at a time, so everybody has one of its own.
+    """
     tokenizer = load_tokenizer(NAME)
     tokenizer.chat_template = TEMPLATE
     return MTPModel.from_pretrained(NAME, dtype=torch.float32), tokenizer
@@ -37,7 +40,7 @@ def tiny() -> tuple[MTPModel, Any]:
 @cache
 def offline(prompt: str, tokens: int) -> str:
     """What the model says greedily, by itself."""
-    model, tokenizer = tiny()
+    model, tokenizer = tiny("offline")
     ids = torch.tensor([prompt_ids(tokenizer, prompt)])
     found = model.generate(ids, max_new_tokens=tokens).new_tokens
     return str(tokenizer.decode(found, skip_special_tokens=True))
@@ -50,13 +53,12 @@ class Running:
     Attributes:
         url: where.
         service: what it serves.
+        client: of it.
     """
 
     url: str
     service: Service
-
-    def client(self, key: str = "none") -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
+    client: openai.OpenAI
 
     def post(self, path: str, **body: Any) -> httpx.Response:
         return httpx.post(f"{self.url}{path}", json=body, timeout=60)
@@ -76,10 +78,14 @@ class Running:
 
 @contextmanager
 def serving(
-    drafter: Drafter | None = None, *, api_key: str | None = None, **limits: int
+    drafter: Drafter | None = None,
+    *,
+    user: str = "test",
+    api_key: str | None = None,
+    **limits: int,
 ) -> Iterator[Running]:
-    """A server of the bundled model, at a free port of its own."""
-    model, tokenizer = tiny()
+    """A server of the bundled model, at a free port of its own; `user` has no other meanwhile."""
+    model, tokenizer = tiny(user)
     drafter = drafter or drafter_for(model.backbone, model.require_head())
     service = Service(
         model, tokenizer, NAME, drafter, "parallel", Limits(**limits), api_key=api_key
@@ -91,8 +97,13 @@ def serving(
         while not running.started:
             assert work.is_alive()
             time.sleep(0.01)
+        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        key = api_key or "none"
         try:
-            yield Running(f"http://127.0.0.1:{listening.getsockname()[1]}", service)
+            with openai.OpenAI(
+                base_url=f"{url}/v1", api_key=key, max_retries=0, timeout=60
+            ) as client:
+                yield Running(url, service, client)
         finally:
             running.should_exit = True
             work.join(30)

@@ -74,6 +74,13 @@ FIELDS: tuple[str, ...] = (
     "dtype",  # of the weights, where a result has several
     "changed",  # tokens that differ from those of one-token passes
     "gap",  # between the two largest logits
+    "request",  # what clients of a server did: stream, whole, malformed, aborted
+    "requests",  # how many of them
+    "errors",  # answers that should not have been, or that never came
+    "median_seconds",  # from a request to the end of its answer
+    "p90_seconds",
+    "p99_seconds",
+    "first_token_seconds",  # median, from a request to its first text
 )
 """Every field name that a row may have. A new one is registered here, and used by all commands."""
 

@@ -67,9 +67,10 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        first = error.errors()[0]
-        path = [str(part) for part in first["loc"][1:] if _is_field(part)]
-        reason = str(first["msg"]).removeprefix("Value error, ")
+        # Of all that a value could have been, what it is nearest to.
+        nearest = max(error.errors(), key=lambda found: len(found["loc"]))
+        path = [str(part) for part in nearest["loc"][1:] if _is_field(part)]
+        reason = str(nearest["msg"]).removeprefix("Value error, ")
         message = f"{'.'.join(path)}: {reason}" if path else reason
         return refusal(ApiError(400, message, param=path[0] if path else None))
 

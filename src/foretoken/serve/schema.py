@@ -4,6 +4,7 @@ A field that would change the answer and is not supported is refused where it as
 and so is one that nobody knows: what a client asks for is done or refused, never passed over.
 """
 
+import json
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
@@ -78,6 +79,7 @@ class Asked(BaseModel):
     def _refuse_unsupported(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
+        _refuse_surrogates(values)
         for name, neutral in _NEUTRAL.items():
             value = values.get(name)
             if value is not None and not any(_same(value, other) for other in neutral):
@@ -166,6 +168,14 @@ class ChatRequest(Asked):
     def turns(self) -> list[dict[str, str]]:
         """As chat templates read them."""
         return [{"role": turn.role, "content": turn.text} for turn in self.messages]
+
+
+def _refuse_surrogates(values: dict[str, Any]) -> None:
+    """JSON can say half of a character; no tokenizer knows it, and no answer can repeat it."""
+    try:
+        json.dumps(values, ensure_ascii=False).encode()
+    except (UnicodeEncodeError, RecursionError):
+        raise ValueError("the request has text that is not Unicode.") from None
 
 
 def _same(value: Any, other: Any) -> bool:

@@ -118,7 +118,7 @@ function verdict(greedy) {
 async function known() {
   if (model) return;
   model = (await (await call("/v1/models")).json()).data[0];
-  const drafts = model.depth ? `${model.drafter}, drafts of ${model.depth}` : "no heads";
+  const drafts = model.depth ? `${model.drafter}, drafts up to ${model.depth} tokens` : "no heads";
   $("model").textContent = `${model.id} · ${drafts}`;
   $("tokens").max = model.max_tokens;
   if ($("tokens").valueAsNumber > model.max_tokens) $("tokens").value = model.max_tokens;
