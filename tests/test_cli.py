@@ -46,7 +46,7 @@ from foretoken.provenance import Result, read_result
 
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
-    "import",
+    "import", "serve",
 )  # fmt: skip
 CONTEXT = 128
 TEXT = '''def mean(values):

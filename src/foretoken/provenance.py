@@ -111,6 +111,13 @@ _FIELDS: tuple[str, ...] = (
     "task",  # of lm-eval
     "metric",
     "value",
+    "request",  # what clients of a server did: stream, whole, malformed, aborted
+    "requests",  # how many of them
+    "errors",  # answers that should not have been, or that never came
+    "median_seconds",  # from a request to the end of its answer
+    "p90_seconds",
+    "p99_seconds",
+    "first_token_seconds",  # median, from a request to its first text
 )
 _ENDINGS = ("", "_low", "_high", "_min", "_max")
 """A confidence interval over documents; bounds on what is only known in part."""

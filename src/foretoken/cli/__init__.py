@@ -16,6 +16,7 @@ from foretoken.cli import (
     info,
     probe,
     report,
+    serve,
     train,
 )
 from foretoken.errors import ForetokenError
@@ -37,6 +38,7 @@ app.command("distill")(distill.distill)
 app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
+app.command("serve")(serve.serve)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("import")(export.import_)

@@ -16,15 +16,12 @@ from foretoken.cli import common, drafting
 from foretoken.data import Document, read_documents
 from foretoken.data.documents import RECORD_SUFFIXES, decode
 from foretoken.data.tokenization import given_prompt, prompt_ids
-from foretoken.decoding import Step
+from foretoken.decoding import Detokenizer, Step
 from foretoken.errors import InputError
 from foretoken.evaluation.speed import share_by_length
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
-
-CONTEXT = 8
-"""Tokens before the new ones that are decoded with them."""
 
 
 def generate(
@@ -157,48 +154,30 @@ def generate(
 
 
 class _Printer:
-    """Writes text as it becomes whole: never half a character, coloured by depth on request.
-
-    New tokens are decoded together with those before them, since some tokenizers drop the space in
-    front of what they decode alone.
-    """
+    """Writes text as it becomes whole, coloured by depth on request."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], colour: bool
     ) -> None:
-        self.tokenizer, self.colour = tokenizer, colour
-        self.context = list(prompt[-CONTEXT:])  # written already, decoded again for its sake
-        self.pending: list[int] = []
+        self.text, self.colour = Detokenizer(tokenizer, prompt), colour
         self.pieces: list[list[str]] = []  # the text of every step's tokens, as it became whole
 
     def add(self, step: Step) -> None:
         """Write a step's tokens; depth k drafted the k-th accepted one."""
         self.pieces.append([""] * len(step.tokens))
         for index, token in enumerate(step.tokens):
-            self.pending.append(token)
-            text = self._text()
-            if text and not text.endswith("\ufffd"):
+            if text := self.text.add(token):
                 self.pieces[-1][index] = text
                 self._write(text, index + 1 if index < step.accepted else 0)
 
     def finish(self) -> None:
         """Write what is left, and end the line."""
-        left = self._text()
-        if left:
+        if left := self.text.finish():
             self.pieces[-1][-1] += left
         self._write(left, 0)
         _write("\n")
 
-    def _text(self) -> str:
-        before, both = (
-            str(self.tokenizer.decode(tokens, skip_special_tokens=True))
-            for tokens in (self.context, self.context + self.pending)
-        )
-        return both[len(before) :]
-
     def _write(self, text: str, depth: int) -> None:
-        self.context = (self.context + self.pending)[-CONTEXT:]
-        self.pending = []
         style = DEPTH_STYLES[min(depth, len(DEPTH_STYLES) - 1)] if self.colour else ""
         console = common.console
         plain = console.color_system is None or console.no_color

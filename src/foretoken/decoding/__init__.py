@@ -23,6 +23,7 @@ from foretoken.decoding.drafters import (
 from foretoken.decoding.length import AutoLength
 from foretoken.decoding.loop import Generation, decode
 from foretoken.decoding.sampling import Sampler, Sampling
+from foretoken.decoding.text import Detokenizer
 from foretoken.decoding.tree import TreeShape
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "AutoLength",
     "Batch",
     "Committed",
+    "Detokenizer",
     "Distance",
     "Draft",
     "Drafter",

@@ -85,8 +85,9 @@ class Batch:
         backbone: that continues them.
         prompts: (B, T).
         attention_mask: (B, T), 0 where a prompt is padded, on either side; None: nowhere.
-        max_new_tokens: per row.
-        stops: where a row ends earlier.
+        max_new_tokens: one number for all rows, or one each.
+        stops: where any row ends earlier.
+        row_stops: where each row does besides, where they differ.
 
     Raises:
         InputError: a prompt is empty, too long, or not of the vocabulary.
@@ -97,18 +98,21 @@ class Batch:
         backbone: Backbone,
         prompts: Tensor,
         attention_mask: Tensor | None,
-        max_new_tokens: int,
+        max_new_tokens: int | Sequence[int],
         stops: Sequence[Stop] = (),
+        row_stops: Sequence[Sequence[Stop]] | None = None,
     ) -> None:
         rows = _rows(prompts, attention_mask)
-        _check(backbone, rows, max_new_tokens)
-        self.rows, self.stops, self.device = len(rows), stops, backbone.device
+        limits = _each(max_new_tokens, len(rows))
+        _check(backbone, rows, limits)
+        self.rows, self.device = len(rows), backbone.device
+        self.stops = [[*stops, *own] for own in row_stops or [()] * len(rows)]
         self.lengths = [len(row) for row in rows]
         self.width = max(self.lengths)
         context = backbone.max_length
         self.room = [
-            max_new_tokens if context is None else min(max_new_tokens, context - length)
-            for length in self.lengths
+            limit if context is None else min(limit, context - length)
+            for limit, length in zip(limits, self.lengths, strict=True)
         ]
         self.continuations: list[list[int]] = [[] for _ in rows]
         self.active = [True] * self.rows
@@ -128,10 +132,17 @@ class Batch:
             - 1
         )
 
+    def end(self, row: int) -> None:
+        """Emit nothing more for a row; the others go on.
+
+        Rows that are decoded one after another, each as a batch of its own, do not hear of it.
+        """
+        self.active[row] = False
+
     def row(self, number: int) -> "Batch":
         """One row as a batch of its own; this one sees what it emits only through its steps."""
         alone = copy(self)
-        alone.rows, alone.active = 1, [True]
+        alone.rows, alone.active, alone.stops = 1, [True], [self.stops[number]]
         alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
         alone.continuations = [self.continuations[number]]
         alone.width = alone.lengths[0]
@@ -180,7 +191,7 @@ class Batch:
         if not tokens:
             return Step(0, 0, ())
         tokens = tokens[: self.room[row]]
-        ends = [stop(self.continuations[row], tokens) for stop in self.stops]
+        ends = [stop(self.continuations[row], tokens) for stop in self.stops[row]]
         stopped = min((end for end in ends if end is not None), default=None)
         if stopped is not None:
             tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts behind it
@@ -219,9 +230,18 @@ def _rows(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
     return [row[keep] for row, keep in zip(prompts, seen, strict=True)]
 
 
-def _check(backbone: Backbone, rows: Sequence[Tensor], max_new_tokens: int) -> None:
-    if max_new_tokens < 1:
-        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
+def _each(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
+    limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    if len(limits) != rows:
+        raise InputError(
+            f"max_new_tokens has {len(limits)} numbers for {rows} rows; give one each."
+        )
+    return limits
+
+
+def _check(backbone: Backbone, rows: Sequence[Tensor], limits: Sequence[int]) -> None:
+    if min(limits) < 1:
+        raise InputError(f"max_new_tokens is {min(limits)}; ask for at least 1.")
     context = backbone.max_length
     for row in rows:
         if not len(row):

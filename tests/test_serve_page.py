@@ -1,0 +1,168 @@
+"""The page in a real browser: what it shows, and that it can be used by everybody."""
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+
+from serving import Running, offline, serving
+
+PROMPT = "def main("
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[Running]:
+    with serving(max_tokens=300) as running:
+        yield running
+
+
+@pytest.fixture
+def page(chromium: Any, running: Running) -> Iterator[Any]:
+    """The page, of which nothing is loaded from elsewhere and nothing complained."""
+    yield from opened(chromium, running.url)
+
+
+def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
+    context = chromium.new_context(**options)
+    page = context.new_page()
+    page.set_default_timeout(60_000)
+    complaints: list[str] = []
+    elsewhere: list[str] = []
+    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("request", lambda request: elsewhere.append(request.url))
+    page.goto(url)
+    expect(page.locator("#model")).to_contain_text("tiny-mtp")
+    yield page
+    # Chromium itself writes down every answer that refuses.
+    assert [text for text in complaints if "status of 400" not in text] == []
+    assert all(address.startswith((url, "data:")) for address in elsewhere)
+    context.close()
+
+
+def expect(locator: Any) -> Any:
+    from playwright.sync_api import expect
+
+    expect.set_options(timeout=60_000)
+    return expect(locator)
+
+
+def generate(page: Any, tokens: int = 24) -> None:
+    page.get_by_label("Prompt").fill(PROMPT)
+    page.get_by_label("Tokens", exact=True).fill(str(tokens))
+    page.get_by_role("button", name="Generate").click()
+
+
+def figure(page: Any, section: str, name: str) -> float:
+    return float(page.locator(f"#{section} [data-figure={name}]").text_content())
+
+
+def test_tokens_stream_and_show_where_they_came_from(page: Any) -> None:
+    generate(page, 40)
+    expect(page.locator("#with .text span").nth(4)).to_be_visible()  # before it is done
+    assert page.get_by_role("button", name="Generate").is_disabled()
+    expect(page.get_by_role("status")).to_contain_text("the same text")
+    for section in ("with", "plain"):
+        assert page.locator(f"#{section} .text").text_content() == PROMPT + offline(PROMPT, 40)
+        assert figure(page, section, "count") == 40
+    drafted = page.locator("#with .text span:is(.d1, .d2, .d3)").count()
+    assert drafted > 4
+    counts = [int(text) for text in page.locator("#legend span").all_text_contents()]
+    assert sum(counts) == 40
+    assert sum(counts[1:]) == drafted
+    assert figure(page, "with", "forward") == pytest.approx(40 / counts[0], abs=0.01)
+    assert figure(page, "plain", "forward") == 1
+    assert page.locator("#plain .text span:is(.d1, .d2, .d3)").count() == 0
+    assert "drafted at depth 1" in page.locator("#with .d1").last.get_attribute("title")
+
+
+def test_mtp_is_switched_off_and_on(page: Any) -> None:
+    switch = page.get_by_role("switch", name="Multi-token prediction")
+    expect(switch).to_be_checked()
+    page.get_by_text("Multi-token prediction", exact=True).click()
+    expect(switch).not_to_be_checked()
+    expect(page.locator("#with")).to_be_hidden()
+    generate(page, 8)
+    expect(page.get_by_role("status")).to_contain_text("Done")
+    assert page.locator("#plain .text").text_content() == PROMPT + offline(PROMPT, 8)
+    switch.focus()
+    page.keyboard.press("Space")
+    expect(page.locator("#with")).to_be_visible()
+    generate(page, 8)
+    expect(page.get_by_role("status")).to_contain_text("the same text")
+    assert page.locator("#with .text").text_content() == PROMPT + offline(PROMPT, 8)
+
+
+def test_the_keyboard_is_enough(page: Any, running: Running) -> None:
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Prompt")).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type(PROMPT)
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("switch")).to_be_focused()
+    page.keyboard.press("Tab")
+    expect(page.get_by_label("Tokens", exact=True)).to_be_focused()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.type("300")
+    page.get_by_label("Prompt").focus()
+    page.keyboard.press("ControlOrMeta+Enter")
+    expect(page.locator("#with .text span").nth(4)).to_be_visible()
+    page.keyboard.press("Escape")
+    expect(page.get_by_role("status")).to_have_text("Stopped.")
+    running.eventually("foretoken_requests_running", 0)
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+def test_what_is_refused_is_said(page: Any) -> None:
+    page.get_by_label("Prompt").fill("")
+    page.get_by_label("Temperature").fill("0")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("status")).to_contain_text("the prompt is empty")
+    expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_on_a_phone(chromium: Any, running: Running, scheme: str) -> None:
+    phone = {"width": 360, "height": 740}
+    for page in opened(chromium, running.url, viewport=phone, color_scheme=scheme):
+        generate(page)
+        expect(page.get_by_role("status")).to_contain_text("the same text")
+        for name in ("#prompt", "#run", "#stop", "#with", "#plain", "#tokens", "#temperature"):
+            box = page.locator(name).bounding_box()
+            assert box["x"] >= 0
+            assert box["x"] + box["width"] <= phone["width"], name
+        assert page.locator("html").evaluate("page => page.scrollWidth") <= phone["width"]
+        assert page.get_by_role("button", name="Generate").bounding_box()["height"] >= 44
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_no_barriers(chromium: Any, running: Running, scheme: str) -> None:
+    """Labels, roles and contrast, by axe-core's rules."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    for page in opened(chromium, running.url, color_scheme=scheme, bypass_csp=True):
+        generate(page)
+        expect(page.get_by_role("status")).to_contain_text("the same text")
+        found = axe.run(page).response["violations"]
+        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
+
+
+def test_the_key_is_asked_for_and_used(chromium: Any) -> None:
+    with serving(user="key", api_key="sesame") as guarded:
+        context = chromium.new_context()
+        page = context.new_page()
+        page.goto(guarded.url)
+        expect(page.get_by_role("status")).to_contain_text("give the API key")
+        page.get_by_label("API key").fill("sesame")
+        generate(page, 8)
+        expect(page.get_by_role("status")).to_contain_text("the same text")
+        context.close()
+
+
+def test_nothing_is_loaded_from_elsewhere(running: Running) -> None:
+    answer = httpx.get(running.url)
+    policy = answer.headers["Content-Security-Policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert not re.search(r"(src|href)=.?(https?:)?//", answer.text)

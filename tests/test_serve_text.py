@@ -1,0 +1,53 @@
+"""What is sent of a row: all of its text, up to a stop, and never more."""
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from foretoken.decoding import Step
+from foretoken.serve.text import Writer
+from test_cli import TOKENIZER
+
+TEXTS = st.text(st.sampled_from("ab\né日"), max_size=14)
+
+
+def written(text: str, stops: list[str], sizes: list[int]) -> tuple[list[str], Writer]:
+    """What a writer gives, step by step, then at the end."""
+    ids: Any = TOKENIZER(text)["input_ids"]
+    writer, given_now, number = Writer(TOKENIZER, [], stops), [], 0
+    while ids:
+        size = sizes[number % len(sizes)]
+        pieces = writer.add(Step(size, size - 1, tuple(ids[:size])))
+        given_now.append("".join(piece.text for piece in pieces))
+        ids, number = ids[size:], number + 1
+    given_now.append("".join(piece.text for piece in writer.finish()))
+    return given_now, writer
+
+
+@given(TEXTS, st.lists(TEXTS.filter(bool), max_size=3), st.lists(st.integers(1, 5), min_size=1))
+def test_text_up_to_the_first_stop(text: str, stops: list[str], sizes: list[int]) -> None:
+    found, writer = written(text, stops, sizes)
+    places = [text.find(stop) for stop in stops if stop in text]
+    # Text is cut where a stop was seen first; one that begins earlier may be complete only later.
+    whole = "".join(found)
+    assert writer.stopped == bool(places)
+    assert text.startswith(whole)
+    assert not any(stop in whole for stop in stops)
+    if not places:
+        assert whole == text
+    elif len(stops) == 1:
+        assert whole == text[: places[0]]
+
+
+def test_text_is_held_back_only_where_it_may_be_a_stop() -> None:
+    assert written("abab\nb", ["\n\n"], [1])[0] == ["a", "b", "a", "b", "", "\nb", ""]
+
+
+def test_pieces_say_at_which_depth_they_were_drafted() -> None:
+    writer = Writer(TOKENIZER, [], [])
+    pieces = writer.add(Step(3, 2, tuple(TOKENIZER("abc")["input_ids"])))
+    assert [(piece.text, piece.depth) for piece in pieces] == [("a", 1), ("b", 2), ("c", 0)]
+    half, rest = TOKENIZER("é")["input_ids"]
+    assert writer.add(Step(0, 0, (half,))) == []
+    assert [(p.text, p.depth) for p in writer.add(Step(1, 1, (rest,)))] == [("é", 1)]
