@@ -47,11 +47,10 @@ def probe_rows() -> list[dict[str, Any]]:
             share = (0.1 + 0.1 * layer) / (1 + depth)
             rows.append(
                 {"table": "layers", "method": "logit-lens", "layer": layer, "depth": depth,
-                 **spread("top1", share)}
+                 **spread("top1", share), **({"settled": layer / 6} if depth == 0 else {})}
             )  # fmt: skip
         drift = {"cka": 0.9, "cka_final": layer / 6, "cosine": 0.8}
         rows.append({"table": "drift", "layer": layer, **drift})
-        rows.append({"table": "layers", "layer": layer, "settled": layer / 6})
     for length in (1, 2):
         rows.append(
             {"table": "prediction", "method": "parallel", "depth": length,

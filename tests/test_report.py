@@ -228,6 +228,12 @@ def test_drafted_text_tells_what_stands(results: Path) -> None:
     assert looks == ["own", "depth-1", "depth-2", "own", "depth-1", "corrected", "corrected"]
 
 
+def test_committed_results_can_be_shown(tmp_path: Path) -> None:
+    results = Path(__file__).parents[1] / "results"
+    charts = write_report([results, results / "demo"], tmp_path / "page.html", mixed=True)
+    assert {"speed-1", "draft-length", "top1-by-depth"} <= {chart.name for chart in charts}
+
+
 # -- what is refused ----------------------------------------------------------------------------
 
 

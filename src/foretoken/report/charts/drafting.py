@@ -82,8 +82,12 @@ def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
 
 def _known(sources: Sequence[Source]) -> dict[tuple[str, ...], str]:
     """Every model and method that something is known of, and its name."""
-    rows = [r for s in sources for r in (*by_depth(s), *while_decoding(s))]
-    return names(groups(row for row in rows if number(row, "acceptance") is not None))
+    return names(groups(row for source in sources for row in _accepted(source)))
+
+
+def _accepted(source: Source) -> list[Row]:
+    rows = (*by_depth(source), *while_decoding(source))
+    return [row for row in rows if number(row, "acceptance") is not None]
 
 
 def _ranges(rows: Sequence[Row], field: str) -> list[Range]:
@@ -159,7 +163,7 @@ def _caption(sources: Sequence[Source], panels: Sequence[Panel]) -> str:
             "Large marks: measured while decoding, at the longest draft; the length adapts, so "
             "that the mean draft is shorter."
         )
-    used = [s for s in sources if table(s, "prediction") or by_depth(s) or while_decoding(s)]
+    used = [s for s in sources if table(s, "prediction") or _accepted(s)]
     return " ".join([*parts, f"From {', '.join(described(source) for source in used)}."])
 
 

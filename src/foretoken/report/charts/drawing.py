@@ -219,11 +219,12 @@ def plot_bars(
     places = np.arange(len(values))[::-1]
     axes.barh(places - 0.22, values, height=0.38, color=[SERIES[n % len(SERIES)] for n in colours])
     widest = max([*values, 1e-9])
+    blank = {"facecolor": PAPER, "edgecolor": "none", "pad": 1}
     for place, label, value, note in zip(places, labels, values, notes, strict=True):
-        axes.text(0, place + 0.07, label, va="bottom", ha="left")
+        axes.text(0, place + 0.07, label, va="bottom", ha="left", bbox=blank, zorder=3)
         axes.annotate(
             note, (value, place - 0.22), (4, 0), textcoords="offset points", va="center",
-            color=MUTED, bbox={"facecolor": PAPER, "edgecolor": "none", "pad": 1}, zorder=3,
+            color=MUTED, bbox=blank, zorder=3,
         )  # fmt: skip
     axes.set_xlim(0, 1.35 * widest)
     axes.set_ylim(-0.6, len(values) - 0.4)

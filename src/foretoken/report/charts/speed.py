@@ -94,7 +94,7 @@ def _recipes(source: Source, place: int) -> Chart:
     return Chart(
         f"recipes-{place}",
         "Recipes compared",
-        "Tokens per forward to expect from held-out text, after training on the same tokens; "
+        "Tokens per forward to expect from held-out text; "
         f"1 is plain decoding. Colours tell recipes apart. From {described(source)}.",
         ("run", "recipe", "tokens per forward", "nats per token, depth 0"),
         [
