@@ -27,7 +27,7 @@ RESULT = Path(__file__).parents[2] / "results" / "engines.json"
 
 ABLATED = "mimo-qwen2"
 KNOWN = {
-    "deepseek_v3": "the engine's backbone says other tokens than transformers'; not explained",
+    "deepseek_v3": "the engine's backbone itself says other tokens; not explained",
     "qwen3_5": "wants torchvision, which breaks this vLLM on a machine without a GPU",
     "qwen3_next": "linear attention on a CPU is for bfloat16 alone",
 }
