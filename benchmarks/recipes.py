@@ -12,6 +12,7 @@ the same order.
 
 import argparse
 import json
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def run_row(
     assert config.head is not None
     rows = rows_of(
         name,
-        measure_heads(model, held_out, limit=arguments.blocks),
+        measure_heads(model, held_out),
         recipe=config.recipe, head=config.head.kind, tap=str(config.head.tap),
         seconds=lines[-1]["seconds"],
     )  # fmt: skip
@@ -96,8 +97,8 @@ def run_row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--blocks", type=int, help="held-out blocks to measure on; default all")
-    parser.add_argument("--positions", type=int, default=4096, help="places to marginalize at")
+    parser.add_argument("--documents", type=int, default=8, help="held-out files to measure on")
+    parser.add_argument("--positions", type=int, default=2048, help="places to marginalize at")
     parser.add_argument("--width", type=int, default=32, help="strings to marginalize over")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--threads", type=int, default=1)
@@ -110,7 +111,8 @@ def main() -> None:
 
     tiny = common.load_model("tiny", "cpu")
     tokenizer = common.tokenizer_of("tiny", tiny)
-    held_out = PackedBlocks.from_documents(read_documents("stdlib:held-out"), tokenizer, 256)
+    documents = islice(read_documents("stdlib:held-out"), arguments.documents)
+    held_out = PackedBlocks.from_documents(documents, tokenizer, 256)
     marginals = measure_marginals(
         tiny, held_out, depth=3, width=arguments.width, positions=arguments.positions
     )
@@ -121,7 +123,7 @@ def main() -> None:
     scratch = common.load_model("tiny-mtp", "cpu")
     rows += rows_of(
         "from scratch (tiny-mtp)",
-        measure_heads(scratch, held_out, limit=arguments.blocks),
+        measure_heads(scratch, held_out),
         recipe="pretrain", head="parallel", tap="trunk",
     )  # fmt: skip
     show(rows)
