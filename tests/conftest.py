@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, settings
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 import families
+from browser import Browser, open_chromium
 
 torch.set_num_threads(1)
 
@@ -39,6 +40,13 @@ def data_dir() -> Path:
     if not SHARED_DATA.is_dir():
         pytest.skip("no shared data beside the checkout")
     return SHARED_DATA
+
+
+@pytest.fixture(scope="module")  # no longer: its event loop would run on in other tests
+def chromium() -> Iterator[Browser]:
+    """A headless Chromium; skipped without one, unless FORETOKEN_REQUIRE_BROWSER is set."""
+    with open_chromium() as browser:
+        yield browser
 
 
 @pytest.fixture

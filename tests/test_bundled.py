@@ -74,7 +74,7 @@ def test_only_tiny_mtp_has_heads() -> None:
     assert not (place("tiny") / CONFIG_FILE).exists()
     assert not (place("tiny") / HEADS_FILE).exists()
     config = loaded("tiny-mtp").head.config
-    assert config == ft.ParallelHeads.Config(depth=3, tap="trunk")
+    assert config == ft.ParallelHeads.Config(depth=3, tap="trunk", normalize=False)
     stored = read_heads(place("tiny-mtp"))
     assert stored.backbone.fingerprint == fingerprint(loaded("tiny-mtp").lm)
     assert stored.backbone.path is None

@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import importlib.util
 import io
 import json
 import re
@@ -23,8 +24,10 @@ from transformers.utils import logging as transformers_logging
 
 import foretoken as ft
 import foretoken.cli
+import foretoken.cli.probe
 import foretoken.cli.train
 import foretoken.loading
+import foretoken.probe.run
 from foretoken.backbone import fingerprint
 from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE
 from foretoken.cli import bench, common, drafting, main
@@ -41,7 +44,10 @@ from foretoken.decoding import (
 )
 from foretoken.provenance import Result, read_result
 
-COMMANDS = ("demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "serve")
+COMMANDS = (
+    "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
+    "import", "serve",
+)  # fmt: skip
 CONTEXT = 128
 TEXT = '''def mean(values):
     """Return the mean of some values, é and 日本 included."""
@@ -128,11 +134,11 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
 TOKENIZER = byte_tokenizer()
 
 
-def backbone(seed: int = 0) -> LlamaForCausalLM:
+def backbone(seed: int = 0, vocab_size: int = 257) -> LlamaForCausalLM:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = LlamaConfig(
-            vocab_size=257,
+            vocab_size=vocab_size,
             hidden_size=32,
             intermediate_size=64,
             num_hidden_layers=2,
@@ -155,6 +161,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone(seed).save_pretrained(place / name)
         TOKENIZER.save_pretrained(place / name)
     torch.manual_seed(0)
+    small = backbone(vocab_size=50)
+    small.save_pretrained(place / "small")
+    letters = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate("abc")}, merges=[]))
+    PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "small")
     model = ft.attach(backbone(), "parallel", depth=2, init="copy")
     model.save_pretrained(place / "whole", tokenizer=TOKENIZER)
     model.save_pretrained(place / "heads", backbone_path=str(place / "plain"))
@@ -202,8 +212,8 @@ def test_every_command_explains_itself(command: str) -> None:
     assert f"Usage: foretoken {command} " in out
     if command != "demo":
         assert f"Example: foretoken {command} " in " ".join(out.split())
-        assert "MODEL" in out
-        assert "--json" in out
+        assert ("DIR" if command == "report" else "MODEL") in out
+        assert "--json" in out or command == "serve"
 
 
 def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
@@ -248,19 +258,89 @@ def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
     assert read_result(path).provenance["dtype"] == "bfloat16"
 
 
+PROBE = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
+
+
+def of_table(result: Result, name: str) -> list[dict]:
+    return [row for row in result.rows if row["table"] == name]
+
+
 def test_probe(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "probe.json"
-    options = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
-    out = fine("probe", place / "plain", "--data", place / "text.py", *options, "--json", path)
+    data = ("--data", place / "text.py", "--layer-positions", 64)
+    out = fine("probe", place / "plain", *data, *PROBE, "--json", path)
     result = checked(path, "probe", 3)
-    assert [row["depth"] for row in result.rows] == [0, 1, 2]
-    assert all(row["method"] == "marginalization" for row in result.rows)
-    assert all(row["positions"] == 32 for row in result.rows)
-    assert result.rows[0]["covered_mass"] == 1
-    assert result.settings["width"] == 4
-    assert "covered mass" in out
-    for row in result.rows:  # what was printed is what was written
+    marginals = [r for r in of_table(result, "depths") if r["method"] == "marginalization"]
+    assert [row["depth"] for row in marginals] == [0, 1, 2]
+    assert {row["positions"] for row in marginals} == {32}
+    assert marginals[0]["covered_mass"] == pytest.approx(1)
+    assert marginals[1]["nll_min"] < marginals[1]["nll"] < marginals[1]["nll_max"]
+    for row in marginals:  # what was printed is what was written
         assert f"{row['nll']:.3f}" in out
+    # One document leaves nothing to learn from.
+    methods = {row["method"] for row in of_table(result, "depths")}
+    assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
+    assert {row["method"] for row in of_table(result, "layers")} == {"logit-lens"}
+    assert {row["layer"] for row in of_table(result, "drift")} == {0, 1, 2}
+    assert {row["token_class"] for row in of_table(result, "token-classes")} >= {"identifier"}
+    assert [row["tokens"] for row in of_table(result, "costs")] == [1, 2, 3, 1]
+    for row in of_table(result, "prediction"):
+        assert 1 <= row["tokens_per_forward_min"] <= row["tokens_per_forward_max"] <= 3
+        assert row["recipe"] == "joint"
+    assert result.settings["width"] == "4"
+    assert contents(path.parent) == {str(path)}
+
+
+def test_probe_of_everything(place: Path, tmp_path: Path) -> None:
+    path, folder = tmp_path / "probe.json", tmp_path / "texts"
+    folder.mkdir()
+    for number in range(4):
+        name = f"{number}.{'py' if number % 2 else 'md'}"
+        (folder / name).write_text(f"# {number}\n{TEXT * 4}", encoding="utf-8")
+    more = ("--train-data", place / "text.py", "--draft-model", place / "other")
+    options = (*PROBE, "--width", "257,4", "--layer-positions", 64, "--json", path)
+    out = fine("probe", place / "plain", "--data", folder, *more, *options)
+    result = checked(path, "probe", 3)
+    rows = of_table(result, "depths")
+    assert {row["method"] for row in rows} == {
+        "marginalization", "n-gram", "prompt-lookup", "repeat-last", "draft-model",
+    }  # fmt: skip
+    exact = next(r for r in rows if (r["method"], r["depth"]) == ("marginalization", 1))
+    assert exact["covered_mass"] == pytest.approx(1)
+    assert exact["nll_min"] == pytest.approx(exact["nll_max"], abs=1e-4)
+    kinds = {row["document_kind"] for row in of_table(result, "document-kinds")}
+    assert kinds == {"python", "markdown"}
+    probed = [row for row in of_table(result, "layers") if row["method"] == "linear-probe"]
+    assert {row["layer"] for row in probed} == {0, 1, 2}
+    assert exact["top1_low"] <= exact["top1"] <= exact["top1_high"]
+    assert "Recommended: " in out or "would not pay" in out
+
+
+def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "probe.json"
+    lines = [json.dumps({"text": f"{TEXT}# {number}\n"}) for number in range(8)]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    options = (*PROBE, "--layer-positions", 0, "--json", path)
+    fine("probe", place / "plain", "--data", tmp_path / "texts.jsonl", *options)
+    result = checked(path, "probe", 3)
+    assert "n-gram" in {row["method"] for row in of_table(result, "depths")}
+    assert not of_table(result, "layers")
+
+
+def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeypatch) -> None:
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    path = tmp_path / "probe.json"
+    data = ("--data", place / "text.py", "--layer-positions", 0, *PROBE, "--json", path)
+    with monkeypatch.context() as patch:
+        patch.setattr(foretoken.cli.probe, "measure_costs", stop)
+        assert run("probe", place / "plain", *data).status == 130
+    assert contents(tmp_path) == {f"{path}.partial"}
+    with monkeypatch.context() as patch:
+        patch.setattr(foretoken.probe.run, "_measure_row", stop)  # all rows are there
+        fine("probe", place / "plain", *data)
+    assert contents(tmp_path) == {str(path)}
 
 
 @pytest.mark.parametrize(("name", "method"), [("heads", "parallel"), ("plain", "plain")])
@@ -269,10 +349,53 @@ def test_eval(place: Path, tmp_path: Path, name: str, method: str) -> None:
     options = ("--block-size", 32, "--blocks", 3, "--json", path)
     out = fine("eval", place / name, "--data", place / "text.py", *options)
     result = checked(path, "eval", None)
-    assert [row["depth"] for row in result.rows] == ([0, 1, 2] if method == "parallel" else [0])
-    assert {row["method"] for row in result.rows} == {method}
-    assert result.rows[0]["positions"] == 3 * 31
-    assert f"{result.rows[0]['bits_per_byte']:.3f} bits per byte" in out
+    depths = of_table(result, "depths")
+    assert [row["depth"] for row in depths] == ([0, 1, 2] if method == "parallel" else [0])
+    assert {row["method"] for row in depths} == {method}
+    assert depths[0]["positions"] == 3 * 31
+    assert f"{depths[0]['bits_per_byte']:.3f} bits per byte" in out
+    rules = {row["rule"] for row in of_table(result, "rules")}
+    assert ("exact" in rules and "typical:0.09" in rules) == (method == "parallel")
+    for row in of_table(result, "rules"):
+        if row["rule"] == "exact":
+            assert row["acceptance"] == depths[row["depth"]]["acceptance"]
+    errors = [row for row in of_table(result, "calibration") if "ece" in row]
+    assert [row["depth"] for row in errors] == ([1, 2] if method == "parallel" else [])
+
+
+def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Path) -> None:
+    probed, path = tmp_path / "probe.json", tmp_path / "eval.json"
+    data = ("--data", place / "text.py")
+    fine("probe", place / "plain", *data, *PROBE, "--layer-positions", 0, "--json", probed)
+    options = ("--block-size", 32, "--against", place / "plain", "--baselines", probed)
+    out = fine("eval", place / "heads", *data, *options, "--json", path)
+    result = checked(path, "eval", None)
+    (difference,) = of_table(result, "difference")
+    assert difference["bits_per_byte"] == 0  # the backbone was frozen
+    assert difference["source"] == str(place / "plain")
+    assert len(of_table(result, "quality")) == 2
+    assert {row["method"] for row in of_table(result, "baselines")} >= {"marginalization"}
+    assert "Beside it" in out
+    other = ("eval", place / "heads", "--data", place / "long.txt", "--baselines")
+    assert "probe the same data" in refused(*other, probed)
+    assert "give one of `foretoken probe`" in refused(*other, path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
+def test_eval_says_what_lm_eval_needs(place: Path) -> None:
+    options = ("--data", place / "text.py", "--block-size", 32, "--lm-eval", "piqa")
+    assert "pip install 'foretoken[lm-eval]'" in refused("eval", place / "plain", *options)
+
+
+def test_weights_that_are_no_numbers(place: Path, tmp_path: Path) -> None:
+    model, broken = backbone(), tmp_path / "broken"
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    model.save_pretrained(broken)
+    TOKENIZER.save_pretrained(broken)
+    for command in ("probe", "eval"):
+        message = refused(command, broken, "--data", place / "text.py", "--block-size", 24)
+        assert "logits of LlamaForCausalLM are not finite" in message
 
 
 def test_bench(place: Path, tmp_path: Path) -> None:
@@ -321,6 +444,36 @@ def test_bench_of_everything(place: Path, tmp_path: Path, batch: int, temperatur
     assert ("temperature 0.7, batch 2" if temperature else "greedy, batch 1") in out
 
 
+def test_bench_reports_the_lengths_it_chose(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    size = ("--count", 2, "--prompt-tokens", 12, "--max-new-tokens", 30, "--repeats", 1)
+    options = ("--include-loops", "--draft-length", "auto", "--json", path)
+    out = fine("bench", place / "whole", "--prompts", place / "text.py", *size, *options)
+    result = checked(path, "bench", 0)
+    (row,) = (row for row in result.rows if row["method"] == "parallel-auto" and "tokens" in row)
+    assert (row["draft_length"], row["identical"]) == ("auto", 2)
+    assert list(result.settings["draft_lengths"]) == ["parallel-auto"]
+    chosen = result.settings["draft_lengths"]["parallel-auto"]
+    assert sum(map(len, chosen)) == row["forwards"] - 2
+    lengths = [length for prompt in chosen for length in prompt]
+    shares = {row["draft_length"]: row["share"] for row in result.rows if "share" in row}
+    assert shares == {n: lengths.count(n) / len(lengths) for n in set(lengths)}
+    assert f"parallel-auto: drafted 0: {100 * shares[0]:.1f} %" in out
+
+
+def test_bench_in_passes_of_one_width_and_of_one_draft_length(place: Path) -> None:
+    model = ft.MTPModel.from_pretrained(place / "whole")
+    methods = bench.methods_of(model, draft_length=1, pass_width=4)
+    names = ["plain", "parallel", "parallel-1", "prompt-lookup"]
+    assert [method.name for method in methods if "pass_width" in method.facts] == names
+    assert {method.facts["pass_width"] for method in methods[:4]} == {4}
+    prompt = torch.tensor([TOKENIZER("def f(x): def f(x): def f(x")["input_ids"]])
+    outputs = [method(prompt, 12) for method in methods[:4]]
+    assert all(output.rows == outputs[0].rows for output in outputs)
+    assert max(step.drafted for step in outputs[2].steps) == 1
+    assert 0 < max(step.drafted for step in outputs[3].steps) <= 3  # of 10
+
+
 def test_bench_compiles_plain_and_heads(place: Path) -> None:
     model = ft.MTPModel.from_pretrained(place / "whole")
     methods = bench.methods_of(model, compiled=True, tree="4")
@@ -329,6 +482,11 @@ def test_bench_compiles_plain_and_heads(place: Path) -> None:
     assert [method.name for method in compiled] == names
     assert all(method.compiled for method in compiled)
     assert not any(method.facts["compiled"] for method in methods if method not in compiled)
+
+
+def expected_steps(place: Path, ids: torch.Tensor, plain: bool) -> list[Step]:
+    model = ft.MTPModel.from_pretrained(place / ("plain" if plain else "whole"))
+    return model.generate(ids, max_new_tokens=16, stop_tokens=(0,)).row_steps
 
 
 @pytest.mark.parametrize("options", [("--plain",), ()])
@@ -348,6 +506,11 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
     assert row["tokens"] == len(expected.new_tokens)
     assert row["tokens_per_forward"] == row["tokens"] / row["forwards"]
     assert ran.err.startswith(f"{row['tokens']} tokens in {row['forwards']} forward passes")
+    steps = result.settings["steps"]
+    assert "".join(piece for step in steps for piece in step["pieces"]) == text
+    assert [len(step["pieces"]) for step in steps] == [
+        len(step.tokens) for step in expected_steps(place, ids, row["method"] == "plain")
+    ]
 
 
 def test_generate_reads_files_and_standard_input(place: Path, monkeypatch) -> None:
@@ -389,6 +552,7 @@ def chat(place: Path, tmp_path: Path) -> Path:
         "unmarked": [{"tokens": ids * 20}],
         "foreign": [{"tokens": [999], "prompt_tokens": 1}],
         "text": [{"text": "hello"}],
+        "prompt": [{"prompt": "def longer(than, nine): ", "test": "x"}],
         "mixed": [{"messages": long}, {"messages": TURNS}],
         "long": [{"messages": long}],
         "reply": [{"messages": TURNS[1:2]}],
@@ -407,6 +571,7 @@ def chat(place: Path, tmp_path: Path) -> Path:
         ("tokens", "def f"),
         ("unmarked", "def f(x):"),
         ("text", "hello"),
+        ("prompt", "def longer(than, nine): "),
     ],
 )
 def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prompt: str) -> None:
@@ -437,6 +602,19 @@ def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
         assert message in refused("bench", model, "--prompts", path, *options)
         refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
         refused("generate", model, "--prompt-file", path, *options)
+    unlearnable = refused(
+        "train",
+        model,
+        "--data",
+        chat / "prompt.jsonl",
+        "--steps",
+        1,
+        "--block-size",
+        64,
+        "--out",
+        chat / "run",
+    )
+    assert "prompt.jsonl:1: a 'prompt' and no answer to learn from" in unlearnable
     mixed = refused("generate", model, "--prompt-file", chat / "mixed.jsonl", *options)
     assert "more than one prompt" in mixed
 
@@ -464,6 +642,39 @@ def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, k
     assert (row["batch"], row["temperature"], row["compiled"]) == (1, 0, False)
     same = ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
     assert same == kind.endswith("lossless")
+
+
+@pytest.mark.parametrize(
+    "options", [("--draft-length", "auto"), ("--pass-width", 3), ("--draft-length", 1)]
+)
+def test_generate_with_drafts_of_any_length(place: Path, tmp_path: Path, options) -> None:
+    path = tmp_path / "generate.json"
+    given = ("--prompt", "def f(x):", "--max-new-tokens", 40)
+    ran = run("generate", place / "whole", *given, *options, "--json", path)
+    assert ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
+    result = checked(path, "generate", None)
+    (row,), lengths = result.rows, result.settings["draft_lengths"]
+    assert {"draft_length": row["draft_length"], "pass_width": row["pass_width"]} == {
+        "draft_length": None,
+        "pass_width": None,
+        options[0].removeprefix("--").replace("-", "_"): options[1],
+    }
+    assert len(lengths) == row["forwards"] - 1
+    assert max(lengths) == (1 if 1 in options else 2)
+    if "auto" in options:
+        assert lengths[:3] == [0, 0, 0]  # what a step without drafts takes
+        share = f"drafted 0: {100 * lengths.count(0) / len(lengths):.1f} %, "
+        assert share in ran.err
+    else:
+        assert "of passes" not in ran.err
+
+
+def test_generate_fills_the_context_to_its_last_place(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generate.json"
+    given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
+    out = fine("generate", place / "whole", *given, "--draft-length", 2)
+    assert checked(path, "generate", None).rows[0]["tokens"] == 7
+    assert out == fine("generate", place / "plain", *given)
 
 
 def test_generate_draws_by_its_seed(place: Path, tmp_path: Path) -> None:
@@ -744,6 +955,14 @@ BAD = [
     (f"probe {MODEL} {DATA} --depth 0", "depth is 0"),
     (f"probe {MODEL} {DATA} --depth -1", "depth is -1"),
     (f"probe {MODEL} {DATA} --width 0", "width 0"),
+    (f"probe {MODEL} {DATA} --width 8,0", "width 8, 0"),
+    (f"probe {MODEL} {DATA} --width 8,x", "such as 32"),
+    (f"probe {MODEL} {DATA} --layer-positions -1", "layer-positions is -1"),
+    (f"probe {MODEL} {DATA} --draft-model nonsense", "does not exist"),
+    (f"probe {MODEL} {DATA} --train-data {{place}}/empty.txt", "every document is empty"),
+    (f"probe {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
+    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
+    (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
     (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
     (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),
@@ -804,6 +1023,16 @@ BAD = [
     (f"{GENERATE} --rule distance:inf", "such as distance:1"),
     (f"{GENERATE} --rule typical:2", "epsilon"),
     (f"{GENERATE} --stop=", "can never appear"),
+    (f"{GENERATE} --draft-length two", "--draft-length two: give a number of tokens, or auto"),
+    (f"{GENERATE} --plain --draft-length auto", "there is no draft"),
+    ("generate {place}/whole --prompt x --draft-length auto --compile", "has one shape"),
+    (f"{GENERATE} --pass-width 0", "pass_width is 0"),
+    ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
+    (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),
+    (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/small", "vocabulary of 50 tokens"),
+    (f"{BENCH} --max-new-tokens 8 --draft-length 2", "the model has none"),
+    ("generate {place}/small --prompt abc --stop abcx", "'abcx' can never appear"),
+    (f"{GENERATE[:-1]}", "the prompt is empty"),
     # Where, and in which type.
     (f"info {MODEL} --device nonsense", "device 'nonsense'"),
     (f"info {MODEL} --device meta", "device 'meta'"),

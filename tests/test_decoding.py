@@ -9,19 +9,24 @@ from torch import Tensor
 
 import families
 import foretoken as ft
+from foretoken.backbone import Backbone
 from foretoken.decoding import (
     Committed,
     Draft,
     Drafter,
     Exact,
+    ModelDrafter,
     NoDrafter,
     Step,
+    TreeShape,
     drafter_for,
 )
 from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
 RECURRENT = {"mamba": "linear_attention"}
+RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2"]
+"""Families whose layers keep a state that is put back."""
 SERVED = [name for name in families.FAMILIES if name != "bloom" and name not in RECURRENT]
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
 DRAFTED = [
@@ -221,6 +226,55 @@ def test_drafts_are_what_a_pass_over_the_whole_row_says(family: str, shape: str)
     assert result.new_tokens == reference(family, 1)
     assert checked.drafts > depth
     assert {step.accepted for step in result.row_steps} >= {0, 1, depth}
+
+
+class CheckedModel:
+    """Asks a draft model and checks its drafts against what it says without any cache."""
+
+    layers: tuple[int, ...] = ()
+
+    def __init__(self, inner: ModelDrafter, width: int) -> None:
+        self.inner, self.width = inner, width
+
+    def start(self, past, sampler, rows, capacity) -> None:
+        self.inner.start(past, sampler, rows, capacity)
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        draft, prefix = (
+            self.inner.draft(committed, limit),
+            committed.tokens[:, : committed.lengths[0]],
+        )
+        for node in range(draft.size):
+            before = draft.ancestors[:, node + 1, 1:].clone()
+            before[:, node] = False
+            row = torch.cat([prefix, draft.tokens[before].unsqueeze(0)], dim=1)
+            logits = self.inner.model.unembed(self.inner.model(row).final[0, -1])
+            better = logits > logits[draft.tokens[0, node]] + 1e-3
+            assert better.sum() < self.width
+        return draft
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        *((family, None) for family in ("llama", "mistral", "falcon_alibi", *RESTORED)),
+        *((family, TreeShape(widths=(2, 2, 2, 1))) for family in ("llama", "mistral")),
+    ],
+)
+def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None) -> None:
+    """Also one with a recurrent state; nearly the same model, so that some of it is accepted."""
+    model, twin = attached(family, "plain"), families.build(family)
+    with torch.no_grad():
+        for parameter in twin.parameters():
+            parameter.add_(0.05 * parameter.abs().mean() * torch.randn_like(parameter))
+    accepted = set()
+    for number, row in enumerate(prompts(family)):
+        inner = ModelDrafter(model.backbone, Backbone(twin), 4, shape)
+        checked = CheckedModel(inner, 1 if shape is None else 2)
+        result = model.generate(row, max_new_tokens=NEW, drafter=checked)
+        assert result.new_tokens == reference(family, number)
+        accepted |= {step.accepted for step in result.row_steps[1:-1]}
+    assert len(accepted) > 2
 
 
 @settings(max_examples=20)

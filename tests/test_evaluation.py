@@ -1,4 +1,5 @@
 import math
+import sys
 from collections.abc import Iterable
 from types import SimpleNamespace
 from typing import ClassVar
@@ -34,8 +35,12 @@ from foretoken.evaluation import (
     measure_marginals,
     speed,
 )
+from foretoken.evaluation.calibration import calibrate, calibration_rows
+from foretoken.evaluation.harness import run_harness
 from foretoken.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
+from foretoken.evaluation.rules import RULES, accepted_by_rule
 from foretoken.evaluation.speed import Continuation
+from foretoken.tally import Tally
 
 # -- loops --------------------------------------------------------------------------------------
 
@@ -587,3 +592,112 @@ def test_a_comparison_of_real_methods() -> None:
     assert [row.identical for row in rows] == [2, 2, 2]
     assert [row.tokens for row in rows] == [16, 16, 16]
     assert rows[0].tokens_per_forward == rows[0].speedup == 1
+
+
+# -- rules, calibration, quality ------------------------------------------------------------------
+
+
+def test_rules_are_asked_as_in_decoding() -> None:
+    """Against the definitions, position by position."""
+    random = torch.Generator().manual_seed(0)
+    own = [(2 * torch.randn(50, 6, generator=random)).softmax(-1) for _ in range(3)]
+    drafts = torch.stack([chances.argsort(-1)[:, -1 - k % 2] for k, chances in enumerate(own)], 1)
+    found = accepted_by_rule(drafts, own)
+
+    def stands(rule: str, depth: int, row: int) -> bool:
+        chances, token = own[depth][row], int(drafts[row, depth])
+        best = int(chances.argmax())
+        if rule == "exact":
+            return token == best
+        if rule == "top-k:2":
+            return token in chances.argsort(descending=True)[:2].tolist()
+        if rule == "distance:1":
+            return abs(token - best) <= 1
+        if rule == "minimum-block:1":
+            return depth == 0 or token == best
+        entropy = -float((chances * chances.log()).sum())
+        return float(chances[token]) > min(0.09, 0.3 * math.exp(-entropy))
+
+    assert set(found) == {name for name in RULES if name != "speculative"}
+    for rule, accepted in found.items():
+        for row in range(50):
+            expected = next((k for k in range(3) if not stands(rule, k, row)), 3)
+            assert int(accepted[row]) == expected, rule
+    assert accepted_by_rule(drafts[:, :0], []) == {}
+
+
+def test_expected_tokens_of_the_exact_rule_are_the_acceptance() -> None:
+    model, blocks = ft.attach(families.build("llama"), depth=3, init="copy").eval(), packed()
+    table = measure_heads(model, blocks)
+    rows = [row for row in table.rule_rows() if row["rule"] == "exact"]
+    total = 1.0
+    for row, depth in zip(rows, table.rows()[1:], strict=True):
+        assert row["acceptance"] == depth["acceptance"]
+        total += row["acceptance"]
+        assert row["tokens_per_forward"] == pytest.approx(total)
+    assert table.tokens_per_forward == pytest.approx(total)
+    assert {row["rule"] for row in table.rule_rows()} == set(RULES)
+
+
+def test_the_calibration_error_is_guos() -> None:
+    random = torch.Generator().manual_seed(0)
+    confidence = torch.rand(500, generator=random)
+    stands = torch.rand(500, generator=random) < confidence**2
+    judged = torch.rand(500, generator=random) < 0.7
+    tally = Tally("depth", "bin")
+    calibrate(tally, 1, np.arange(500) % 20, confidence, stands, judged)
+    error = 0.0
+    for number in range(10):
+        inside = judged & (confidence >= number / 10) & (confidence < (number + 1) / 10)
+        gap = confidence[inside].mean() - stands[inside].float().mean()
+        error += abs(float(gap)) * int(inside.sum()) / int(judged.sum())
+    first, *bins = calibration_rows(tally)
+    assert first["ece"] == pytest.approx(error, abs=1e-6)
+    assert first["ece_low"] < first["ece"] < first["ece_high"]
+    assert sum(row["positions"] for row in bins) == int(judged.sum())
+    assert all(row["bin"] / 10 <= row["confidence"] <= (row["bin"] + 1) / 10 for row in bins)
+
+
+def test_only_drafts_that_are_seen_are_calibrated() -> None:
+    model, blocks = ft.attach(families.build("llama"), depth=2, init="copy").eval(), packed()
+    table = measure_heads(model, blocks)
+    assert table.confidences is not None
+    first, second = (table.confidences.count("acceptance", depth=k) for k in (1, 2))
+    by_depth = table.rows()
+    assert first == by_depth[1]["positions"]
+    # Of depth 2 those that have a target and whose first token stood.
+    assert second <= by_depth[1]["acceptance"] * by_depth[1]["positions"] + 1e-6
+
+
+def test_intervals_of_bits_are_about_the_documents() -> None:
+    model, blocks = ft.MTPModel(families.build("llama")).eval(), packed()
+    table = measure_heads(model, blocks)
+    bits = table.bits()
+    assert bits[0] == table.bits_per_byte
+    low, high = np.quantile(bits[1:], [0.025, 0.975])
+    assert low < bits[0] < high
+
+
+def test_lm_eval_is_asked_about_the_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked = ft.MTPModel(families.build("llama")), {}
+
+    class HFLM:
+        def __init__(self, **options: object) -> None:
+            asked.update(options)
+
+    def simple_evaluate(model: HFLM, tasks: list[str], limit: int | None) -> dict:
+        values = {"acc,none": 0.5, "acc_stderr,none": 0.1, "alias": "a", "f1,none": 0.25}
+        return {"results": dict.fromkeys(tasks, values)}
+
+    huggingface = SimpleNamespace(HFLM=HFLM)
+    lm_eval = SimpleNamespace(simple_evaluate=simple_evaluate)
+    monkeypatch.setitem(sys.modules, "lm_eval", lm_eval)
+    monkeypatch.setitem(sys.modules, "lm_eval.models", SimpleNamespace(huggingface=huggingface))
+    monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
+    rows = run_harness(model, "tokenizer", ["a", "b"])
+    assert asked["pretrained"] is model.lm
+    assert [(row["task"], row["metric"]) for row in rows] == [
+        ("a", "acc"), ("a", "f1"), ("b", "acc"), ("b", "f1"),
+    ]  # fmt: skip
+    assert rows[0]["value_low"] == pytest.approx(0.5 - 0.196)
+    assert "value_low" not in rows[1]

@@ -206,7 +206,7 @@ def test_taps_are_the_states_they_are_called() -> None:
     output = backbone(families.prompt(), layers=range(families.LAYERS + 1))
     states = {FINAL: output.final, **output.states}
     read = {
-        name: make_tap(name, families.LAYERS, families.HIDDEN, 1)(states, 1)
+        name: make_tap(name, families.LAYERS, families.HIDDEN, 1, normalize=False)(states, 1)
         for name in ("final", "trunk", "last", 0, 4)
     }
     assert read["final"] is output.final
@@ -216,9 +216,29 @@ def test_taps_are_the_states_they_are_called() -> None:
     torch.testing.assert_close(backbone.final_norm(read[4]), output.final)
 
 
+@pytest.mark.parametrize("name", ["final", "trunk", "weighted", "fused", 2])
+def test_a_tap_scales_residual_states_to_one(name: str | int) -> None:
+    states = {layer: 30 * (layer + 2) * torch.randn(1, 3, 4) for layer in range(FINAL, 5)}
+    unit = {
+        layer: state if layer == FINAL else state / state.square().mean(-1, keepdim=True).sqrt()
+        for layer, state in states.items()
+    }
+    torch.manual_seed(0)
+    scaled = make_tap(name, 4, 4, 1, normalize=True)
+    plain = make_tap(name, 4, 4, 1, normalize=False)
+    plain.load_state_dict(scaled.state_dict())
+    torch.testing.assert_close(scaled(states, 1), plain(unit, 1))
+
+
+def test_fresh_blocks_read_scaled_states_and_copies_what_the_backbone_has() -> None:
+    assert ft.ParallelHeads.Config(depth=1).normalize is True
+    assert ft.ParallelHeads.Config(depth=1, init="copy").normalize is False
+    assert ft.ParallelHeads.Config(depth=1, init="copy", normalize=True).normalize is True
+
+
 def test_the_weighted_tap_is_a_mean_at_first_and_then_what_its_weights_say() -> None:
     states = {layer: torch.randn(1, 3, 4) for layer in range(3)}
-    tap = WeightedTap(num_layers=2, depths=2)
+    tap = WeightedTap(num_layers=2, depths=2, normalize=False)
     torch.testing.assert_close(tap(states, 1), torch.stack([*states.values()]).mean(0))
     with torch.no_grad():
         tap.logits[1].copy_(torch.tensor([0.5, 0.2, 0.3]).log())
@@ -230,7 +250,7 @@ def test_the_weighted_tap_is_a_mean_at_first_and_then_what_its_weights_say() -> 
 
 @pytest.mark.parametrize(("layers", "read"), [(32, (2, 16, 29)), (4, (1, 2)), (1, (0, 1))])
 def test_the_fused_tap_projects_low_middle_and_high(layers: int, read: tuple[int, ...]) -> None:
-    tap = make_tap("fused", layers, 4, 2)
+    tap = make_tap("fused", layers, 4, 2, normalize=False)
     assert tap.layers == read
     states = {layer: torch.randn(1, 3, 4) for layer in read}
     expected = torch.cat([states[layer] for layer in read], -1) @ tap.projection.weight.T
@@ -240,7 +260,7 @@ def test_the_fused_tap_projects_low_middle_and_high(layers: int, read: tuple[int
 @pytest.mark.parametrize("variant", ["causal", "anticausal"])
 def test_chained_variants_read_one_another(variant: str) -> None:
     """Gloeckle's appendix, by hand: what a block reads is what the one before it gives."""
-    model = ft.attach(families.build("llama"), depth=3, variant=variant)
+    model = ft.attach(families.build("llama"), depth=3, variant=variant, normalize=False)
     tokens = families.prompt(2, 12)
     output = model.backbone(tokens, layers=range(families.LAYERS + 1))
     order = (0, 1, 2) if variant == "causal" else (2, 1, 0)
@@ -361,6 +381,7 @@ def test_a_head_config_survives_plain_values(kind: str) -> None:
         ({"depth": 1, "tap": True}, "tap True is unknown"),
         ({"depth": 1, "init": "zeros"}, "init is 'zeros'"),
         ({"depth": 1, "width": 2}, "width"),
+        ({"depth": 1, "normalize": "yes"}, "normalize is 'yes'"),
         ({"depth": 1, "shared": "no"}, "shared"),
         ({"depth": 1, "layers": 1.0}, "layers"),
         ({"depth": 1, "variant": "wide"}, "variant"),

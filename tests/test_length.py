@@ -158,6 +158,11 @@ def test_auto_is_an_option_of_generate() -> None:
     fixed = model.generate(row, max_new_tokens=NEW, draft_length=2)
     assert fixed.new_tokens == reference("llama", 1)
     assert max(step.drafted for step in fixed.row_steps) == 2
+    assert len(result.draft_lengths) == result.forwards - 1
+    assert result.draft_lengths[:3] == [0, 0, 0]
+    assert set(result.draft_lengths) > {0}
+    with pytest.raises(InputError, match="a compiled step has one shape"):
+        model.generate(row, max_new_tokens=NEW, draft_length="auto", compiled=True)
     for wrong in (0, 4, -1):
         with pytest.raises(InputError, match="draft length"):
             model.generate(row, max_new_tokens=NEW, draft_length=wrong)

@@ -1,3 +1,4 @@
+import copy
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -12,7 +13,8 @@ import families
 from foretoken.backbone import Backbone
 from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
-from foretoken.probe import Marginal, marginalize
+from foretoken.probe import Marginal, branches, marginalize
+from foretoken.probe.branches import Row, greedy_chains
 
 VOCAB = 11
 POSITIONS = (0, 3, 8)
@@ -93,11 +95,10 @@ def test_every_string_is_summed_over(family: str) -> None:
         torch.testing.assert_close(marginal.covered_mass, torch.ones(len(POSITIONS)))
 
 
-def test_in_double_precision_little_is_left() -> None:
-    model = families.build("llama").double()
-    tokens = families.prompt(1, 7)
-    found = run(model, tokens, (0, 6), 1, families.VOCAB)
-    for marginal in found:
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma2"])
+def test_in_double_precision_next_to_nothing_is_left(family: str) -> None:
+    model, tokens = copy.deepcopy(toy(family)).double(), row(7)
+    for marginal in run(model, tokens, (0, 6), 2, VOCAB**2):
         expected = [brute_force(model, tokens[0, : t + 1], marginal.depth)[0] for t in (0, 6)]
         assert differ(marginal, expected) < 1e-6
 
@@ -128,6 +129,75 @@ def test_a_narrow_sum_is_over_the_likeliest_strings(family: str, width: int) -> 
             assert float(marginal.covered_mass[index]) == pytest.approx(float(mass), abs=1e-5)
             expected = part + (1 - mass) / VOCAB  # what is not covered is spread evenly
             assert float((marginal.probabilities[index] - expected).abs().max()) < 1e-5
+
+
+@torch.inference_mode()
+def standing(model: PreTrainedModel, prefix: Tensor, readers: list[Tensor]) -> list[float]:
+    """By the definition: that all of the tokens drawn from the `readers` of depths 1…k stand."""
+    found = []
+    for depth in range(1, len(readers) + 1):
+        strings = torch.tensor(list(product(range(VOCAB), repeat=depth)))
+        chances, total = next_tokens(model, prefix, strings).exp(), 0.0
+        for string, after in zip(strings.tolist(), chances, strict=True):
+            reach = after[0, string[0]]
+            for j in range(1, depth):
+                reach = reach * torch.minimum(after[j], readers[j - 1])[string[j]]
+            total += float(reach * torch.minimum(after[depth], readers[depth - 1]).sum())
+        found.append(total)
+    return found
+
+
+@pytest.mark.parametrize("width", [2, 7, VOCAB**2])
+def test_what_a_reader_drafts_stands_as_by_the_definition(width: int) -> None:
+    model, tokens = toy("llama"), row()
+    found = run(model, tokens, POSITIONS, 2, width)
+    for index, t in enumerate(POSITIONS):
+        readers = [marginal.probabilities[index].double() for marginal in found[1:]]
+        for marginal, true in zip(
+            found[1:], standing(model, tokens[0, : t + 1], readers), strict=True
+        ):
+            low, high = float(marginal.stands_min[index]), float(marginal.stands_max[index])
+            assert low - 1e-5 <= true <= high + 1e-5
+            if width == VOCAB**2:
+                assert low == pytest.approx(true, abs=1e-5) == high
+
+
+@pytest.mark.parametrize("width", [1, 4, (VOCAB, 5)])
+def test_the_true_distribution_lies_in_the_interval(width) -> None:
+    model, tokens = toy("gpt2"), row()
+    for marginal in run(model, tokens, POSITIONS, 2, width):
+        for index, t in enumerate(POSITIONS):
+            true = brute_force(model, tokens[0, : t + 1], marginal.depth)[0]
+            covered, missing = marginal.covered[index], marginal.missing[index]
+            assert bool((true >= covered - 1e-5).all())
+            assert bool((true <= covered + missing + 1e-5).all())
+
+
+def test_widths_by_depth() -> None:
+    found = run(toy("llama"), row(), POSITIONS, 2, (VOCAB, 3))
+    torch.testing.assert_close(found[1].covered_mass, torch.ones(3))
+    assert bool((found[2].covered_mass < 0.999).all())
+    narrow = run(toy("llama"), row(), POSITIONS, 2, 3)
+    assert bool((found[2].covered_mass >= narrow[2].covered_mass - 1e-6).all())
+
+
+def test_parts_of_the_positions_are_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = run(toy("llama"), row(), (8, 2, 5), 2, 6)
+    monkeypatch.setattr(branches, "BUDGET", 1)
+    for part, one in zip(run(toy("llama"), row(), (8, 2, 5), 2, 6), whole, strict=True):
+        for name in ("covered", "covered_mass", "stands_min", "stands_max"):
+            torch.testing.assert_close(getattr(part, name), getattr(one, name))
+
+
+def test_the_greedy_chain_is_what_generate_says() -> None:
+    model, tokens = toy("llama"), row()
+    prefix = Row(Backbone(model), tokens, 3)
+    where = torch.tensor([2, 8])
+    first = prefix.distribution(where).argmax(-1)
+    found = greedy_chains(prefix, where, first, 3)
+    for chain, t in zip(found, (2, 8), strict=True):
+        said = model.generate(tokens[:, : t + 1], max_new_tokens=4, do_sample=False)
+        assert chain.tolist() == said[0, t + 1 :].tolist()
 
 
 # -- what always holds --------------------------------------------------------------------------

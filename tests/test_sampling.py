@@ -111,16 +111,15 @@ def exact() -> torch.Tensor:
     return found
 
 
-def draws(name: str, rule, count: int, rows: int) -> torch.Tensor:
+def draws(name: str, rule, count: int, rows: int, **options) -> torch.Tensor:
     """How often each continuation was drawn."""
     owner = model(name.split()[0] if name.split()[0] in HEADS else "parallel")
     prompts = torch.tensor([PROMPT]).expand(rows, -1)
     numbers = []
     for first in range(0, count, rows):
         sampling = Sampling(temperature=TEMPERATURE, top_p=TOP_P, seeds=first)
-        result = owner.generate(
-            prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=drafter(name), rule=rule
-        )
+        options |= {"sampling": sampling, "drafter": drafter(name), "rule": rule}
+        result = owner.generate(prompts, max_new_tokens=LENGTH, **options)
         new = result.sequences[:, len(PROMPT) :]
         numbers.append((new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1))
     return torch.bincount(torch.cat(numbers), minlength=V**LENGTH)
@@ -143,6 +142,11 @@ def test_draws_follow_the_backbones_distribution(name: str, rule: str) -> None:
 def test_draws_in_small_batches_follow_it_too(name: str) -> None:
     for rows, count in ((5, 500), (1, 150)):
         assert p_value(draws(name, SpeculativeSampling(), count, rows), exact()) > 0.001
+
+
+@pytest.mark.parametrize("name", ["parallel", "lookup"])
+def test_draws_in_passes_of_one_width_follow_it_too(name: str) -> None:
+    assert p_value(draws(name, SpeculativeSampling(), 6000, 1000, pass_width=4), exact()) > 0.001
 
 
 @pytest.mark.long

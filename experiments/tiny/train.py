@@ -3,10 +3,12 @@
     python experiments/tiny/tokenizer.py --out runs/tokenizer
     python experiments/tiny/train.py tiny     --tokenizer runs/tokenizer --out runs/tiny
     python experiments/tiny/train.py tiny-mtp --tokenizer runs/tokenizer --out runs/tiny-mtp
+    python experiments/tiny/train.py draft    --tokenizer runs/tokenizer --out runs/draft
 
-Both have the same backbone, see the same blocks in the same order for the same number of steps;
-`tiny-mtp` also learns to predict three tokens further. A run that was stopped goes on from its last
-checkpoint when it is started again.
+The bundled ones have the same backbone, see the same blocks in the same order for the same number
+of steps; `tiny-mtp` also learns to predict three tokens further. `draft` is a draft model for both,
+two blocks deep, which `benchmarks/decode.py --draft-model` compares them with. A run that was
+stopped goes on from its last checkpoint when it is started again.
 """
 
 import argparse
@@ -23,13 +25,16 @@ from foretoken.training import Progress, TrainConfig, train
 HERE = Path(__file__).parent
 
 
-def backbone_config(vocab_size: int) -> LlamaConfig:
-    """The shape of both backbones: deep and narrow, so that three more blocks cost little."""
+BLOCKS = {"tiny": 20, "tiny-mtp": 20, "draft": 2}
+
+
+def backbone_config(vocab_size: int, blocks: int) -> LlamaConfig:
+    """The shape of the backbones: deep and narrow, so that three more blocks cost little."""
     return LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=128,
         intermediate_size=384,
-        num_hidden_layers=20,
+        num_hidden_layers=blocks,
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=64,
@@ -52,7 +57,7 @@ def show(progress: Progress) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("name", choices=("tiny", "tiny-mtp"))
+    parser.add_argument("name", choices=tuple(BLOCKS))
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--threads", type=int)
@@ -65,7 +70,8 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(arguments.tokenizer)
     blocks = PackedBlocks.from_documents(standard_library("train"), tokenizer, config.block_size)
     torch.manual_seed(config.seed)
-    backbone = LlamaForCausalLM(backbone_config(len(tokenizer))).to(arguments.device)
+    shape = backbone_config(len(tokenizer), BLOCKS[arguments.name])
+    backbone = LlamaForCausalLM(shape).to(arguments.device)
     model = MTPModel(backbone, config.head)
     print(
         f"{len(blocks)} blocks, {sum(p.numel() for p in model.parameters())} parameters", flush=True

@@ -102,9 +102,11 @@ class MTPModel(nn.Module):
             num_layers=self.backbone.num_layers,
             block=lambda: self.backbone.new_block(config.init, config.block),
             norm=self.backbone.new_norm,
+            new_norm=self.backbone.fresh_norm,
         )
-        head = head_class(config.kind)(config, parts)
-        return head.to(device=self.backbone.device, dtype=self.backbone.dtype)
+        head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
+        cast_parameters(head, self.backbone.dtype)
+        return head
 
     @property
     def depth(self) -> int:
@@ -183,11 +185,22 @@ class MTPModel(nn.Module):
             return output.call(block, hidden)
 
         def embed_ahead(distance: int) -> Tensor:
-            return self.backbone.embed(tokens_ahead(tokens, distance))
+            ahead = self.backbone.embed(tokens_ahead(tokens, distance))
+            if distance == 1 and head.zero_first:
+                ahead = ahead.masked_fill(self._first(tokens, output).unsqueeze(-1), 0.0)
+            return ahead
 
         states = states or {FINAL: output.final, **output.states}
         depths = range(1, self.depth + 1) if depths is None else depths
         return cast(list[Tensor], head(states, embed_ahead, run, depths))
+
+    @staticmethod
+    def _first(tokens: Tensor, output: BackboneOutput) -> Tensor:
+        """(B, T) where a document begins, by the positions that the pass was given."""
+        positions = output.positions
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return (positions == 0).expand_as(tokens)
 
     def forward(
         self,
@@ -322,6 +335,7 @@ class MTPModel(nn.Module):
         drafter: Drafter | None = None,
         draft_length: int | Literal["auto"] | None = None,
         rule: AcceptanceRule | None = None,
+        pass_width: int | None = None,
         compiled: bool = False,
     ) -> Iterator[tuple[Step, ...]]:
         """`generate`, one step at a time. Puts the model into evaluation mode.
@@ -339,6 +353,8 @@ class MTPModel(nn.Module):
             draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
                 every step of any drafter as long as brings most tokens per second, down to 0.
             rule: what of a draft is accepted; by default what leaves the output as it is.
+            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
+                what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of one shape, compiled by torch: minutes once, then faster steps.
         """
         if stop_strings and tokenizer is None:
@@ -346,6 +362,13 @@ class MTPModel(nn.Module):
         stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
         if tokenizer is not None and stop_strings:
             stops.append(StopStrings(stop_strings, tokenizer))
+        if pass_width is not None and pass_width < 1:
+            raise InputError(f"pass_width is {pass_width}; a pass is at least 1 token wide.")
+        if compiled and draft_length == "auto":
+            raise InputError(
+                "a compiled step has one shape, and draft length 'auto' changes it from step to "
+                "step; choose a length, or leave the step uncompiled."
+            )
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
             fixed = None if draft_length == "auto" else draft_length
@@ -362,6 +385,7 @@ class MTPModel(nn.Module):
             rule or SpeculativeSampling(),
             sampling or Sampling(),
             length=AutoLength(drafter.longest) if draft_length == "auto" else None,
+            pass_width=pass_width,
             compiled=compiled,
         )
 

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Scalar: TypeAlias = str | int | float | bool | None
 Row: TypeAlias = dict[str, Scalar]
 
-FIELDS: tuple[str, ...] = (
+_FIELDS: tuple[str, ...] = (
     "model",  # as the user named it
     "method",  # plain, parallel, sequential, draft-model, prompt-lookup, transformers, …
     "depth",
@@ -72,8 +72,45 @@ FIELDS: tuple[str, ...] = (
     "drafter",  # heads, none, lookup, or the draft model's name
     "tree",  # the draft's shape, as typed; none for a chain
     "dtype",  # of the weights, where a result has several
+    "pass_width",  # tokens of every pass, where that was asked for
+    "draft_length",  # as asked for (a number, auto); or, beside `share`, what was drafted
+    "share",  # of the passes
     "changed",  # tokens that differ from those of one-token passes
     "gap",  # between the two largest logits
+    "layout",  # of an exported checkpoint
+    "drafts",  # rounds in which something was drafted
+    "accepted",  # drafted tokens that stand
+    "accepted_by_place",  # the same by place in the draft, as text
+    "engine_drafts",  # `drafts`, as a serving engine counts them
+    "engine_accepted",
+    "engine_accepted_by_place",
+    "engine_tokens_per_second",
+    "equal",  # whether the engine's counts are ours
+    "error",  # why there is no figure
+    "table",  # which of a command's tables the row belongs to, where it has several
+    "source",  # the file or model that a method learned from
+    "entropy",  # of the prediction, nats
+    "speculative",  # probability that all drawn tokens up to this depth stand, teacher-forced
+    "own_agreement",  # as agreement, behind the backbone's own greedy continuation
+    "own_acceptance",  # as acceptance, behind the backbone's own greedy continuation
+    "own_speculative",  # as speculative, behind what the backbone would draw
+    "token_class",  # of the predicted token: whitespace, identifier, …
+    "document_kind",  # python, markdown, text, conversation, or the name of a file of records
+    "rule",  # of acceptance, as --rule has it
+    "behind",  # what a draft follows: text, or the backbone's own continuation
+    "lossless",  # whether a rule is
+    "chosen",  # whether a line is what is recommended
+    "bin",  # of confidences, from 0
+    "confidence",  # probability of the drafted token
+    "ece",  # expected calibration error
+    "layer",  # residual state entering it; L: leaving the last block
+    "settled",  # share of positions whose next-token decision no later layer changes
+    "cka",  # linear, with the layer before
+    "cka_final",  # linear, with the last state
+    "cosine",  # with the layer before, mean over positions
+    "task",  # of lm-eval
+    "metric",
+    "value",
     "request",  # what clients of a server did: stream, whole, malformed, aborted
     "requests",  # how many of them
     "errors",  # answers that should not have been, or that never came
@@ -82,7 +119,11 @@ FIELDS: tuple[str, ...] = (
     "p99_seconds",
     "first_token_seconds",  # median, from a request to its first text
 )
-"""Every field name that a row may have. A new one is registered here, and used by all commands."""
+_ENDINGS = ("", "_low", "_high", "_min", "_max")
+"""A confidence interval over documents; bounds on what is only known in part."""
+
+FIELDS: tuple[str, ...] = tuple(name + ending for name in _FIELDS for ending in _ENDINGS)
+"""Every field name that a row may have. A new one is registered above, and used by all commands."""
 
 _PARTS = ("command", "provenance", "settings", "rows")
 
@@ -168,7 +209,8 @@ def write_result(
         "settings": _plain(settings, "settings"),
         "rows": [_checked_row(row, f"row {number}") for number, row in enumerate(rows, start=1)],
     }
-    _replace(Path(path), json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+    text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    replace_file(Path(path), text.encode("utf-8"), "result file")
 
 
 def read_result(path: str | Path) -> Result:
@@ -243,21 +285,25 @@ def _plain(value: Any, where: str) -> Any:
     raise InputError(f"{where}: a {type(value).__name__} cannot be written as JSON")
 
 
-def _replace(path: Path, text: str) -> None:
-    """Put `text` at `path` by way of a complete file beside it."""
+def replace_file(path: Path, content: bytes, what: str) -> None:
+    """Put `content` at `path` by way of a complete file beside it; folders that lack are made.
+
+    Raises:
+        InputError: it cannot be written; `what` it is stands in the message.
+    """
     target = path.resolve()  # a link stays one
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file():
-            raise InputError(f"cannot write the result file {path}: it is not a file")
+            raise InputError(f"cannot write the {what} {path}: it is not a file")
         target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.write(text)
+        with temporary.open("wb") as stream:
+            stream.write(content)
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
     except OSError as error:
-        raise InputError(f"cannot write the result file {path}: {error.strerror}") from None
+        raise InputError(f"cannot write the {what} {path}: {error.strerror}") from None
     finally:
         with suppress(OSError):
             temporary.unlink()

@@ -56,12 +56,14 @@ class BackboneOutput:
             `states[L]` leaves the last block (before the final norm). Only the layers asked for.
         call: how the last block was called.
         router_logits: of the blocks that route tokens to experts; None where the model gives none.
+        positions: (B, T) that the pass was given; None: every row counts from 0.
     """
 
     final: Tensor
     states: dict[int, Tensor]
     call: BlockCall
     router_logits: tuple[Tensor, ...] | None = None
+    positions: Tensor | None = None
 
 
 @dataclass

@@ -95,6 +95,10 @@ class Discovery:
         finally:
             for handle in handles:
                 handle.remove()
+        if not bool(torch.isfinite(logits).all()):
+            raise BackboneError(
+                f"the logits of {name_of(view.model)} are not finite; check its weights and type."
+            )
         if trace.call is None or trace.last_output is None or 0 not in trace.block_inputs:
             raise self._refuse("a forward pass does not go through its list of decoder blocks")
         output_calls = [(given, raw) for module, given, raw in seen if module is view.output]

@@ -39,13 +39,14 @@ from foretoken.backbone.discovery import (
     required,
     same,
 )
+from foretoken.backbone.wide import WideBlock
 from foretoken.errors import BackboneError
 
 BlockInit = Literal["fresh", "copy"]
 """Weights of a new block: the model's own random initialisation, or a copy of its last block."""
 
-BlockKind = Literal["same", "dense"]
-"""What a new block is where the last one is a mixture of experts."""
+BlockKind = Literal["same", "dense", "wide"]
+"""What a new block is: the same, without experts, or with an attention that reads twice as much."""
 
 
 class Backbone:
@@ -184,7 +185,8 @@ class Backbone:
         if self.num_layers in layers:
             states[self.num_layers] = hidden_of(trace.last_output)
         routing = getattr(output, "router_logits", None)
-        return BackboneOutput(output[0], states, cast(BlockCall, trace.call), routing)
+        call = cast(BlockCall, trace.call)
+        return BackboneOutput(output[0], states, call, routing, position_ids)
 
     @property
     def balances_experts(self) -> bool:
@@ -256,6 +258,8 @@ class Backbone:
                 setattr(module, "layer_idx", 0)  # noqa: B010 - typed as a submodule otherwise
         if kind == "dense":
             make_dense(block, self.config)
+        if kind == "wide":
+            block = WideBlock(block)
         if init == "fresh":
             self._initialise(block)
         return block.requires_grad_(True)
@@ -263,6 +267,12 @@ class Backbone:
     def new_norm(self) -> nn.Module:
         """A trainable copy of the final norm."""
         return copy.deepcopy(self.final_norm).requires_grad_(True)
+
+    def fresh_norm(self) -> nn.Module:
+        """A norm of the final norm's kind, as the model initialises it."""
+        norm = self.new_norm()
+        self._initialise(norm)
+        return norm
 
     def _initialise(self, block: nn.Module) -> None:
         for part in (*block.parameters(), *block.buffers(), *block.modules()):

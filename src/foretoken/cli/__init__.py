@@ -11,9 +11,11 @@ from foretoken.cli import (
     demo,
     distill,
     evaluate,
+    export,
     generate,
     info,
     probe,
+    report,
     serve,
     train,
 )
@@ -37,6 +39,9 @@ app.command("eval")(evaluate.evaluate)
 app.command("generate")(generate.generate)
 app.command("bench")(bench.bench)
 app.command("serve")(serve.serve)
+app.command("report")(report.report)
+app.command("export")(export.export)
+app.command("import")(export.import_)
 
 
 INTERRUPTED = 130

@@ -1,14 +1,14 @@
 """`foretoken bench`: decoding methods side by side."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from foretoken.cli import common, drafting
-from foretoken.decoding import LookupDrafter, ModelDrafter, Sampling
+from foretoken.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
 from foretoken.errors import InputError
 from foretoken.evaluation import Foretoken, SpeedTable, Transformers, compare
-from foretoken.evaluation.speed import Method
+from foretoken.evaluation.speed import Method, share_by_length
 from foretoken.model import MTPModel
 
 PROMPT_LOOKUP = 10
@@ -36,9 +36,17 @@ def bench(
         str | None,
         typer.Option(help="Draft trees from the heads too: 4,2,1 (children by depth), 12 (nodes)."),
     ] = None,
+    draft_length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Draft so many tokens from the heads too, or auto: chosen while decoding.",
+        ),
+    ] = None,
     draft_model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Compare with this draft model.")
     ] = None,
+    pass_width: drafting.PassWidth = None,
     compiled: Annotated[
         bool, typer.Option("--compile", help="Measure plain and heads with a compiled step too.")
     ] = False,
@@ -76,6 +84,8 @@ def bench(
         compiled=compiled,
         draft=draft,
         tree=tree,
+        draft_length=drafting.parse_length(draft_length),
+        pass_width=pass_width,
         batch_size=batch_size,
     )
     with common.progress_bar("Decoding") as progress:
@@ -98,6 +108,9 @@ def bench(
         "batch_size": batch_size,
         "temperature": temperature,
         "tree": tree,
+        "draft_length": draft_length,
+        "draft_lengths": found.draft_lengths,
+        "pass_width": pass_width,
         "draft_model": draft_model,
         "compile": compiled,
         "prompt_lookup": PROMPT_LOOKUP,
@@ -116,6 +129,8 @@ def methods_of(
     compiled: bool = False,
     draft: tuple[MTPModel, str] | None = None,
     tree: str | None = None,
+    draft_length: int | Literal["auto"] | None = None,
+    pass_width: int | None = None,
     batch_size: int = 1,
 ) -> list[Method]:
     """Everything that can decode with this model, plain first.
@@ -126,30 +141,39 @@ def methods_of(
         compiled: show plain decoding and the heads with a compiled step too.
         draft: a draft model, and its name.
         tree: a shape, to draft trees from the heads too.
+        draft_length: to draft so many tokens from the heads too, or `"auto"`.
+        pass_width: of every pass of ours, whatever is drafted.
         batch_size: with more than 1, transformers drafts nothing.
     """
-    ours = [Foretoken(model, plain=True, sampling=sampling)]
-    heads = {None: None, tree: drafting.parse_tree(tree)} if model.head is not None else {}
-    if tree is not None and not heads:
-        raise InputError("trees are drafted by heads, and the model has none; leave out --tree.")
-    for text, shape in heads.items():
-        drafter = drafting.drafter("heads", model, shape=shape)
-        name = drafting.method_name("heads", model) + ("-tree" if text else "")
-        ours.append(Foretoken(model, name, drafter=drafter, sampling=sampling, tree=text))
-    if compiled:
-        ours += [method.compile() for method in ours]
-    lookup = LookupDrafter(PROMPT_LOOKUP)
-    ours.append(
-        Foretoken(model, "prompt-lookup", drafter=lookup, sampling=sampling, source="lookup")
-    )
+    for asked, name in ((tree, "--tree"), (draft_length, "--draft-length")):
+        if asked is not None and model.head is None:
+            raise InputError(f"{name} is for heads, and the model has none; leave it out.")
+    ours = [Foretoken(model, plain=True, sampling=sampling, pass_width=pass_width)]
+
+    def add(name: str, drafter: Drafter, **facts: Any) -> None:
+        ours.append(
+            Foretoken(
+                model, name, drafter=drafter, sampling=sampling, pass_width=pass_width, **facts
+            )
+        )
+
+    if model.head is not None:
+        kind = drafting.method_name("heads", model)
+        add(kind, drafting.drafter("heads", model))
+        if tree is not None:
+            shape = drafting.parse_tree(tree, pass_width)
+            add(f"{kind}-tree", drafting.drafter("heads", model, shape=shape), tree=tree)
+        if draft_length is not None:
+            drafter = drafting.drafter("heads", model, draft_length)
+            add(f"{kind}-{draft_length}", drafter, draft_length=draft_length)
+    if compiled:  # its steps have one shape
+        ours += [method.compile() for method in ours if not method.auto]
+    add("prompt-lookup", LookupDrafter(PROMPT_LOOKUP), source="lookup")
     theirs = [Transformers(model, sampling=sampling)]
     if batch_size == 1:
         theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
     if draft is not None:
-        asked = ModelDrafter(model.backbone, draft[0].backbone)
-        ours.append(
-            Foretoken(model, "draft-model", drafter=asked, sampling=sampling, source=draft[1])
-        )
+        add("draft-model", ModelDrafter(model.backbone, draft[0].backbone), source=draft[1])
         if batch_size == 1:
             theirs.append(Transformers(model, draft=draft, sampling=sampling))
     return [*ours, *theirs]
@@ -169,6 +193,9 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
     for model, table in found:
         for method, shares in _acceptance(table).items():
             common.console.print(f"{model}, {method}: accepted while decoding, {shares}")
+        for method, batches in table.draft_lengths.items():
+            chosen = share_by_length([length for batch in batches for length in batch])
+            common.console.print(f"{model}, {method}: {drafting.describe_lengths(chosen)}")
         if table.looped:
             common.console.print(
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "

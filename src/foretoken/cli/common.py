@@ -1,6 +1,6 @@
 """What the commands share: options, loading, tables, progress and result files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,7 +20,7 @@ from foretoken.data import (
     read_corpus,
     read_documents,
 )
-from foretoken.data.tokenization import given_prompt, opening
+from foretoken.data.tokenization import Tokenized, given_prompt, opening, tokenize_all
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -112,15 +112,25 @@ def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
 def load_blocks(
     data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
 ) -> PackedBlocks:
-    """Read a corpus, packed if the model keeps documents apart; show that something happens."""
-    _check_block_size(model, block_size)
+    """Read a corpus; show that something happens."""
     with console.status(Text(f"Reading {data}")):
-        return PackedBlocks.from_documents(
-            read_documents(data),
-            tokenizer,
-            block_size,
-            one_document_per_block=not model.backbone.isolates_documents,
-        )
+        return pack(tokenize_all(read_documents(data), tokenizer), model, tokenizer, block_size)
+
+
+def pack(
+    pieces: Iterable[Tokenized],
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+) -> PackedBlocks:
+    """Documents in blocks, packed if the model keeps them apart."""
+    _check_block_size(model, block_size)
+    return PackedBlocks.from_pieces(
+        list(pieces),
+        tokenizer,
+        block_size,
+        one_document_per_block=not model.backbone.isolates_documents,
+    )
 
 
 def _check_block_size(model: MTPModel, block_size: int) -> None:
@@ -204,11 +214,11 @@ def save_json(
     settings: dict[str, Any],
     rows: Sequence[dict[str, Any]],
 ) -> None:
-    """Write a result file, where one was asked for."""
+    """Write a result file, where one was asked for; its settings tell which backbone it is."""
     if path is None:
         return
     origin = provenance(seed, model.backbone.device, model.backbone.dtype)
-    write_result(path, command, settings, rows, origin)
+    write_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
     console.print(f"Result file: {path}")
 
 

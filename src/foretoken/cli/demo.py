@@ -9,7 +9,7 @@ import typer
 
 from foretoken.cli import common
 from foretoken.cli.bench import methods_of, show_speed
-from foretoken.cli.probe import show_depths
+from foretoken.cli.probe_tables import show_depths
 from foretoken.cli.train import build, show_result, training_bar
 from foretoken.errors import ForetokenError, InputError
 from foretoken.evaluation import SpeedTable, compare, measure_heads, measure_marginals

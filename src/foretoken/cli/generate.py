@@ -18,6 +18,7 @@ from foretoken.data.documents import RECORD_SUFFIXES, decode
 from foretoken.data.tokenization import given_prompt, prompt_ids
 from foretoken.decoding import Detokenizer, Step
 from foretoken.errors import InputError
+from foretoken.evaluation.speed import share_by_length
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
@@ -47,6 +48,7 @@ def generate(
     draft_length: drafting.DraftLength = None,
     tree: drafting.Tree = None,
     rule: drafting.Rule = None,
+    pass_width: drafting.PassWidth = None,
     compiled: drafting.Compile = False,
     show_drafts: Annotated[
         bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")
@@ -66,7 +68,7 @@ def generate(
     Example: foretoken generate tiny-mtp --prompt "def main(" --show-drafts
     """
     document = _prompt(prompt, prompt_file)
-    shape = drafting.parse_tree(tree)
+    shape, length = drafting.parse_tree(tree, pass_width), drafting.parse_length(draft_length)
     accept = drafting.parse_rule(rule)
     sampling = drafting.sampling(
         temperature,
@@ -91,8 +93,10 @@ def generate(
         stop_strings=stop or (),
         tokenizer=tokenizer,
         sampling=sampling,
-        drafter=drafting.drafter(name, loaded, draft_length, shape),
+        drafter=drafting.drafter(name, loaded, length, shape),
+        draft_length="auto" if length == "auto" else None,
         rule=accept,
+        pass_width=pass_width,
         compiled=compiled,
     )
     printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
@@ -109,6 +113,9 @@ def generate(
         f"({drafting.describe(accept, temperature)})",
         file=sys.stderr,
     )
+    lengths = [step.drafted for step in steps[1:]]
+    if length == "auto" and lengths:
+        print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
     row = {
         "model": model,
         "method": drafting.method_name(name, loaded),
@@ -120,6 +127,8 @@ def generate(
         "compiled": compiled,
         "drafter": name,
         "tree": tree,
+        "draft_length": length,
+        "pass_width": pass_width,
     }
     written = [token for step in steps for token in step.tokens]
     settings = {
@@ -130,12 +139,15 @@ def generate(
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
-        "draft_length": draft_length,
         "rule": rule or "speculative",
         "lossless": accept.lossless,
         "text": tokenizer.decode(written),
         "token_ids": written,
-        "accepted": [step.accepted for step in steps],
+        "draft_lengths": lengths,
+        "steps": [
+            {"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces}
+            for step, pieces in zip(steps, printer.pieces, strict=True)
+        ],
     }
     drawn = None if sampling.greedy else seed
     common.save_json(json, "generate", loaded, drawn, settings, [row])
@@ -148,16 +160,21 @@ class _Printer:
         self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], colour: bool
     ) -> None:
         self.text, self.colour = Detokenizer(tokenizer, prompt), colour
+        self.pieces: list[list[str]] = []  # the text of every step's tokens, as it became whole
 
     def add(self, step: Step) -> None:
         """Write a step's tokens; depth k drafted the k-th accepted one."""
+        self.pieces.append([""] * len(step.tokens))
         for index, token in enumerate(step.tokens):
             if text := self.text.add(token):
+                self.pieces[-1][index] = text
                 self._write(text, index + 1 if index < step.accepted else 0)
 
     def finish(self) -> None:
         """Write what is left, and end the line."""
-        self._write(self.text.finish(), 0)
+        if left := self.text.finish():
+            self.pieces[-1][-1] += left
+        self._write(left, 0)
         _write("\n")
 
     def _write(self, text: str, depth: int) -> None:

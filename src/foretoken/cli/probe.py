@@ -1,20 +1,66 @@
 """`foretoken probe`: the multi-token ability that a model already has."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
 
 import typer
+from transformers import PreTrainedTokenizerBase
 
-from foretoken.cli import common
+from foretoken.cli import common, drafting
+from foretoken.cli.probe_tables import show_probe
+from foretoken.data import Document, PackedBlocks, held_out_split, read_documents
+from foretoken.data.tokenization import Tokenized, tokenize_all
 from foretoken.errors import InputError
-from foretoken.evaluation import DepthTable, measure_marginals
+from foretoken.model import MTPModel
+from foretoken.probe import (
+    DraftModel,
+    Journal,
+    Marginalization,
+    Method,
+    NGram,
+    NGrams,
+    PromptLookup,
+    RepeatLast,
+    TokenClasses,
+    measure,
+)
+from foretoken.probe.layers import LayerTable, read_layers, spread_layers, train_probes
+from foretoken.probe.prediction import Prediction, measure_costs, predict
+from foretoken.probe.records import depth_records, expected_records, part_records
+from foretoken.tally import Tally
+
+TRAINED_ON = 4
+"""Positions that linear probes learn from, for each that they are measured on."""
 
 
 def probe(
     model: common.Model,
     data: common.Data,
+    train_data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DATA",
+            help="Text that n-grams and linear probes learn from; by default half of the "
+            "documents of --data, which are then not measured on.",
+        ),
+    ] = None,
     depth: Annotated[int, typer.Option(help="Deepest depth K.")] = 2,
-    width: Annotated[int, typer.Option(help="Strings summed over, per position and depth.")] = 32,
+    width: Annotated[
+        str,
+        typer.Option(
+            help="Strings summed over, per position and depth; 1024,32: by depth. As many as the "
+            "vocabulary has tokens make depth 1 exact."
+        ),
+    ] = "32",
     positions: Annotated[int, typer.Option(help="Positions sampled from the text.")] = 512,
+    layer_positions: Annotated[
+        int, typer.Option(help="Positions at which layers are read; 0: leave the layers out.")
+    ] = 2048,
+    draft_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Measure this draft model too.")
+    ] = None,
     block_size: common.BlockSize = 128,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -24,48 +70,144 @@ def probe(
     """Measure what the model already knows about its future tokens, without any training.
 
     Depth k is the token k places after the next one. Its distribution is found by numerical
-    marginalization: summing over the likeliest strings in between.
+    marginalization: summing over the likeliest strings in between. Simpler ways to draft are
+    measured at the same positions, then what each layer knows, and from all that is predicted what
+    heads would bring. With --json, a run that was stopped goes on where it was.
 
-    Example: foretoken probe tiny --data stdlib:held-out
+    Example: foretoken probe tiny --data stdlib:held-out --train-data stdlib:train
     """
     if depth < 1:
         raise InputError(f"depth is {depth}; probe at least depth 1.")
+    if layer_positions < 0:
+        raise InputError(f"layer-positions is {layer_positions}; give 0 or more.")
+    marginals = Marginalization(depth, _widths(width))
     loaded = common.load_model(model, device, dtype)
-    blocks = common.load_blocks(data, loaded, common.tokenizer_of(model, loaded), block_size)
+    tokenizer = common.tokenizer_of(model, loaded)
+    texts = _texts(data, train_data, loaded, tokenizer, block_size, seed)
+    settings = {
+        "data": data, "train_data": train_data, "depth": depth, "width": width,
+        "positions": positions, "layer_positions": layer_positions, "draft_model": draft_model,
+        "block_size": block_size,
+    }  # fmt: skip
+    methods = [marginals, *_baselines(loaded, texts, depth, draft_model)]
+    origin = {
+        **settings,
+        "model": loaded.fingerprint(),
+        "seed": seed,
+        "dtype": str(loaded.lm.dtype),
+    }
+    text = {**texts.measured.describe(), "learned": len(texts.learned)}
+    journal = None if json is None else Journal(_partial(json), {**origin, **text})
     with common.progress_bar("Marginalizing") as progress:
-        found = measure_marginals(
-            loaded,
-            blocks,
-            depth=depth,
-            width=width,
-            positions=positions,
-            seed=seed,
-            progress=progress,
-        )
-    show_depths(found, f"{model} on {data}: marginalization over {width} strings")
-    settings = {"data": data, "width": width, "positions": positions, "block_size": block_size}
-    rows = [{"model": model, **row} for row in found.rows()]
+        found = measure(
+            loaded, texts.measured, methods, depth=depth, positions=positions, seed=seed,
+            classes=TokenClasses(tokenizer), journal=journal, progress=progress,
+        )  # fmt: skip
+    layers = None
+    if layer_positions:
+        layers = _layers(loaded, texts, depth, layer_positions, seed)
+    prediction = _predict(loaded, found, layers, texts, depth)
+    rows = [{"model": model, **row} for row in _rows(found, layers, prediction)]
+    show_probe(f"{model} on {data}", rows, prediction)
     common.save_json(json, "probe", loaded, seed, settings, rows)
+    if journal is not None:
+        journal.remove()
 
 
-def show_depths(found: DepthTable, title: str) -> None:
-    """Print a table of depths."""
-    columns = ("depth", "top-1", "top-5", "nats/token", "agrees", "accepted", "covered mass")
+@dataclass(frozen=True)
+class _Texts:
+    """What is measured on, and the documents that may be learned from, maybe none."""
+
+    measured: PackedBlocks
+    learned: Sequence[Tokenized]
+    blocks: PackedBlocks | None
+
+
+def _texts(
+    data: str,
+    train_data: str | None,
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    seed: int,
+) -> _Texts:
+    learned: list[Document] = []
+    if train_data is not None:
+        measured, learned = list(read_documents(data)), list(read_documents(train_data))
+    else:
+        measured = list(read_documents(data))
+        if len(measured) > 1:
+            learned, measured = held_out_split(measured, 0.5, seed)
+    with common.console.status("Reading"):
+        pieces = list(tokenize_all(learned, tokenizer))
+        blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
+        return _Texts(
+            common.pack(list(tokenize_all(measured, tokenizer)), model, tokenizer, block_size),
+            pieces,
+            blocks,
+        )
+
+
+def _baselines(model: MTPModel, texts: _Texts, depth: int, draft_model: str | None) -> list[Method]:
+    methods: list[Method] = []
+    vocab_size = model.backbone.vocab_size
+    if texts.learned:
+        counts = NGram((piece.ids for piece in texts.learned), vocab_size, depth)
+        methods.append(NGrams(counts))
+    methods += [PromptLookup(), RepeatLast()]
+    if draft_model is not None:
+        draft = drafting.load_draft_model(draft_model, model)
+        methods.append(DraftModel(draft.backbone, vocab_size))
+    return methods
+
+
+def _layers(model: MTPModel, texts: _Texts, depth: int, positions: int, seed: int) -> LayerTable:
+    probes = None
+    if texts.blocks is not None:
+        with common.progress_bar("Training linear probes") as progress:
+            probes = train_probes(
+                model, texts.blocks, layers=spread_layers(model.backbone.num_layers),
+                depth=depth, positions=TRAINED_ON * positions, seed=seed, progress=progress,
+            )  # fmt: skip
+    with common.progress_bar("Reading layers") as progress:
+        return read_layers(
+            model, texts.measured, depth=depth, positions=positions, probes=probes, seed=seed,
+            progress=progress,
+        )  # fmt: skip
+
+
+def _predict(
+    model: MTPModel, found: Tally, layers: LayerTable | None, texts: _Texts, depth: int
+) -> Prediction:
+    read = layers.tally if layers is not None and texts.blocks is not None else None
+    return predict(found, read, measure_costs(model, depth), depth, model.backbone.num_layers)
+
+
+def _rows(found: Tally, layers: LayerTable | None, prediction: Prediction) -> list[dict[str, Any]]:
     rows = [
-        (
-            str(row["depth"]),
-            common.percent(row["top1"]),
-            common.percent(row["top5"]),
-            f"{row['nll']:.3f}",
-            common.percent(row["agreement"]),
-            common.percent(row["acceptance"]),
-            common.percent(row["covered_mass"]),
-        )
-        for row in found.rows()
+        *depth_records(found),
+        *part_records(found, "token_class"),
+        *part_records(found, "document_kind"),
+        *expected_records(found),
     ]
-    common.table(f"{title} ({found.positions} positions)", columns, rows)
-    if len(rows) > 1:
-        common.console.print(
-            "agrees: with what the backbone would choose there; accepted: at every depth so far.\n"
-            f"Tokens per forward to expect of greedy decoding: {found.tokens_per_forward:.2f}"
-        )
+    if layers is not None:
+        rows += [{"table": "layers", **row} for row in layers.rows()]
+        rows += [{"table": "drift", **row} for row in layers.drift]
+    rows += [{"table": "costs", **row} for row in prediction.costs.rows()]
+    return rows + [{"table": "prediction", **row} for row in prediction.rows()]
+
+
+def _widths(text: str) -> list[int]:
+    """`1024,32` → [1024, 32]."""
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--width {text}: give a number of strings, such as 32, or several by depth, such as "
+            "1024,32."
+        ) from None
+
+
+def _partial(json: Path) -> Path:
+    """Where a run keeps what it has done so far."""
+    return json.with_name(f"{json.name}.partial")

@@ -64,7 +64,9 @@ def serve(
         max_queue=max_queue,
         grace_seconds=grace_seconds,
     )
-    shape = drafting.parse_tree(tree)
+    shape, length = drafting.parse_tree(tree), drafting.parse_length(draft_length)
+    if length == "auto":
+        raise InputError("batches change while a server runs; give --draft-length a number.")
     listening = _listen(host, port)
     loaded = common.load_model(model, device, dtype)
     name = drafting.drafter_name(drafter, loaded)
@@ -72,7 +74,7 @@ def serve(
         loaded,
         common.tokenizer_of(model, loaded),
         model_name or _name(model),
-        drafting.drafter(name, loaded, draft_length, shape),
+        drafting.drafter(name, loaded, length, shape),
         drafting.method_name(name, loaded),
         limits,
         api_key or None,

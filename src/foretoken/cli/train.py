@@ -14,7 +14,8 @@ from rich.progress import Progress as Bar
 
 from foretoken.checkpoint import is_foretoken_directory
 from foretoken.cli import common
-from foretoken.errors import InputError
+from foretoken.errors import HeadError, InputError
+from foretoken.formats import LAYOUTS, layout
 from foretoken.heads import HEADS
 from foretoken.heads.taps import TAPS
 from foretoken.loading import (
@@ -27,6 +28,9 @@ from foretoken.model import MTPModel
 from foretoken.training import Progress, TrainConfig, TrainResult
 from foretoken.training import train as run_training
 from foretoken.training.config import merged
+
+DEPTH = 3
+"""Of heads, where none is given."""
 
 
 def train(
@@ -51,6 +55,15 @@ def train(
     depth: Annotated[int | None, typer.Option(help="Tokens beyond the next one. [3]")] = None,
     tap: Annotated[
         str | None, typer.Option(help=f"Hidden state read: {', '.join(TAPS)}, or a layer number.")
+    ] = None,
+    target: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="LAYOUT",
+            help="Train heads for `foretoken export --to LAYOUT`: the kind, tap and details that "
+            f"its engines run: {', '.join(LAYOUTS)}.",
+        ),
     ] = None,
     loss: Annotated[
         str | None,
@@ -99,9 +112,13 @@ def train(
     if head == "none":
         given["head"] = "none"
     chosen = merged(_given(**given), _parse_settings(settings or []))
+    if target is not None:
+        chosen["head"] = head_for(target, chosen.get("head", {}))
     run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
     with _processes(common.pick_device(device)) as where:
         built = build(model, run, where)
+        if target is not None:
+            require_layout(target, built)
         tokenizer = common.tokenizer_of(model, built)
         blocks, held_out = common.load_corpus(data, built, tokenizer, run)
         with training_bar() as report:
@@ -136,6 +153,28 @@ def _processes(device: torch.device) -> Iterator[torch.device]:
         yield device if processes.num_processes == 1 else processes.device
     finally:
         processes.destroy_process_group()
+
+
+def head_for(target: str, given: Any) -> dict[str, Any]:
+    """The settings of heads that a layout can hold, with those given that it leaves open."""
+    given = given if isinstance(given, dict) else {"kind": given}
+    wanted = layout(target).head(given.get("depth", DEPTH), given.get("kind")).to_dict()
+    for name, value in given.items():
+        if name not in wanted:
+            raise InputError(f"head.{name}: heads for {target} ({wanted['kind']}) have no such.")
+        if value != wanted[name] and name not in ("depth", "init", "layers"):
+            raise InputError(
+                f"head.{name} is {value!r}, and --for {target} makes it {wanted[name]!r}; "
+                "leave one of them out."
+            )
+    return {**wanted, **given}
+
+
+def require_layout(target: str, model: MTPModel) -> None:
+    """Refuse a backbone that the layout cannot hold, before anything is trained."""
+    reasons = layout(target).refusals(model, model.backbone.config.to_dict())
+    if reasons:
+        raise HeadError(f"{target} cannot hold this model: {reasons[0]}.")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -27,10 +27,12 @@ TABLE_SUFFIXES = (".parquet",)
 
 RECORD_SUFFIXES = LINES_SUFFIXES + TABLE_SUFFIXES
 
-_FIELDS = ("text", "messages", "tokens", "prompt_tokens")
+_FIELDS = ("text", "messages", "tokens", "prompt_tokens", "prompt")
 """Of a record, all that is read."""
 
 SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
+
+_KINDS = {".py": "python", ".md": "markdown", ".txt": "text"}
 
 _SUPPORTED = ", ".join(SUFFIXES)
 
@@ -50,6 +52,7 @@ class Document:
         messages: the turns of a conversation; what is learned is the assistant's.
         tokens: token ids that are known already, so that nothing is tokenized differently.
         prompt_tokens: how many of `tokens` are a prompt, which is not learned.
+        is_prompt: whether the text is a prompt, as a whole; there is nothing to learn in it.
     """
 
     text: str
@@ -57,6 +60,21 @@ class Document:
     messages: tuple[Message, ...] | None = None
     tokens: tuple[int, ...] | None = None
     prompt_tokens: int = 0
+    is_prompt: bool = False
+
+
+def document_kind(document: Document) -> str:
+    """What kind of text a document is, as far as its source tells.
+
+    `conversation`, `python`, `markdown` or `text`; a line or row of a file, and a document of a
+    data set, is named after the file or data set.
+    """
+    if document.messages is not None:
+        return "conversation"
+    name, colon, number = document.source.rpartition(":")
+    if colon and number.isdigit():
+        return Path(name).name.partition(".")[0]
+    return _KINDS.get(Path(document.source).suffix.lower(), "text")
 
 
 def read_documents(path: str | Path) -> Iterator[Document]:
@@ -74,7 +92,8 @@ def read_documents(path: str | Path) -> Iterator[Document]:
 
     A line or row has a field `text`; or `messages`, a list of `{"role": …, "content": …}`; or
     `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as `foretoken
-    distill` writes them, with the `text` that they stand for if it is known.
+    distill` writes them, with the `text` that they stand for if it is known; or `prompt`, a text
+    that is only to be continued, as in HumanEval.
 
     Documents that are empty or all white space are left out.
 
@@ -239,13 +258,16 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
-    """What a record holds; the first of `tokens`, `messages` and `text` that is there counts."""
+    """What a record holds; of `tokens`, `messages`, `text` and `prompt` the first one counts."""
     if record.get("tokens") is not None:
         return _tokens_of(record, where, source)
     if record.get("messages") is not None:
         messages = _messages_of(record["messages"], where)
         text = "\n".join(message.get("content", "") for message in messages)
         return Document(text=text, source=source, messages=messages)
+    if "text" not in record and "prompt" in record:
+        text = _string(record["prompt"], "the field 'prompt'", where)
+        return Document(text=text, source=source, is_prompt=True)
     if "text" not in record:
         fields = ", ".join(map(repr, record)) or "none"
         raise InputError(f"{where}: the field 'text' is missing (fields: {fields})")

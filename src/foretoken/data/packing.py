@@ -5,7 +5,7 @@ Shapes: T tokens per block.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
             dropped not at all, and one that is kept in part in proportion to its tokens kept; the
             sum is rounded. Tokens that begin or end a sequence count and have no bytes.
         one_document_per_block: whether blocks are filled up rather than packed.
+        document_bytes: (documents,), what each adds to `num_bytes`; None where that is not known.
+        document_kinds: of each, see `document_kind`; empty where that is not known.
     """
 
     def __init__(
@@ -58,6 +60,8 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         num_bytes: int,
         lengths: NDArray[np.int64] | None = None,
         learned: NDArray[np.bool_] | None = None,
+        document_bytes: NDArray[np.float64] | None = None,
+        document_kinds: Sequence[str] = (),
     ) -> None:
         """Take blocks already cut: `from_documents` is the way to make them.
 
@@ -74,6 +78,8 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         self.num_tokens = blocks.size if lengths is None else int(lengths.sum())
         self.num_documents = len(starts)
         self.num_bytes = num_bytes
+        self.document_bytes = document_bytes
+        self.document_kinds = tuple(document_kinds)
 
     @classmethod
     def from_documents(
@@ -131,12 +137,15 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         starts = ends - lengths
         # Of every document, the share of its tokens that lie before the cut.
         shares = np.clip(kept - starts, 0, lengths) / lengths
-        learned = _learned(pieces)
+        sizes = shares * [piece.num_bytes for piece in pieces]
+        learned, inside = _learned(pieces), starts < kept
         return cls(
             np.concatenate([piece.ids for piece in pieces])[:kept].reshape(-1, block_size),
-            starts[starts < kept],
-            num_bytes=round(float(shares @ [piece.num_bytes for piece in pieces])),
+            starts[inside],
+            num_bytes=round(float(sizes.sum())),
             learned=None if learned is None else learned[:kept].reshape(-1, block_size),
+            document_bytes=sizes[inside],
+            document_kinds=[p.kind for p, kept in zip(pieces, inside, strict=True) if kept],
         )
 
     @classmethod
@@ -159,12 +168,15 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
             blocks[number, : end - begin] = row[begin:end]
             if learned is not None and mask is not None:
                 learned[number, : end - begin] = mask[begin:end]
+        sizes = kept / totals * [piece.num_bytes for piece in pieces]
         return cls(
             blocks,
             (np.cumsum(counts) - counts)[kept > 0] * block_size,
-            num_bytes=round(float(kept / totals @ [piece.num_bytes for piece in pieces])),
+            num_bytes=round(float(sizes.sum())),
             lengths=np.array([end - begin for begin, end in stretches], np.int64),
             learned=learned,
+            document_bytes=sizes[kept > 0],
+            document_kinds=[p.kind for p, left in zip(pieces, kept, strict=True) if left],
         )
 
     @property
@@ -199,6 +211,18 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         if self._learned is not None:
             item["labels"][torch.from_numpy(~self._learned[index])] = IGNORE
         return item
+
+    def documents(self, index: int) -> NDArray[np.int64]:
+        """The number of the document that each token of block `index` belongs to, (T,)."""
+        places = np.arange(index * self.block_size, (index + 1) * self.block_size)
+        return np.searchsorted(self._starts, places, side="right") - 1
+
+    def document_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each document without filling, (documents,)."""
+        lengths = np.full(len(self), self.block_size) if self._lengths is None else self._lengths
+        counted = np.arange(self.block_size) < lengths[:, None]
+        numbers = np.searchsorted(self._starts, np.arange(self._blocks.size), side="right") - 1
+        return np.bincount(numbers[counted.ravel()], minlength=self.num_documents)
 
     def _positions(self, index: int) -> NDArray[np.int64]:
         """Return how far each token of block `index` is from its document's start in it: (T,)."""

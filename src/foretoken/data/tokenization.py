@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from foretoken.data.documents import Document, Message
+from foretoken.data.documents import Document, Message, document_kind
 from foretoken.errors import InputError
 
 if TYPE_CHECKING:
@@ -32,17 +32,20 @@ class Tokenized:
         ids: (T,) token ids.
         learned: (T,) whether a token is to be predicted; None: all are.
         num_bytes: of its text in UTF-8.
+        kind: of the document, see `document_kind`.
     """
 
     ids: NDArray[np.int32]
     learned: NDArray[np.bool_] | None
     num_bytes: int
+    kind: str = "text"
 
     def end(self, length: int) -> Tokenized:
         """Its last `length` tokens, or all where it has fewer."""
         kept = min(length, len(self.ids))
         learned = None if self.learned is None else self.learned[-kept:]
-        return Tokenized(self.ids[-kept:], learned, self.num_bytes * kept // len(self.ids))
+        num_bytes = self.num_bytes * kept // len(self.ids)
+        return Tokenized(self.ids[-kept:], learned, num_bytes, self.kind)
 
 
 def tokenize_all(
@@ -77,21 +80,28 @@ def tokenize(
 
     Raises:
         InputError: a conversation, and no chat template that fits, a tokenizer without offsets, no
-            answer or an empty one; ids of another tokenizer.
+            answer or an empty one; ids of another tokenizer; a prompt without an answer.
     """
     texts = [d for d in documents if d.messages is None and d.tokens is None]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
     eos = tokenizer.eos_token_id
     head, tail = opening(tokenizer) if texts else [], [] if eos is None else [eos]
     for document in documents:
-        size = len(document.text.encode("utf-8"))
+        size, kind = len(document.text.encode("utf-8")), document_kind(document)
+        if document.is_prompt:
+            raise InputError(
+                f"{document.source}: a 'prompt' and no answer to learn from; write both as 'text' "
+                "or 'messages', or have the model answer with `foretoken distill`"
+            )
         if document.tokens is not None:
-            yield _given(document, tokenizer, size)
+            yield replace(_given(document, tokenizer, size), kind=kind)
         elif document.messages is not None:
-            yield from _conversation(document, tokenizer)
+            for piece in _conversation(document, tokenizer):
+                yield replace(piece, kind=kind)
         else:
             ids = next(encoded)
-            yield Tokenized(np.array([*head, *ids, *tail] if ids else [], np.int32), None, size)
+            whole = np.array([*head, *ids, *tail] if ids else [], np.int32)
+            yield Tokenized(whole, None, size, kind)
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -294,8 +304,8 @@ def given_prompt(
     """Token ids of the prompt that a document is itself; None of a text, which is only text.
 
     A conversation is one up to where the assistant would answer for the last time, as the chat
-    template asks for it; of ids that a document brings along, those marked as its prompt, else the
-    first `length`.
+    template asks for it; a text that is a prompt, all of it; of ids that a document brings along,
+    those marked as its prompt, else the first `length`.
 
     Raises:
         InputError: nobody speaks before the assistant, the chat template cannot be applied, or the
@@ -304,6 +314,8 @@ def given_prompt(
     if document.tokens is not None:
         tokens = _known_tokens(document, tokenizer)
         return tokens[: document.prompt_tokens or length]
+    if document.is_prompt:
+        return prompt_ids(tokenizer, document.text)
     if document.messages is None:
         return None
     turns = list(document.messages)

@@ -177,12 +177,12 @@ class Batch:
         standing = draft.tokens
         if verdict.path is not None:
             standing = draft.tokens.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
-        numbers = torch.stack([verdict.accepted, verdict.next_token, draft.depths.amax(1)], dim=1)
+        numbers = torch.stack([verdict.accepted, verdict.next_token, draft.deepest], dim=1)
         steps, emitted = [], []
         for row, values in enumerate(torch.cat([numbers, standing], dim=1).tolist()):
             accepted, own, deepest, *tokens = values
             tokens = [*tokens[:accepted], own] if self.active[row] else []
-            steps.append(self._commit_row(row, tokens, min(deepest, self.room[row] - 1), accepted))
+            steps.append(self._commit_row(row, tokens, deepest, accepted))
             emitted.append(steps[-1].tokens)
         self._write(emitted)
         return tuple(steps)

@@ -37,12 +37,12 @@ class Past(Protocol):
     Attributes:
         cache: the backbone's.
         read: how many tokens of each row; the next pass begins there.
-        fixed: whether passes of one width have one shape.
+        compiled: whether what runs over its passes is compiled.
     """
 
     cache: Cache
     read: list[int]
-    fixed: bool
+    compiled: bool
 
     def beside(self) -> Cache:
         """The cache of one more block, which is always as far as this one."""
@@ -66,6 +66,10 @@ class Past(Protocol):
         """
         ...
 
+    def assume(self) -> None:
+        """Go on behind what was entered last; the next `keep` may still take all of it back."""
+        ...
+
 
 # -- rows in slots --------------------------------------------------------------------------------
 
@@ -78,14 +82,21 @@ class SlottedPast:
         rows: B.
         capacity: S, slots per row to begin with.
         fixed: every pass looks at all slots, so that passes of one width have one shape.
+        compiled: what runs over its passes is compiled.
     """
 
     def __init__(
-        self, backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False
+        self,
+        backbone: Backbone,
+        rows: int,
+        capacity: int,
+        *,
+        fixed: bool = False,
+        compiled: bool = False,
     ) -> None:
         if fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
-        self.fixed = fixed
+        self.fixed, self.compiled = fixed, compiled
         self.rows, self.capacity, self.device = rows, capacity, backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
         self.context = backbone.max_length or capacity
@@ -143,6 +154,9 @@ class SlottedPast:
             to = begin + torch.arange(path.shape[1], device=self.device)
             self._moves = torch.stack([begin + path, to])
         self.read = list(read)
+
+    def assume(self) -> None:
+        self.read = [read + self.width for read in self.read]
 
     def _reserve(self, slots: int) -> None:
         if slots > self.capacity:
@@ -297,20 +311,20 @@ class RestoringPast:
     """For one row and chains, on transformers' own cache.
 
     From keys and values the end is cut off. A recurrent state cannot be shortened: it is put back
-    to where it was before the pass, and what stands of that pass is read again with the next one.
+    to where it was before the first pass since `keep`, and what stands is read again with the next.
 
     Raises:
         BackboneError: a layer's state cannot be taken back, by name.
     """
 
     cache: Cache
-    fixed = False
+    compiled = False
 
     def __init__(self, backbone: Backbone) -> None:
         require_rollback(backbone)
         self.config, self.device = backbone.config, backbone.device
         self.recurrent = bool(recurrent_layers(backbone))
-        self.read, self.width, self.started = [0], 0, 0
+        self.read, self.started, self.entered, self.assumed = [0], 0, 0, False
         self.cache = DynamicCache(config=self.config) if self.recurrent else DynamicCache()
         self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
         self.others: list[Cache] = []
@@ -323,7 +337,7 @@ class RestoringPast:
         return cache
 
     def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
-        for layer, state in self.states if self.read[0] < self.started + self.width else ():
+        for layer, state in self.states if self.read[0] < self.entered else ():
             layer.__dict__.update(_copied(state))
         layers: list[Any] = [
             layer for cache in (self.cache, *self.others) for layer in cache.layers
@@ -331,10 +345,12 @@ class RestoringPast:
         for layer in layers:
             if isinstance(layer, DynamicLayer):
                 layer.crop(min(0, self.read[0] - layer.get_seq_length()))
-        self.started, self.width = self.read[0], width
-        recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
-        used = [layer for layer in recurrent if any(layer.has_previous_state.values())]
-        self.states = [(layer, _copied(layer.__dict__)) for layer in used]
+        self.entered = self.read[0] + width
+        if not self.assumed:
+            self.started = self.read[0]
+            recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
+            used = [layer for layer in recurrent if any(layer.has_previous_state.values())]
+            self.states = [(layer, _copied(layer.__dict__)) for layer in used]
         return {"cache": self.cache}
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
@@ -344,8 +360,11 @@ class RestoringPast:
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         if path is not None or len(read) != 1:
             raise ForetokenError("this cache holds one row and chains")
-        whole = read[0] == self.started + self.width
+        whole, self.assumed = read[0] == self.entered, False
         self.read = [self.started] if self.states and not whole else list(read)
+
+    def assume(self) -> None:
+        self.read, self.assumed = [self.entered], True
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -409,14 +428,16 @@ def _try_restoring(backbone: Backbone) -> bool:
     return True
 
 
-def new_past(backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False) -> Past:
-    """The past of `rows` rows of up to `capacity` tokens.
+def new_past(
+    backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False, compiled: bool = False
+) -> Past:
+    """The past of `rows` rows of up to `capacity` tokens; see `SlottedPast`.
 
     Raises:
         BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
     """
     if takes_masks(backbone):
-        return SlottedPast(backbone, rows, capacity, fixed=fixed)
+        return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
     if rows > 1:
         raise BackboneError(
             f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
@@ -424,7 +445,7 @@ def new_past(backbone: Backbone, rows: int, capacity: int, *, fixed: bool = Fals
         )
     if fixed:
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be compiled for decoding: it takes no "
-            "attention mask that lets passes of one shape see pasts of any length."
+            f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
+            "or of one width: it takes no attention mask that lets them see pasts of any length."
         )
     return RestoringPast(backbone)

@@ -12,6 +12,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+
+from foretoken.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,24 @@ class Draft:
         drawn = None if self.probabilities is None else self.probabilities[:, :length]
         return Draft(self.tokens[:, :length], probabilities=drawn)
 
+    def padded(self, size: int) -> "Draft":
+        """A chain of `size` tokens, of which only this one's count.
+
+        Raises:
+            InputError: it is a tree.
+        """
+        if self.parents is not None:
+            raise InputError("passes of one width verify chains, not trees; leave out one of them.")
+        reach = self.tokens.new_full(self.tokens.shape[:1], self.size)
+        filling = size - self.size
+        return Draft(
+            pad(self.tokens, (0, filling)),
+            probabilities=(
+                None if self.probabilities is None else pad(self.probabilities, (0, 0, 0, filling))
+            ),
+            reach=reach if self.reach is None else torch.minimum(reach, self.reach),
+        )
+
     @property
     def size(self) -> int:
         """N."""
@@ -78,6 +99,12 @@ class Draft:
         if self.reach is None:
             return torch.ones_like(self.tokens, dtype=torch.bool)
         return self.depths[:, 1:] <= self.reach.unsqueeze(1)
+
+    @property
+    def deepest(self) -> Tensor:
+        """(B,): how deep the tokens go that may stand."""
+        deepest = self.depths.amax(1)
+        return deepest if self.reach is None else torch.minimum(deepest, self.reach)
 
     def at_parents(self, values: Tensor) -> Tensor:
         """The value of each drafted token's parent: (B, W, …) → (B, N, …)."""

@@ -20,6 +20,7 @@ from foretoken.decoding.cache import new_past, takes_masks
 from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed, Drafter
+from foretoken.decoding.invariance import require_invariance
 from foretoken.decoding.length import AutoLength
 from foretoken.decoding.sampling import Sampler, Sampling
 
@@ -52,6 +53,11 @@ class Generation:
         return len(self.steps)
 
     @property
+    def draft_lengths(self) -> list[int]:
+        """How many tokens deep each pass but the first drafted, over time."""
+        return [max(step.drafted for step in steps) for steps in self.steps[1:]]
+
+    @property
     def row_steps(self) -> list[Step]:
         """Steps of all rows, without those after a row's end."""
         return [step for steps in self.steps for step in steps if step.tokens]
@@ -71,21 +77,24 @@ def decode(
     sampling: Sampling,
     *,
     length: AutoLength | None = None,
+    pass_width: int | None = None,
     compiled: bool = False,
 ) -> Iterator[tuple[Step, ...]]:
     """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
     Rows of a backbone that cannot tell them apart are continued one after another. `length` chooses
-    how far every draft goes; without it that is the drafter's affair. `compiled` runs every pass
-    but the first in one shape, compiled by torch; the first time takes its minutes.
+    how far every draft goes; without it that is the drafter's affair. `pass_width` makes every pass
+    but the first so many tokens wide, whatever is drafted (see `foretoken.decoding.invariance`).
+    `compiled` runs every pass but the first in one shape, compiled by torch; the first time takes
+    its minutes.
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
     if batch.rows == 1 or takes_masks(backbone):
-        yield from _decode(backbone, batch, drafter, rule, sampler, length, compiled)
+        yield from _decode(backbone, batch, drafter, rule, sampler, length, pass_width, compiled)
         return
     ended = Step(0, 0, ())
     for row in range(batch.rows):
-        alone = (batch.row(row), drafter, rule, sampler.row(row), length, compiled)
+        alone = (batch.row(row), drafter, rule, sampler.row(row), length, pass_width, compiled)
         for (step,) in _decode(backbone, *alone):
             yield tuple(step if other == row else ended for other in range(batch.rows))
 
@@ -98,10 +107,16 @@ def _decode(
     rule: AcceptanceRule,
     sampler: Sampler,
     length: AutoLength | None,
+    pass_width: int | None,
     compiled: bool,
 ) -> Iterator[tuple[Step, ...]]:
-    capacity = batch.width + max(batch.room)
-    past = new_past(backbone, batch.rows, capacity, fixed=compiled)
+    capacity, widest = batch.width + max(batch.room), UNLIMITED
+    if pass_width is not None:
+        capacity, widest = capacity + pass_width, pass_width - 1
+    fixed = compiled or pass_width is not None
+    past = new_past(backbone, batch.rows, capacity, fixed=fixed, compiled=compiled)
+    if pass_width is not None:
+        require_invariance(backbone, batch.rows, pass_width, capacity)
     drafter.start(past, sampler, batch.rows, capacity)
     sampler.begin(batch.lengths)
     window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
@@ -126,13 +141,15 @@ def _decode(
                 return
             # Draft: what may follow. The backbone adds one token of its own, so leave it room.
             sampler.begin(batch.lengths)
-            began, limit = time.perf_counter(), UNLIMITED if compiled else batch.limit
+            began, limit = time.perf_counter(), widest if compiled else min(widest, batch.limit)
             if length is not None:
                 drafted = length.choose()
                 limit = min(limit, drafted)
             last = first + verdict.last
             committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
             draft = batch.within(drafter.draft(committed, limit))
+            if pass_width is not None:
+                draft = draft.padded(widest)
             window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
             verify = steady
 

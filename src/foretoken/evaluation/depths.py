@@ -1,98 +1,127 @@
 """Prediction by depth on held-out text, teacher-forced: the probe's marginalization and heads
 alike.
 
-*Accuracy* compares a prediction with the text, *agreement* with what the backbone itself would
-choose at that place after reading the true tokens in between. *Acceptance* at depth k asks for
-agreement at every depth up to k, as greedy verification does: it is the share of drafted tokens of
-that depth that would stand, so that 1 + Σ_k acceptance is the tokens per forward to expect.
+What is measured is in `foretoken.probe.scores`. *Acceptance* at depth k asks for agreement at every
+depth up to k, as greedy verification does: it is the share of drafted tokens of that depth that
+would stand, so that 1 + Σ_k acceptance is the tokens per forward to expect.
 
-Shapes: T row length, P positions, K depths, V vocabulary.
+Shapes: T row length, N positions, K depths, V vocabulary.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from foretoken.backbone import Backbone
 from foretoken.data import PackedBlocks
 from foretoken.errors import InputError
+from foretoken.evaluation.calibration import calibrate, calibration_rows
+from foretoken.evaluation.rules import RULES, accepted_by_rule
 from foretoken.model import MTPModel
-from foretoken.probe import marginalize
-from foretoken.targets import IGNORE, depth_targets
+from foretoken.probe import Marginalization, measure
+from foretoken.probe.branches import distribution
+from foretoken.probe.scores import Scorer, Scores, Target
+from foretoken.tally import Means, Tally, estimate
+from foretoken.targets import IGNORE, depth_targets, tokens_ahead
 
-
-@dataclass
-class _Tally:
-    """Sums over positions, and what is left to divide by."""
-
-    count: int = 0
-    top1: float = 0.0
-    top5: float = 0.0
-    nll: float = 0.0
-    agreement: float = 0.0
-    acceptance: float = 0.0
-    covered_mass: float = 0.0
-
-    def add(
-        self, probabilities: Tensor, targets: Tensor, own: Tensor, mass: Tensor, standing: Tensor
-    ) -> Tensor:
-        """Count the rows of (N, V) `probabilities` whose target (N,) exists.
-
-        `standing` (N,) tells where all depths before agreed; returned is where they do up to here.
-        """
-        standing = standing & (probabilities.argmax(-1) == own)
-        valid = targets != IGNORE
-        self.acceptance += float(standing[valid].sum())
-        probabilities, targets, own = probabilities[valid], targets[valid], own[valid]
-        best = probabilities.topk(min(5, probabilities.shape[-1])).indices
-        hits = best == targets.unsqueeze(1)
-        likelihood = probabilities.gather(1, targets.unsqueeze(1)).clamp(min=1e-30)
-        self.count += len(targets)
-        self.top1 += float(hits[:, 0].sum())
-        self.top5 += float(hits.any(1).sum())
-        self.nll -= float(likelihood.log().sum())
-        self.agreement += float((best[:, 0] == own).sum())
-        self.covered_mass += float(mass[valid].sum())
-        return standing
-
-    def record(self) -> dict[str, Any]:
-        """Means; not a number where there was no position."""
-        fields = ("top1", "top5", "nll", "agreement", "acceptance", "covered_mass")
-        return {n: getattr(self, n) / self.count if self.count else math.nan for n in fields}
+INNER = ("bytes", "rule ")
+"""How values begin that other tables are made of."""
+CHUNK = 1 << 24
+"""Numbers of one distribution that are looked at at once: 64 MiB in float32."""
 
 
 @dataclass
 class DepthTable:
-    """One record per depth, as result files hold them.
+    """What one method predicts at depths 0…K.
 
     Attributes:
         method: `marginalization` or the head's kind.
-        positions: how many positions the mean of depth 0 is over.
-        tallies: one per depth.
-        bits_per_byte: of depth 0; bytes per token are those of the whole corpus, also where only
-            some of its blocks are read. The first token of a block is not predicted and counts as
-            one of mean length.
+        tally: means by method, depth and whatever else tells positions apart.
+        blocks: that were read; for the size of their text.
+        confidences: of the head, by depth and bin.
     """
 
     method: str
-    positions: int
-    tallies: list[_Tally] = field(repr=False, default_factory=list)
-    bits_per_byte: float = float("nan")
+    tally: Tally
+    blocks: PackedBlocks = field(repr=False)
+    confidences: Tally | None = None
+
+    @property
+    def depth(self) -> int:
+        """K."""
+        return max(int(depth) for depth in self.tally.keys("depth"))
+
+    @property
+    def positions(self) -> int:
+        """How many the mean of depth 0 is over."""
+        return self.tally.count("top1", method=self.method, depth=0)
 
     @property
     def tokens_per_forward(self) -> float:
         """To expect of greedy decoding, from the acceptance by depth."""
-        return 1.0 + sum(tally.acceptance / max(1, tally.count) for tally in self.tallies[1:])
+        return float(self.expected("acceptance")[0])
+
+    def expected(self, acceptance: str, depth: int | None = None) -> Means:
+        """1 + Σ_k acceptance, of drafts of `depth` tokens, K by default."""
+        depths = range(1, (self.depth if depth is None else depth) + 1)
+        means = (self.tally.means(acceptance, method=self.method, depth=k) for k in depths)
+        return np.asarray(sum(means, np.ones(1)))
+
+    @property
+    def bits_per_byte(self) -> float:
+        """Of depth 0.
+
+        Bytes per token are those of the whole corpus, also where only some of its blocks are read.
+        The first token of a block is not predicted and counts as one of mean length.
+        """
+        return float(self.bits()[0])
+
+    def bits(self) -> Means:
+        """Bits per byte; drawn documents bring their own bytes per token."""
+        nats = self.tally.means("nll", method=self.method, depth=0)
+        length = self.tally.means("bytes", method=self.method, depth=0)
+        mean = self.blocks.num_bytes / self.blocks.num_tokens
+        return np.asarray(nats / math.log(2) / (mean * length / length[0]))
 
     def rows(self) -> list[dict[str, Any]]:
         """Flat records of depths 0…K: top1, top5, nll (nats), agreement and so on."""
-        return [
-            {"method": self.method, "depth": depth, "positions": tally.count, **tally.record()}
-            for depth, tally in enumerate(self.tallies)
-        ]
+        rows = []
+        for depth in range(self.depth + 1):
+            where: dict[str, str | int] = {"method": self.method, "depth": depth}
+            means = self.tally.estimates(**where)
+            kept = {name: value for name, value in means.items() if not name.startswith(INNER)}
+            count = self.tally.count("top1", **where)
+            rows.append({"table": "depths", **where, "positions": count, **kept})
+        return rows
+
+    def rule_rows(self) -> list[dict[str, Any]]:
+        """What each acceptance rule is expected to accept, by draft length."""
+        rows = []
+        for depth in range(1, self.depth + 1):
+            for rule, lossless in RULES.items():
+                where: dict[str, str | int] = {"method": self.method, "depth": depth}
+                name = f"rule {rule}"
+                rows.append(
+                    {
+                        **where,
+                        "rule": rule,
+                        "lossless": lossless,
+                        **estimate("acceptance", self.tally.means(name, **where)),
+                        **estimate("tokens_per_forward", self.expected(name, depth)),
+                    }
+                )
+        return rows
+
+    def calibration_rows(self) -> list[dict[str, Any]]:
+        """Reliability of the head's confidence: the error by depth, and its bins."""
+        if self.confidences is None:
+            return []
+        return [{"method": self.method, **row} for row in calibration_rows(self.confidences)]
 
 
 def measure_marginals(
@@ -100,48 +129,17 @@ def measure_marginals(
     blocks: PackedBlocks,
     *,
     depth: int,
-    width: int,
+    width: int | Sequence[int],
     positions: int,
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> DepthTable:
-    """Marginalize the backbone at about `positions` random positions, 16 in a row.
-
-    Positions are those from which every depth predicts a token that is learned, no prompt.
-    """
-    if positions < 1:
-        raise InputError(f"positions is {positions}; ask for at least 1.")
-    if depth < 0 or width < 1:
-        raise InputError(f"depth is {depth} and width {width}; use depth ≥ 0 and width ≥ 1.")
-    blocks.require_vocabulary(model.backbone.vocab_size)
-    per_row = min(16, positions)
-    rows = -(-positions // per_row)
-    order = torch.Generator().manual_seed(seed)
-    tallies = [_Tally() for _ in range(depth + 1)]
-    for number, index in enumerate(torch.randperm(len(blocks), generator=order)[:rows].tolist()):
-        row, learned = _last_document(blocks[index])
-        if row.shape[1] < depth + 2:
-            continue
-        usable = learned[1:].unfold(0, depth + 1, 1).all(-1).nonzero().flatten()
-        if not len(usable):
-            continue
-        where = usable[torch.randperm(len(usable), generator=order)[:per_row]].sort().values
-        row, where = row.to(model.backbone.device), where.to(model.backbone.device)
-        own = _own_choice(model, row)
-        standing = torch.ones(len(where), dtype=torch.bool, device=where.device)
-        for marginal in marginalize(model.backbone, row, where, depth, width):
-            ahead = where + marginal.depth
-            standing = tallies[marginal.depth].add(
-                marginal.probabilities,
-                row[0, ahead + 1],
-                own[0, ahead],
-                marginal.covered_mass,
-                standing,
-            )
-        if progress is not None:
-            progress((number + 1) / rows)
-    _require_any(tallies[0])
-    return DepthTable("marginalization", tallies[0].count, tallies)
+    """Marginalize the backbone at about `positions` random positions, see `probe.measure`."""
+    methods = [Marginalization(depth, width)]
+    tally = measure(
+        model, blocks, methods, depth=depth, positions=positions, seed=seed, progress=progress
+    )
+    return DepthTable("marginalization", tally, blocks)
 
 
 def measure_heads(
@@ -156,62 +154,98 @@ def measure_heads(
         raise InputError(f"{limit} blocks were asked for; ask for at least 1.")
     blocks.require_vocabulary(model.backbone.vocab_size)
     head, total = model.head, min(limit or len(blocks), len(blocks))
-    tallies = [_Tally() for _ in range(model.depth + 1)]
+    method = head.config.kind if head is not None else "plain"
+    tally, confidences = Tally("method", "depth"), Tally("depth", "bin")
     model.eval()
     for index in range(total):
-        _measure_block(model, blocks[index], tallies)
+        _measure_block(model, blocks, index, method, tally, confidences)
         if progress is not None:
             progress((index + 1) / total)
-    _require_any(tallies[0])
-    kind = head.config.kind if head is not None else "plain"
-    nats_per_token = tallies[0].nll / tallies[0].count
-    bytes_per_token = blocks.num_bytes / blocks.num_tokens
-    bits_per_byte = nats_per_token / math.log(2) / bytes_per_token
-    return DepthTable(kind, tallies[0].count, tallies, bits_per_byte)
+    table = DepthTable(method, tally, blocks, confidences)
+    if not table.positions:
+        raise InputError("no position has a target at every depth; use longer blocks.")
+    return table
 
 
 @torch.inference_mode()
-def _measure_block(model: MTPModel, block: dict[str, Tensor], tallies: list[_Tally]) -> None:
-    backbone = model.backbone
+def _measure_block(
+    model: MTPModel,
+    blocks: PackedBlocks,
+    index: int,
+    method: str,
+    tally: Tally,
+    confidences: Tally,
+) -> None:
+    backbone, block = model.backbone, blocks[index]
     tokens = block["input_ids"].unsqueeze(0).to(backbone.device)
-    labels = _labels(block).unsqueeze(0).to(backbone.device)
     position_ids = block["position_ids"].unsqueeze(0).to(backbone.device)
+    labels = block.get("labels", block["input_ids"]).unsqueeze(0).to(backbone.device)
     output = backbone(tokens, position_ids=position_ids, layers=model.layers)
-    own = backbone.unembed(output.final).argmax(-1)
     hiddens: Iterable[Tensor] = (output.final,)
     if model.head is not None:
         hiddens = (output.final, *model.depth_hidden(tokens, output))
-    standing = torch.ones(tokens.shape[1], dtype=torch.bool, device=backbone.device)
-    for depth, hidden in enumerate(hiddens):
-        targets = depth_targets(labels, depth, position_ids)[0]
-        probabilities = backbone.unembed(hidden)[0].float().softmax(-1)
-        ahead = own[0].roll(-depth)  # the end wraps around, where there is no target
-        mass = torch.ones(len(targets), device=targets.device)
-        standing = tallies[depth].add(probabilities, targets, ahead, mass, standing)
+    finals = torch.stack([hidden[0] for hidden in hiddens], dim=1)  # (T, K+1, D)
+    ahead = torch.stack([tokens_ahead(tokens, k + 1)[0] for k in range(finals.shape[1])], dim=1)
+    learned = torch.stack(
+        [depth_targets(labels, k, position_ids)[0] != IGNORE for k in range(finals.shape[1])], dim=1
+    )
+    documents = blocks.documents(index)
+    size = max(1, CHUNK // (backbone.vocab_size * finals.shape[1]))
+    places = torch.arange(finals.shape[0], device=backbone.device)
+    for part in places.split(size):
+        own = _own(backbone, output.final[0], part, finals.shape[1])
+        found = _scores(backbone, finals[part], ahead[part], own, learned[part])
+        here = documents[part.cpu().numpy()]
+        for depth, (scores, judged) in enumerate(found):
+            values = {name: value.cpu().numpy() for name, value in scores.items()}
+            if depth == 0:
+                values["bytes"] = _bytes_per_token(blocks, here)
+            tally.add((method, depth), here, values)
+            if depth:
+                calibrate(confidences, depth, here, *judged)
 
 
-def _require_any(tally: _Tally) -> None:
-    if tally.count == 0:
-        raise InputError("no position has a target at every depth; use longer blocks.")
+def _own(backbone: Backbone, final: Tensor, part: Tensor, depths: int) -> list[Tensor]:
+    """The backbone's own distributions at depths 0…K from places `part`, (N, V) each.
 
-
-@torch.inference_mode()
-def _own_choice(model: MTPModel, row: Tensor) -> Tensor:
-    """(1, T): the backbone's greedy choice after every token of the row."""
-    return model.backbone.unembed(model.backbone(row).final).argmax(-1)
-
-
-def _last_document(block: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """The last document of a block as a row of its own, (1, T'), without what fills it up.
-
-    And (T',), which of its tokens are learned.
+    Beyond the row's end its last one, where nothing is counted.
     """
-    start = int((block["position_ids"] == 0).nonzero()[-1])
-    learned = _labels(block)[start:] != IGNORE
-    end = int(learned.nonzero().max()) + 1 if learned.any() else 0
-    return block["input_ids"][start : start + end].unsqueeze(0), learned[:end]
+    last = len(final) - 1
+    return [distribution(backbone, final[(part + k).clamp(max=last)]) for k in range(depths)]
 
 
-def _labels(block: dict[str, Tensor]) -> Tensor:
-    """The tokens of a block, (T,), `IGNORE` on prompts and on what fills it up."""
-    return block.get("labels", block["input_ids"])
+def _scores(
+    backbone: Backbone, finals: Tensor, ahead: Tensor, own: list[Tensor], learned: Tensor
+) -> list[tuple[Scores, tuple[Tensor, Tensor, Tensor]]]:
+    """By depth: scores, and confidence, whether it stood, and whether it was judged, (N,) each.
+
+    Not a number where nothing is learned.
+    """
+    scorer, found = Scorer(), []
+    drafts = [distribution(backbone, finals[:, k]) for k in range(finals.shape[1])]
+    best = torch.stack([draft.argmax(-1) for draft in drafts], dim=1)
+    by_rule = accepted_by_rule(best[:, 1:], own[1:])
+    reached = torch.ones_like(learned[:, 0])
+    for depth, draft in enumerate(drafts):
+        scores = scorer.distribution(depth, draft, Target(ahead[:, depth], own[depth]))
+        scores["covered_mass"] = torch.ones_like(scores["nll"])
+        stands = scores["acceptance"] > 0
+        confidence = draft.max(-1).values
+        if depth:
+            for rule, accepted in by_rule.items():
+                scores[f"rule {rule}"] = (accepted >= depth).float()
+            scores["rule speculative"] = scores["speculative"]
+        valid = learned[:, depth]
+        judged = valid & reached
+        if depth:
+            reached = stands
+        masked = {name: value.masked_fill(~valid, math.nan) for name, value in scores.items()}
+        found.append((masked, (confidence, stands, judged)))
+    return found
+
+
+def _bytes_per_token(blocks: PackedBlocks, documents: np.ndarray[Any, Any]) -> Any:
+    """Of each position's document, (N,); 1 where it is not known."""
+    if blocks.document_bytes is None:
+        return np.ones(len(documents))
+    return (blocks.document_bytes / blocks.document_lengths())[documents]

@@ -9,11 +9,12 @@ Shapes: B rows of a batch, T prompt.
 
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -34,11 +35,13 @@ class Continuation:
         rows: the new tokens of each.
         forwards: passes of the backbone.
         steps: what each pass drafted and accepted in each row, where the method tells.
+        draft_lengths: how many tokens deep each pass drafted, over time, where the method tells.
     """
 
     rows: list[list[int]]
     forwards: int
     steps: Sequence[Step] = ()
+    draft_lengths: Sequence[int] = ()
 
     @property
     def row_forwards(self) -> int:
@@ -70,7 +73,10 @@ class Foretoken:
         name: by default `plain`, or the kind of the heads.
         plain: propose nothing.
         drafter: in place of the heads.
+        draft_length: `"auto"` chooses it while decoding; a number is the drafter's own, for the
+            result file.
         sampling: greedy by default.
+        pass_width: of every pass, whatever is drafted.
         compiled: whether the step is.
         source: where drafts come from, for the result file; by default `heads` or `none`.
         tree: their shape, for the result file.
@@ -83,21 +89,31 @@ class Foretoken:
         *,
         plain: bool = False,
         drafter: Drafter | None = None,
+        draft_length: int | Literal["auto"] | None = None,
         sampling: Sampling | None = None,
+        pass_width: int | None = None,
         compiled: bool = False,
         source: str | None = None,
         tree: str | None = None,
     ) -> None:
         self.model, self.compiled = model, compiled
+        self.pass_width, self.draft_length = pass_width, draft_length
         self.drafter = NoDrafter() if plain else drafter
         self.sampling = sampling or Sampling()
         self.name = name or ("plain" if plain else model.require_head().config.kind)
         self.facts: Mapping[str, Any] = {
             "drafter": source or ("none" if plain else "heads"),
             "tree": tree,
+            "draft_length": draft_length,
+            "pass_width": pass_width,
             "compiled": compiled,
             "temperature": self.sampling.temperature,
         }
+
+    @property
+    def auto(self) -> bool:
+        """Whether draft lengths are chosen while decoding."""
+        return self.draft_length == "auto"
 
     def compile(self) -> "Foretoken":
         """The same with a compiled step."""
@@ -113,10 +129,13 @@ class Foretoken:
             max_new_tokens=count,
             stop_tokens=(),
             drafter=self.drafter,
+            draft_length="auto" if self.auto else None,
             sampling=self.sampling,
+            pass_width=self.pass_width,
             compiled=self.compiled,
         )
-        return Continuation(result.continuations, result.forwards, result.row_steps)
+        lengths = result.draft_lengths if self.auto else ()
+        return Continuation(result.continuations, result.forwards, result.row_steps, lengths)
 
 
 class Transformers:
@@ -230,6 +249,7 @@ class _Record:
     seconds: float = 0.0
     peak: int = 0
     steps: list[Step] = field(default_factory=list)
+    draft_lengths: list[list[int]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -237,7 +257,9 @@ class SpeedTable:
     """What a comparison found.
 
     Attributes:
-        rows: one record per method, then one per method and drafted depth.
+        rows: one record per method, then one per method and drafted depth, and per method and
+            draft length, where that was chosen while decoding.
+        draft_lengths: those over time, by method and batch.
         prompts: how many were measured.
         looped: prompts whose plain continuation falls into a loop.
         dropped: prompts left out because their loop begins at once.
@@ -247,6 +269,7 @@ class SpeedTable:
     prompts: int
     looped: int
     dropped: int
+    draft_lengths: dict[str, list[list[int]]] = field(default_factory=dict)
 
 
 def compare(
@@ -303,7 +326,12 @@ def compare(
         if progress is not None:
             progress((number + 1) / len(batches))
     rows = _rows(methods, records, len(kept), min(batch_size, len(kept)), greedy)
-    return SpeedTable(rows, len(kept), looped, len(prompts) - len(kept))
+    chosen = {
+        method.name: record.draft_lengths
+        for method, record in zip(methods, records, strict=True)
+        if any(record.draft_lengths)
+    }
+    return SpeedTable(rows, len(kept), looped, len(prompts) - len(kept), chosen)
 
 
 def _lengths(
@@ -354,6 +382,7 @@ def _take_turns(
         record.identical += sum(row == plain for row, plain in pairs)
         record.seconds += statistics.median(times)
         record.steps.extend(outcome.steps)
+        record.draft_lengths.append(list(outcome.draft_lengths))
 
 
 def _rows(
@@ -386,6 +415,11 @@ def _rows(
             {"method": method.name, "depth": depth, "acceptance": share}
             for depth, share in acceptance_by_depth(record.steps).items()
         ]
+        lengths = [length for batch in record.draft_lengths for length in batch]
+        rows += [
+            {"method": method.name, "draft_length": length, "share": share}
+            for length, share in share_by_length(lengths).items()
+        ]
     return rows
 
 
@@ -398,6 +432,12 @@ def acceptance_by_depth(steps: Sequence[Step]) -> dict[int, float]:
         if reached:
             shares[depth] = sum(s.accepted >= depth for s in reached) / len(reached)
     return shares
+
+
+def share_by_length(lengths: Sequence[int]) -> dict[int, float]:
+    """Which share of the passes drafted how many tokens."""
+    counts = Counter(lengths)
+    return {length: counts[length] / len(lengths) for length in sorted(counts)}
 
 
 def _synchronize(device: torch.device) -> None:

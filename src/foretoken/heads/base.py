@@ -40,13 +40,15 @@ class Parts:
         hidden_size: D.
         num_layers: L, blocks of the backbone.
         block: makes a decoder block.
-        norm: makes a norm like the backbone's final one.
+        norm: makes a copy of the backbone's final norm.
+        new_norm: makes a norm of the same kind that has learned nothing yet.
     """
 
     hidden_size: int
     num_layers: int
     block: Callable[[], nn.Module]
     norm: Callable[[], nn.Module]
+    new_norm: Callable[[], nn.Module]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +59,11 @@ class HeadConfig:
         depth: K ≥ 1, how many tokens beyond the next one are predicted.
         tap: which hidden states are read, see `foretoken.heads.taps`.
         init: weights of new blocks: `"fresh"` or a `"copy"` of the backbone's last block.
-        block: what new blocks are on a mixture of experts: the `"same"` as the backbone's last
-            block, or `"dense"`, with one feed-forward network of the active experts' size.
+        block: what new blocks are: the `"same"` as the backbone's last block; on a mixture of
+            experts `"dense"`, with one feed-forward network of the active experts' size; or
+            `"wide"`, with an attention that reads two states side by side (sequential heads).
+        normalize: whether the tap scales residual states to a root mean square of 1; by default
+            for fresh blocks, while copied ones expect states as the backbone has them.
     """
 
     kind: ClassVar[str]
@@ -66,14 +71,21 @@ class HeadConfig:
     tap: str | int = "final"
     init: BlockInit = "fresh"
     block: BlockKind = "same"
+    normalize: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.init == "fresh")
         check_fields(self)
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"normalize is {self.normalize!r}; it is true or false.")
         if self.depth < 1:
             raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
         check_tap(self.tap)
-        if (self.init, self.block) == ("copy", "dense"):
-            raise InputError("a dense block cannot be a copy; use init 'fresh'.")
+        if self.init == "copy" and self.block != "same":
+            raise InputError(f"a {self.block} block cannot be a copy; use init 'fresh'.")
+        if self.block == "wide" and self.kind != "sequential":
+            raise InputError("a wide block reads two states; it goes with sequential heads.")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the head's kind under `kind`."""
@@ -98,7 +110,8 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.config = config
         depths = 1 if self.chained else config.depth
-        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths)
+        scaled = bool(config.normalize)
+        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths, scaled)
 
     @property
     def depth(self) -> int:
@@ -111,6 +124,11 @@ class Head(nn.Module, ABC):
 
         Depths of a chain start from one tap and are differentiated together; others stand alone.
         """
+        return False
+
+    @property
+    def zero_first(self) -> bool:
+        """Whether depth 1 reads zeros for the embedding at a document's first position."""
         return False
 
     @property

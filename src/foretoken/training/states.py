@@ -98,7 +98,8 @@ class StateCache:
             self.known[index[missing][kept]] = True
         final, *residual = rows.unbind(1)
         call = backbone.block_call(final, position_ids, None)
-        return BackboneOutput(final, dict(zip(self.model.layers, residual, strict=True)), call)
+        states = dict(zip(self.model.layers, residual, strict=True))
+        return BackboneOutput(final, states, call, positions=position_ids)
 
 
 def _allocate(path: Path, size: int) -> None:

@@ -6,6 +6,7 @@ from foretoken.decoding.drafters.lookup import LookupDrafter
 from foretoken.decoding.drafters.model import ModelDrafter
 from foretoken.decoding.drafters.none import NoDrafter
 from foretoken.decoding.drafters.parallel import ParallelDrafter
+from foretoken.decoding.drafters.rollout import RolloutDrafter
 from foretoken.decoding.drafters.sequential import SequentialDrafter
 from foretoken.decoding.tree import TreeShape
 from foretoken.heads import Head, SequentialHeads
@@ -19,6 +20,8 @@ def drafter_for(
 ) -> Drafter:
     """A new drafter for `head`, of chains or of trees."""
     if isinstance(head, SequentialHeads):
+        if head.contract.rollout == "token":
+            return RolloutDrafter(backbone, head, length, shape)
         return SequentialDrafter(backbone, head, length, shape)
     return ParallelDrafter(backbone, head, length, shape)
 
@@ -30,6 +33,7 @@ __all__ = [
     "ModelDrafter",
     "NoDrafter",
     "ParallelDrafter",
+    "RolloutDrafter",
     "SequentialDrafter",
     "drafter_for",
 ]

@@ -39,7 +39,7 @@ class LookupDrafter:
     def draft(self, committed: Committed, limit: int) -> Draft:
         length = min(self.length, limit)
         found = [
-            self._continuation(row[:count], length)
+            self.continuation(row[:count], length)
             for row, count in zip(committed.tokens, committed.lengths, strict=True)
         ]
         longest = max(map(len, found))
@@ -48,7 +48,8 @@ class LookupDrafter:
             row[: len(copied)] = copied
         return Draft(tokens)
 
-    def _continuation(self, tokens: Tensor, length: int) -> Tensor:
+    def continuation(self, tokens: Tensor, length: int) -> Tensor:
+        """What is copied behind `tokens` (S,): at most `length` tokens, none without a match."""
         for size in range(min(self.match, len(tokens) - 1), 0, -1):
             places = tokens[:-1].unfold(0, size, 1)  # every stretch that something follows
             same = (places == tokens[-size:]).all(1).nonzero()

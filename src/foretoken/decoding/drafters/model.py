@@ -61,8 +61,10 @@ class ModelDrafter:
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
-        # What it has read of its own last draft stands as far as that was accepted.
-        self.read = [min(read, length - 1) for read, length in zip(self.read, lengths, strict=True)]
+        # What it has read of its own last draft stands as far as that was accepted. Of a tree it
+        # has read the chain, and the last token that was accepted may be a leaf beside it.
+        own = 1 if self.shape is None else 2
+        self.read = [min(at, length - own) for at, length in zip(self.read, lengths, strict=True)]
         context = self.model.max_length
         limit = min(limit, limit if context is None else context - max(lengths))
         if limit < 1:
@@ -76,17 +78,18 @@ class ModelDrafter:
         )
         window = committed.tokens.gather(1, places)
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
-        self.read = list(lengths)
         drafts, logits = [], []
         for depth in range(min(self.length, limit)):
             final = self.model(window, **self.past.enter(window.shape[1])).final
             final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
             logits.append(self.model.unembed(final))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
-            self.past.keep(self.read)
+            if depth == 0:
+                self.past.keep(lengths)
+            else:
+                self.past.assume()
             window, last = drafts[-1].tokens, torch.zeros_like(last)
-            self.read = [read + 1 for read in self.read]
-        self.read = [read - 1 for read in self.read]  # it has not read its last token
+        self.read = [length + len(drafts) - 1 for length in lengths]  # not its last token
         if self.shape is not None:
             return comb(torch.cat(logits, dim=1), self.shape)
         return Draft.joined(drafts)

@@ -59,7 +59,7 @@ class ParallelDrafter:
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
-        self._compiled = compile_fixed(self._logits) if past.fixed else self._logits
+        self._compiled = compile_fixed(self._logits) if past.compiled else self._logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last

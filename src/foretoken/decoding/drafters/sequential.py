@@ -23,6 +23,15 @@ from foretoken.errors import InputError
 from foretoken.heads import FINAL, SequentialHeads
 
 
+def check_length(head: SequentialHeads, length: int) -> None:
+    """Refuse to draft what a chain cannot."""
+    if length < 1 or (length > head.depth and len(head.chain) > 1):
+        raise InputError(
+            f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
+            "module goes further than it was trained."
+        )
+
+
 class SequentialDrafter:
     """Drafts from a chain of modules.
 
@@ -42,12 +51,7 @@ class SequentialDrafter:
         shape: TreeShape | None = None,
     ) -> None:
         length = head.depth if length is None else length
-        shared = len(head.chain) == 1
-        if length < 1 or (length > head.depth and not shared):
-            raise InputError(
-                f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
-                "module goes further than it was trained."
-            )
+        check_length(head, length)
         if shape is not None:
             shape.check(backbone.vocab_size)
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
@@ -96,6 +100,9 @@ class SequentialDrafter:
         drafts, logits = [], []
         for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
             ahead = self.backbone.embed(tokens.gather(1, places + depth))
+            if depth == 1 and self.head.zero_first:
+                ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
+            hidden = hidden if depth == 1 else self.head.hand_on(hidden, depth - 1)
             hidden = self.head.step(hidden, ahead, depth, run)
             final = self.head.module(depth).norm(at(hidden, ends))
             logits.append(self.backbone.unembed(final))

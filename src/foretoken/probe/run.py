@@ -1,0 +1,174 @@
+"""Many positions, row by row: sampled, measured by every method, counted, and resumed.
+
+Shapes: T row length, P positions of a row.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foretoken.data import PackedBlocks
+from foretoken.errors import InputError
+from foretoken.model import MTPModel
+from foretoken.probe.classes import TokenClasses
+from foretoken.probe.methods import Method, Place
+from foretoken.tally import Tally
+from foretoken.targets import IGNORE
+
+PER_ROW = 16
+"""Positions sampled in one row, at most: neighbours have little new to tell."""
+
+AXES = ("method", "depth", "document_kind", "token_class")
+
+
+def measure(
+    model: MTPModel,
+    blocks: PackedBlocks,
+    methods: Sequence[Method],
+    *,
+    depth: int,
+    positions: int,
+    seed: int = 0,
+    classes: TokenClasses | None = None,
+    journal: "Journal | None" = None,
+    progress: Callable[[float], None] | None = None,
+) -> Tally:
+    """Score `methods` at about `positions` random positions.
+
+    Positions are those from which every depth predicts a token that is learned, no prompt.
+
+    Args:
+        model: its backbone is probed.
+        blocks: text that the model has not seen.
+        methods: see `foretoken.probe.methods`.
+        depth: K.
+        positions: how many.
+        seed: of the positions.
+        classes: tells the class of the predicted token; None: all are of one class.
+        journal: keeps what is done, and knows what was done before.
+        progress: told the share done.
+
+    Returns:
+        Means by method, depth, kind of document and class of token.
+
+    Raises:
+        InputError: no positions are asked for, or none has a target at every depth; the tokens are
+            another tokenizer's.
+    """
+    if positions < 1:
+        raise InputError(f"positions is {positions}; ask for at least 1.")
+    blocks.require_vocabulary(model.backbone.vocab_size)
+    model.eval()
+    per_row = min(PER_ROW, positions)
+    random = torch.Generator().manual_seed(seed)
+    rows = torch.randperm(len(blocks), generator=random)[: -(-positions // per_row)].tolist()
+    tally = Tally(*AXES)
+    done = journal.done if journal is not None else {}
+    for number, index in enumerate(rows):
+        if index not in done:
+            drawn = torch.Generator().manual_seed(seed * 1_000_003 + index)
+            found = _measure_row(model, blocks, index, methods, depth, per_row, drawn, classes)
+            done[index] = found.records()
+            if journal is not None:
+                journal.write(index, done[index])
+        tally.merge(done[index])
+        if progress is not None:
+            progress((number + 1) / len(rows))
+    if not tally.keys("depth"):
+        raise InputError("no position has a target at every depth; use longer blocks.")
+    return tally
+
+
+@torch.inference_mode()
+def _measure_row(
+    model: MTPModel,
+    blocks: PackedBlocks,
+    index: int,
+    methods: Sequence[Method],
+    depth: int,
+    count: int,
+    random: torch.Generator,
+    classes: TokenClasses | None,
+) -> Tally:
+    tally, device = Tally(*AXES), model.backbone.device
+    start, learned = _last_document(blocks[index])
+    where = _draw(learned, depth, count, random)
+    if not len(where):
+        return tally
+    row = blocks[index]["input_ids"][start : start + len(learned)]
+    document = int(blocks.documents(index)[start])
+    kind = blocks.document_kinds[document] if blocks.document_kinds else "text"
+    names = ["token"] * len(row) if classes is None else classes(row.tolist(), kind)
+    place = Place.read(model.backbone, row.unsqueeze(0).to(device), where.to(device), depth)
+    for method in methods:
+        for k, scores in method(place):
+            tally.add(
+                (method.name, k, kind),
+                [document] * len(where),
+                {name: value.cpu().numpy() for name, value in scores.items()},
+                [names[t + k + 1] for t in where.tolist()],
+            )
+    return tally
+
+
+def _draw(learned: Tensor, depth: int, count: int, random: torch.Generator) -> Tensor:
+    """Up to `count` positions, in order, whose targets at depths 0…`depth` are all learned."""
+    if len(learned) < depth + 2:
+        return torch.zeros(0, dtype=torch.long)
+    usable = learned[1:].unfold(0, depth + 1, 1).all(-1).nonzero().flatten()
+    return usable[torch.randperm(len(usable), generator=random)[:count]].sort().values
+
+
+def _last_document(block: dict[str, Tensor]) -> tuple[int, Tensor]:
+    """Where the last document of a block begins, and (T',) which of its tokens are learned.
+
+    What fills it up is left out.
+    """
+    start = int((block["position_ids"] == 0).nonzero()[-1])
+    learned = block.get("labels", block["input_ids"])[start:] != IGNORE
+    end = int(learned.nonzero().max()) + 1 if learned.any() else 0
+    return start, learned[:end]
+
+
+class Journal:
+    """What is done of a run, line by line, so that one that was stopped goes on.
+
+    A line that was not written whole, and those of a run with other settings, do not count.
+
+    Args:
+        path: of the file; made with the first line.
+        settings: what the numbers depend on.
+    """
+
+    def __init__(self, path: Path, settings: dict[str, Any]) -> None:
+        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.done: dict[int, list[Any]] = {}
+        self._begun = False
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
+        whole = [line for line in lines if line.endswith("\n")]
+        if whole and json.loads(whole[0]) == self.settings:
+            self.done = {index: records for index, records in map(json.loads, whole[1:])}
+
+    def write(self, index: int, records: list[Any]) -> None:
+        """Keep what was found in one row."""
+        if not self._begun:
+            self._begin()
+        with self.path.open("a", encoding="utf-8") as stream:
+            stream.write(json.dumps([index, records]) + "\n")
+
+    def _begin(self) -> None:
+        """Write anew what counts, in place of what may end in half a line."""
+        self._begun = True
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        lines = [self.settings, *([index, records] for index, records in self.done.items())]
+        whole = self.path.with_name(f"{self.path.name}.new")
+        whole.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        whole.replace(self.path)
+
+    def remove(self) -> None:
+        """The run is over."""
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,287 @@
+"""Batches: every row is continued as it would be alone, plainly, whatever is drafted.
+
+A quick slice runs always; every family with every drafter:
+
+    pytest -m long tests/test_batches.py
+"""
+
+import copy
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerFast
+
+import families
+import foretoken as ft
+from foretoken.backbone import Backbone
+from foretoken.decoding import (
+    Batch,
+    Committed,
+    Draft,
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    Sampling,
+    SpeculativeSampling,
+    StopStrings,
+    StopTokens,
+    TreeShape,
+    decode,
+    drafter_for,
+)
+from foretoken.decoding.cache import takes_masks
+from test_decoding import RESTORED, SERVED, short_context
+from test_length import Told
+
+NEW, PAD = 12, 7
+LENGTHS = (5, 1, 29, 13, 16, 3, 17, 8)
+"""Of the prompts: around the sliding windows of 16, and the shortest there is."""
+HEADS = {
+    "parallel": ft.ParallelHeads.Config(depth=3, init="copy"),
+    "residual": ft.ResidualHeads.Config(depth=3),
+    "sequential": ft.SequentialHeads.Config(depth=3),
+    "shared": ft.SequentialHeads.Config(depth=1, shared=True),
+}
+DRAFTERS = [
+    "none",
+    "lookup",
+    "model",
+    "model tree",
+    *(f"{kind}{shape}" for kind in HEADS for shape in ("", " tree")),
+]
+TREES = {"parallel": TreeShape(widths=(2, 2, 1)), "residual": TreeShape(nodes=7)}
+COMB = TreeShape(widths=(2, 2, 2))
+DEPTH = 3
+
+
+@cache
+def lm(family: str) -> PreTrainedModel:
+    """The backbone; `short` before a family's name cuts its context to 24 tokens."""
+    kind, _, name = family.rpartition(" ")
+    return short_context(name).lm if kind == "short" else families.build(name)
+
+
+@cache
+def attached(family: str, kind: str) -> ft.MTPModel:
+    torch.manual_seed(5)
+    return ft.MTPModel(lm(family), HEADS.get(kind)).eval()
+
+
+@cache
+def draft_model(family: str) -> Backbone:
+    """Nearly the same model, which drafts right now and then."""
+    model = copy.deepcopy(lm(family))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
+    return Backbone(model)
+
+
+def prompt(length: int) -> list[int]:
+    """The same words again and again, so that there is something to look up."""
+    return families.prompt(1, 6, seed=length)[0].repeat(5)[:length].tolist()
+
+
+@cache
+def alone(family: str, length: int) -> list[int]:
+    """What transformers' own `generate` makes of the prompt of that length."""
+    model, row = lm(family), torch.tensor([prompt(length)])
+    new = min(NEW, (attached(family, "none").backbone.max_length or NEW + length) - length)
+    out = model.generate(
+        row, attention_mask=torch.ones_like(row), max_new_tokens=new, do_sample=False
+    )
+    return out[0, length:].tolist()
+
+
+def padded(lengths: list[int], side: str) -> tuple[Tensor, Tensor]:
+    """The prompts of those lengths as a batch, and its mask."""
+    width = max(lengths)
+    rows = torch.full((len(lengths), width), PAD)
+    mask = torch.zeros_like(rows)
+    for number, length in enumerate(lengths):
+        where = slice(width - length, width) if side == "left" else slice(length)
+        rows[number, where], mask[number, where] = torch.tensor(prompt(length)), 1
+    return rows, mask
+
+
+class Helped:
+    """Asks a drafter, and puts some of its first tokens right: how many depends on a row's length.
+
+    Heads that were never trained are hardly ever right; so rows accept, and different lengths.
+
+    Attributes:
+        said: what the drafter itself proposed, by prompt, number of tokens so far and limit.
+    """
+
+    def __init__(self, inner: Drafter, texts: dict[int, list[int]]) -> None:
+        self.inner, self.layers, self.longest = inner, inner.layers, inner.longest
+        self.texts = {length: prompt(length) + new for length, new in texts.items()}
+        self.said: dict[tuple[int, int, int], list[int]] = {}
+
+    def start(self, past, sampler, rows, capacity) -> None:
+        self.inner.start(past, sampler, rows, capacity)
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        draft = self.inner.draft(committed, limit)
+        tokens = draft.tokens.clone()
+        for row, length in enumerate(committed.lengths):
+            stands = committed.tokens[row, :length].tolist()
+            name = next(n for n, text in self.texts.items() if text[:length] == stands)
+            self.said[name, length, min(limit, self.longest)] = draft.tokens[row].tolist()
+            right = length % (DEPTH + 2)
+            way = self.way(draft, row)[:right]
+            for node, token in zip(way, self.texts[name][length:], strict=False):
+                tokens[row, node - 1] = token
+        return replace(draft, tokens=tokens)
+
+    @staticmethod
+    def way(draft: Draft, row: int) -> list[int]:
+        """Nodes to the deepest leaf, the last of several: in a tree not the first ones."""
+        depths = draft.depths[row]
+        node, way = int((depths == depths.max()).nonzero()[-1]), []
+        while node > 0:
+            way.insert(0, node)
+            node = node - 1 if draft.parents is None else int(draft.parents[row, node - 1])
+        return way
+
+
+def drafter(family: str, name: str, length: int | None = None) -> Drafter:
+    kind, _, tree = name.partition(" ")
+    backbone = attached(family, "none").backbone
+    if kind == "none":
+        return NoDrafter()
+    if kind == "lookup":
+        return LookupDrafter(length or DEPTH, 2)
+    shape = TREES.get(kind, COMB) if tree else None
+    if kind == "model":
+        return ModelDrafter(backbone, draft_model(family), length or DEPTH, shape)
+    length = length or (DEPTH + 1 if kind == "shared" else DEPTH)  # deeper than it was trained
+    return drafter_for(backbone, attached(family, kind).require_head(), length, shape)
+
+
+# -- every family, every drafter ------------------------------------------------------------------
+
+QUICK = [
+    *(("llama", name) for name in DRAFTERS),
+    ("mistral", "parallel tree"),
+    ("gemma3_text", "sequential tree"),
+    ("gpt2", "model tree"),
+    ("mixtral", "residual"),
+    ("qwen3_next", "parallel"),
+]
+CHAINS = {"falcon_alibi", *RESTORED}
+"""Families that take no masks of ours: one row at a time, and no trees."""
+ALL = [
+    pytest.param(family, name, marks=[] if (family, name) in QUICK else pytest.mark.long)
+    for family in SERVED
+    for name in DRAFTERS
+    if not (family in CHAINS and name.endswith("tree"))
+]
+
+
+@pytest.mark.parametrize(("family", "name"), ALL)
+def test_a_row_is_continued_as_alone(family: str, name: str) -> None:
+    model = attached(family, "none")
+    assert takes_masks(model.backbone) == (family not in CHAINS)
+    texts = {length: alone(family, length) for length in LENGTHS}
+    said = {}
+    for length in LENGTHS[:3]:
+        one = Helped(drafter(family, name), {length: texts[length]})
+        result = model.generate(torch.tensor([prompt(length)]), max_new_tokens=NEW, drafter=one)
+        assert result.new_tokens == texts[length]
+        said |= one.said
+    for size in (3, 8):
+        for side in ("left", "right"):
+            lengths = list(LENGTHS[:size])
+            rows, mask = padded(lengths, side)
+            many = Helped(drafter(family, name), texts)
+            result = model.generate(rows, mask, max_new_tokens=NEW, drafter=many)
+            assert result.continuations == [texts[length] for length in lengths]
+            assert torch.equal(result.sequences[:, : rows.shape[1]], rows)
+            assert result.sequences[:, rows.shape[1] :].tolist() == result.continuations
+            if name != "none":
+                assert len({step.accepted for step in result.row_steps}) > 1
+            if name.partition(" ")[0] in HEADS and name != "residual tree":  # near-ties of nodes
+                common = said.keys() & many.said.keys()  # neighbours may have more room
+                assert len(common) > 6
+                for key in common:
+                    assert said[key] == many.said[key], key
+
+
+# -- any rows, any drafts, any end ----------------------------------------------------------------
+
+LETTERS = "abcdefghij"
+
+
+@cache
+def letters() -> PreTrainedTokenizerFast:
+    """One or two letters per token, as many tokens as the families have."""
+    words = [*LETTERS, *(a + b for a in LETTERS for b in LETTERS)][: families.VOCAB]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def cut(tokens: list[int], new: int, stop_tokens: set[int], stop_strings: list[str]) -> list[int]:
+    """Where plain decoding ends: one token after another, and a look at everything so far."""
+    for count in range(1, min(new, len(tokens)) + 1):
+        text = letters().decode(tokens[:count])
+        if tokens[count - 1] in stop_tokens or any(string in text for string in stop_strings):
+            return tokens[:count]
+    return tokens[:new]
+
+
+def test_a_stop_string_that_no_token_writes_is_refused() -> None:
+    model, row = attached("llama", "none"), torch.tensor([prompt(5)])
+    for string in ("abx", "x", "", "a b"):
+        with pytest.raises(ft.InputError, match=f"stop string '{string}' can never appear"):
+            model.generate(row, max_new_tokens=4, stop_strings=["ab", string], tokenizer=letters())
+    with pytest.raises(ft.InputError, match="need the tokenizer too"):
+        model.generate(row, max_new_tokens=4, stop_strings=["ab"])
+
+
+@settings(max_examples=50)
+@given(data=st.data())
+def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
+    """Prompts, padding, draft lengths and ends of any kind; `short` contexts fill up mid-block."""
+    draw = data.draw
+    family = draw(
+        st.sampled_from(["llama", "mistral", "gpt2", "qwen3_next", "short llama", "short opt"])
+    )
+    longest = 23 if family.startswith("short") else 29
+    lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=4, unique=True))
+    rows, mask = padded(lengths, draw(st.sampled_from(["left", "right"])))
+    texts = {length: alone(family, length) for length in lengths}
+    spoken = texts[draw(st.sampled_from(lengths))]
+    new, stop_tokens, stop_strings = draw(st.integers(1, NEW)), set(), []
+    if draw(st.booleans()):
+        stop_tokens = {draw(st.sampled_from(spoken))}
+    if draw(st.booleans()):
+        text = letters().decode(spoken)
+        begin = draw(st.integers(0, len(text) - 1))
+        stop_strings = [text[begin : begin + draw(st.integers(1, 5))]]
+    name = draw(st.sampled_from([name for name in DRAFTERS if name != "none"]))
+    if family in CHAINS:
+        name = name.partition(" ")[0]
+    limits = draw(st.lists(st.integers(0, DEPTH), min_size=1, max_size=4).filter(any))
+
+    model = attached(family, "none")
+    stops = [StopTokens(stop_tokens), StopStrings(stop_strings, letters())]
+    batch = Batch(model.backbone, rows, mask, new, stops)
+    helped = Helped(drafter(family, name), texts)
+    rule, greedy = SpeculativeSampling(), Sampling()
+    steps = list(decode(model.backbone, batch, helped, rule, greedy, length=Told(limits)))
+
+    for length, row in zip(lengths, zip(*steps, strict=True), strict=True):
+        found = [token for step in row for token in step.tokens]
+        assert found == cut(texts[length], new, stop_tokens, stop_strings)
+        for step in row:
+            assert step.accepted <= step.drafted <= DEPTH
+            assert len(step.tokens) - step.accepted in (0, 1)

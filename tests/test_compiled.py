@@ -1,0 +1,54 @@
+"""The compiled step says what the uncompiled one says.
+
+Compiling takes its time: one case always, the others with `pytest -m long tests/test_compiled.py`.
+"""
+
+import pytest
+import torch
+from torch import Tensor
+
+import foretoken as ft
+from foretoken.decoding import Drafter, LookupDrafter, NoDrafter, TreeShape, drafter_for
+
+NEW = 10
+PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])
+
+
+def batch(rows: int) -> tuple[Tensor, Tensor]:
+    """Prompts padded in front, and their mask."""
+    width = max(map(len, PROMPTS[:rows]))
+    missing = [[0] * (width - len(row)) for row in PROMPTS[:rows]]
+    tokens = [some + row for some, row in zip(missing, PROMPTS, strict=False)]
+    mask = [some + [1] * len(row) for some, row in zip(missing, PROMPTS, strict=False)]
+    return torch.tensor(tokens), torch.tensor(mask)
+
+
+def drafter(model: ft.MTPModel, name: str) -> Drafter:
+    if name in ("none", "lookup"):
+        return NoDrafter() if name == "none" else LookupDrafter(2, 1)
+    shape = TreeShape(widths=(2, 2)) if name == "tree" else None
+    return drafter_for(model.backbone, model.require_head(), None, shape)
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        pytest.param(
+            name, rows, marks=pytest.mark.slow if (name, rows) == ("tree", 3) else pytest.mark.long
+        )
+        for name in ("none", "chain", "tree", "lookup", "sequential")
+        for rows in (1, 3)
+    ],
+)
+def test_a_compiled_step_changes_no_token(small_llama, name: str, rows: int) -> None:
+    kind = "sequential" if name == "sequential" else "parallel"
+    model = ft.attach(small_llama, kind, depth=2).eval()
+    tokens, mask = batch(rows)
+    steps, compiled = (
+        model.generate(
+            tokens, mask, max_new_tokens=NEW, drafter=drafter(model, name), compiled=compiled
+        ).steps
+        for compiled in (False, True)
+    )
+    assert compiled == steps
+    torch.compiler.reset()
