@@ -165,7 +165,7 @@ class Load:
             asked, _ = self.asked(dice, max_tokens=96)
             try:
                 await client.post("/v1/completions", json=asked, timeout=dice.random())
-            except httpx.ReadTimeout:
+            except httpx.TimeoutException:
                 return
         asked, _ = self.asked(dice, max_tokens=96, stream=True)
         async with client.stream("POST", "/v1/completions", json=asked) as answer:

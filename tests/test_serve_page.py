@@ -2,14 +2,18 @@
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect
 
+from browser import Browser, opened, violations
 from serving import Running, offline, serving
 
 PROMPT = "def main("
+expect.set_options(timeout=60_000)
 
 
 @pytest.fixture(scope="module")
@@ -19,34 +23,21 @@ def running() -> Iterator[Running]:
 
 
 @pytest.fixture
-def page(chromium: Any, running: Running) -> Iterator[Any]:
-    """The page, of which nothing is loaded from elsewhere and nothing complained."""
-    yield from opened(chromium, running.url)
+def page(chromium: Browser, running: Running) -> Iterator[Any]:
+    with shown(chromium, running.url) as page:
+        yield page
 
 
-def opened(chromium: Any, url: str, **options: Any) -> Iterator[Any]:
-    context = chromium.new_context(**options)
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    complaints: list[str] = []
-    elsewhere: list[str] = []
-    page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on("request", lambda request: elsewhere.append(request.url))
-    page.goto(url)
-    expect(page.locator("#model")).to_contain_text("tiny-mtp")
-    yield page
-    # Chromium itself writes down every answer that refuses.
-    assert [text for text in complaints if "status of 400" not in text] == []
-    assert all(address.startswith((url, "data:")) for address in elsewhere)
-    context.close()
-
-
-def expect(locator: Any) -> Any:
-    from playwright.sync_api import expect
-
-    expect.set_options(timeout=60_000)
-    return expect(locator)
+@contextmanager
+def shown(chromium: Browser, url: str, **look: Any) -> Iterator[Any]:
+    """The page, of which nothing is loaded from elsewhere and nothing complains."""
+    with opened(chromium, url, **look) as found:
+        found.page.set_default_timeout(60_000)
+        expect(found.page.locator("#model")).to_contain_text("tiny-mtp")
+        yield found.page
+        # Chromium itself writes down every answer that refuses.
+        assert [text for text in found.complaints if "status of 400" not in text] == []
+        assert all(address.startswith((url, "data:")) for address in found.requests)
 
 
 def generate(page: Any, tokens: int = 24) -> None:
@@ -124,9 +115,9 @@ def test_what_is_refused_is_said(page: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_on_a_phone(chromium: Any, running: Running, scheme: str) -> None:
+def test_on_a_phone(chromium: Browser, running: Running, scheme: str) -> None:
     phone = {"width": 360, "height": 740}
-    for page in opened(chromium, running.url, viewport=phone, color_scheme=scheme):
+    with shown(chromium, running.url, viewport=phone, color_scheme=scheme) as page:
         generate(page)
         expect(page.get_by_role("status")).to_contain_text("the same text")
         for name in ("#prompt", "#run", "#stop", "#with", "#plain", "#tokens", "#temperature"):
@@ -138,26 +129,24 @@ def test_on_a_phone(chromium: Any, running: Running, scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_no_barriers(chromium: Any, running: Running, scheme: str) -> None:
+def test_no_barriers(chromium: Browser, running: Running, scheme: str) -> None:
     """Labels, roles and contrast, by axe-core's rules."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
-    for page in opened(chromium, running.url, color_scheme=scheme, bypass_csp=True):
+    with shown(chromium, running.url, color_scheme=scheme, bypass_csp=True) as page:
         generate(page)
         expect(page.get_by_role("status")).to_contain_text("the same text")
-        found = axe.run(page).response["violations"]
-        assert [(rule["id"], rule["nodes"][0]["html"]) for rule in found] == []
+        assert violations(page) == []
 
 
-def test_the_key_is_asked_for_and_used(chromium: Any) -> None:
-    with serving(user="key", api_key="sesame") as guarded:
-        context = chromium.new_context()
-        page = context.new_page()
-        page.goto(guarded.url)
+def test_the_key_is_asked_for_and_used(chromium: Browser) -> None:
+    with (
+        serving(user="key", api_key="sesame") as guarded,
+        opened(chromium, guarded.url) as found,
+    ):
+        page = found.page
         expect(page.get_by_role("status")).to_contain_text("give the API key")
         page.get_by_label("API key").fill("sesame")
         generate(page, 8)
         expect(page.get_by_role("status")).to_contain_text("the same text")
-        context.close()
 
 
 def test_nothing_is_loaded_from_elsewhere(running: Running) -> None:

@@ -2,8 +2,8 @@
 
 A batch has one `Settings`, the next one those of the request that has waited longest. Rows end on
 their own. While requests wait that could join a batch, it is taken apart and begun anew with them,
-once it has written about as many tokens as beginning anew reads again; so no request waits for a
-much longer one. What is drawn depends on where drafts begin, so only greedy batches are begun anew.
+once it has written half as many tokens as its rows then read again; so no request waits for a much
+longer one. What is drawn depends on where drafts begin, so only greedy batches are begun anew.
 """
 
 import logging
@@ -25,6 +25,8 @@ from foretoken.serve.limits import Limits
 from foretoken.serve.metrics import Metrics
 
 log = logging.getLogger(__name__)
+REREAD = 0.5
+"""So many tokens have been written for each that is read again."""
 STOPPING = "the server is shutting down."
 
 
@@ -127,7 +129,7 @@ class Engine:
         self.metrics.batch(len(jobs))
         for job in jobs:
             job.began_now()
-        read, written = sum(batch.lengths), 0
+        written = 0
         stream = decode(self.model.backbone, batch, drafter, SpeculativeSampling(), sampling)
         with closing(cast("Generator[tuple[Step, ...]]", stream)):
             for steps in stream:
@@ -140,13 +142,16 @@ class Engine:
                 written += sum(len(step.tokens) for step in steps)
                 if self._closed:
                     raise Closed(STOPPING)
-                if written >= read and self._worth_joining(settings, jobs):
+                if self._worth_joining(settings, jobs, written):
                     return
 
-    def _worth_joining(self, settings: Settings, jobs: Iterable[Job]) -> bool:
+    def _worth_joining(self, settings: Settings, jobs: Iterable[Job], written: int) -> bool:
         """Whether somebody waits who could be decoded with those still running."""
-        running = sum(not job.finished for job in jobs)
-        if not settings.sampling.greedy or not 0 < running < self.batch_size:
+        running = [job for job in jobs if not job.finished]
+        again = sum(len(job.prompt) + len(job.written) for job in running)
+        if not 0 < len(running) < self.batch_size or written < REREAD * again:
+            return False
+        if not settings.sampling.greedy:
             return False
         with self._changed:
             self._drop_cancelled()

@@ -7,7 +7,6 @@ and so is one that nobody knows: what a client asks for is done or refused, neve
 import json
 from typing import Annotated, Any, Literal
 
-from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from foretoken.decoding import Sampling
@@ -61,7 +60,7 @@ class Asked(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0: greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: Seed | None = Field(None, description="By default another one for every request.")
-    stop: StopText | Annotated[list[StopText], Len(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=0, description="Draw among so many tokens; 0: all.")
@@ -117,7 +116,11 @@ class Asked(BaseModel):
 class CompletionRequest(Asked):
     """`/v1/completions`."""
 
-    prompt: str | Annotated[list[TokenId], Len(min_length=1)] | Annotated[list[str], Len(1, 1)]
+    prompt: (
+        str
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[str], Field(min_length=1, max_length=1)]
+    )
     max_tokens: int | None = Field(None, ge=1, description="16 by default.")
 
     @property
@@ -154,7 +157,7 @@ class Message(BaseModel):
 class ChatRequest(Asked):
     """`/v1/chat/completions`."""
 
-    messages: Annotated[list[Message], Len(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1, description="By default what is left.")
 

@@ -1,0 +1,69 @@
+"""`foretoken serve` as typed."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from typing import Any
+
+import httpx
+import pytest
+
+import foretoken
+from serving import offline
+from test_cli import fine, refused
+
+
+def test_a_server_starts_answers_and_ends_when_told_to() -> None:
+    environment = {**os.environ, "FORETOKEN_API_KEY": "sesame"}
+    command = [sys.executable, "-m", "foretoken", "serve", "tiny-mtp", "--port", "0"]
+    with subprocess.Popen(
+        [*command, "--model-name", "small"], env=environment, stdout=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            assert process.stdout is not None
+            first, second = process.stdout.readline(), process.stdout.readline()
+            assert "vLLM" in second
+            assert "foretoken export MODEL --to LAYOUT" in second
+            found = re.fullmatch(r"small at (http://127.0.0.1:\d+)/v1, the page at \1/\n", first)
+            assert found is not None, first
+            asked: dict[str, Any] = {"model": "small", "prompt": "def main(", "temperature": 0}
+            headers = {"Authorization": "Bearer sesame"}
+            transport = httpx.HTTPTransport(retries=5)
+            with httpx.Client(base_url=found[1], timeout=60, transport=transport) as client:
+                assert client.post("/v1/completions", json=asked).status_code == 401
+                answer = client.post("/v1/completions", json=asked, headers=headers)
+                assert answer.json()["choices"][0]["text"] == offline("def main(", 16)
+                running = threading.Timer(0.2, process.send_signal, [signal.SIGTERM])
+                running.start()
+                asked["max_tokens"] = 60  # it is told to stop in the middle
+                answer = client.post("/v1/completions", json=asked, headers=headers)
+                assert answer.json()["choices"][0]["text"] == offline("def main(", 60)
+            assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def test_help_sends_production_elsewhere() -> None:
+    text = " ".join(fine("serve", "--help").split())
+    assert "Production traffic belongs on vLLM" in text
+    assert "foretoken export MODEL --to LAYOUT --out DIR" in text
+
+
+def test_what_cannot_be_served_is_said_before_anything_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"cannot listen at 127.0.0.1:{port}" in refused("serve", "none", "--port", port)
+    assert "give one from 0 to 65535" in refused("serve", "none", "--port", 70000)
+    assert "--max-batch is 0" in refused("serve", "none", "--max-batch", 0)
+    assert "cannot listen at nowhere" in refused("serve", "none", "--host", "nowhere.invalid")
+    monkeypatch.delattr(foretoken, "serve", raising=False)
+    monkeypatch.setitem(sys.modules, "fastapi", None)
+    for name in [name for name in sys.modules if name.startswith("foretoken.serve")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert "pip install 'foretoken[serve]'" in refused("serve", "tiny-mtp")
