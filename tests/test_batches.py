@@ -36,7 +36,7 @@ from foretoken.decoding import (
     decode,
     drafter_for,
 )
-from foretoken.decoding.cache import takes_masks
+from foretoken.decoding.cache import SlottedPast, takes_masks
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 
@@ -285,3 +285,22 @@ def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
         for step in row:
             assert step.accepted <= step.drafted <= DEPTH
             assert len(step.tokens) - step.accepted in (0, 1)
+
+
+@pytest.mark.parametrize("read", [[6, 6], [6, 4]])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_every_row_has_a_tree_of_its_own(read: list[int], fixed: bool) -> None:
+    backbone = attached("llama", "none").backbone
+    tokens = families.prompt(2, 10)
+    draft = Draft(tokens[:, 7:], torch.tensor([[0, 0, 2], [0, 1, 0]]))
+    past = SlottedPast(backbone, 2, 16, fixed=fixed)
+    with torch.inference_mode():
+        backbone(tokens[:, :6], **past.enter(6))
+        past.keep(read)
+        found = backbone(tokens[:, 6:], **past.enter(4, draft)).final
+        for row, ways in enumerate([[[0, 1], [0, 2, 3]], [[0, 1, 2], [0, 3]]]):
+            for way in ways:
+                nodes = 6 + torch.tensor(way)
+                whole = torch.cat([tokens[row, : read[row]], tokens[row, nodes]])
+                expected = backbone(whole.unsqueeze(0)).final[0, -1]
+                torch.testing.assert_close(found[row, way[-1]], expected)

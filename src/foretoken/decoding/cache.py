@@ -130,7 +130,8 @@ class SlottedPast:
         self.seen = self.capacity if self.fixed and not first else max(read) + width
         steps = torch.arange(width, device=self.device)
         if len(set(read)) == 1 and (first or not self.fixed):
-            self.where, places = slice(start, start + width), (steps + start).unsqueeze(0)
+            self.where = slice(start, start + width)
+            places = (steps + start).expand(self.rows, -1)
         else:
             begin = torch.tensor(read, device=self.device).unsqueeze(1)
             self.where = places = begin + steps
@@ -139,7 +140,7 @@ class SlottedPast:
             assert draft is not None
             positions = places[:, :1] + draft.depths
         else:
-            positions = places.expand(self.rows, -1)
+            positions = places
         given = {"cache": self.cache, "position_ids": positions.clamp(max=self.context - 1)}
         if first:
             return given  # a causal pass from the start: each row's filling is behind its tokens
