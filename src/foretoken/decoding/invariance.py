@@ -6,8 +6,8 @@ the larger one can change. With one width, one number of rows and one number of 
 pass, a token that is drafted fourth goes through the same sums as one that stands first and has
 filling behind it. Then what is drafted cannot change the output, in any type.
 
-That is a property of the kernels and of the model: a mixture of experts sorts the tokens of a pass
-into matrices whose shapes depend on all of them. So it is tried out, bit by bit.
+That rests on the kernels and on the model: a mixture of experts sorts the tokens of a pass into
+matrices whose shapes depend on all of them. So it is tried out, bit by bit: a check, not a proof.
 
 Shapes: B rows, W tokens of a pass, V vocabulary.
 """
