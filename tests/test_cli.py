@@ -246,6 +246,8 @@ def test_info(place: Path, tmp_path: Path, name: str, head: str | None) -> None:
     assert facts["packed documents"] == "kept apart"
     assert facts["head"].startswith("kind parallel" if head else "none; train one")
     result = checked(path, "info", None)
+    loaded = LlamaForCausalLM.from_pretrained(place / "plain")
+    assert result.settings.pop("backbone") == fingerprint(loaded)
     assert {name: value.strip() for name, value in result.settings.items()} == facts
     row = {"model": str(place / name), "family": "llama", "head": head, "depth": 2 if head else 0}
     assert result.rows == [row]
