@@ -15,6 +15,8 @@ from foretoken.serve.jobs import Settings
 
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+TokenIds = Annotated[list[TokenId], Field(min_length=1)]
+OneText = Annotated[list[str], Field(min_length=1, max_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
 GREEDY_BELOW = 0.01
@@ -116,11 +118,7 @@ class Asked(BaseModel):
 class CompletionRequest(Asked):
     """`/v1/completions`."""
 
-    prompt: (
-        str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1, max_length=1)]
-    )
+    prompt: str | TokenIds | OneText
     max_tokens: int | None = Field(None, ge=1, description="16 by default.")
 
     @property
