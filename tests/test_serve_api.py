@@ -312,8 +312,8 @@ def test_the_key_is_asked_for() -> None:
 
 
 def test_a_full_queue_says_so() -> None:
-    with serving(Slow(0.05), max_batch=1, max_queue=1) as slow:
-        asked = {**GREEDY, "max_tokens": 40}
+    with serving(Slow(0.1), max_batch=1, max_queue=1) as slow:
+        asked = {**GREEDY, "max_tokens": 16}
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(slow.post, "/v1/completions", **asked)
             slow.eventually("foretoken_requests_running", 1)
@@ -325,7 +325,7 @@ def test_a_full_queue_says_so() -> None:
             with pytest.raises(openai.RateLimitError):
                 slow.client.completions.create(**asked)
             for answer in (first, second):
-                assert answer.result().json()["choices"][0]["text"] == offline(PROMPT, 40)
+                assert answer.result().json()["choices"][0]["text"] == offline(PROMPT, 16)
 
 
 # -- ends -----------------------------------------------------------------------------------------

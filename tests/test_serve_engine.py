@@ -1,7 +1,9 @@
 """The engine alone: which rows share a batch, how they end, and what they say."""
 
+import gc
 import queue
 import threading
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -265,6 +267,21 @@ def test_a_backbone_without_masks_decodes_one_row_at_a_time() -> None:
         for row in rows:
             engine.submit(row.job)
         assert [row.all() for row in rows] == [alone(model, row) for row in rows]
+
+
+def test_nothing_is_kept_of_requests_that_are_done(model: ft.MTPModel) -> None:
+    with engine_of(model) as engine:
+        kept = []
+        for number in range(4):
+            row = Row(prompt(number), 3)
+            engine.submit(row.job)
+            row.all()
+            kept.append(weakref.ref(row.job))
+        row = Row(prompt(9), 1)
+        engine.submit(row.job)
+        row.all()
+        gc.collect()
+        assert [reference() for reference in kept] == [None] * 4
 
 
 def test_limits_are_at_least_one() -> None:

@@ -48,6 +48,7 @@ def test_no_operation_is_left_out(api: Any) -> None:
     assert sorted((each.path, each.method) for each in found) == sorted(OPERATIONS)
 
 
+@pytest.mark.parametrize("examples", [8, pytest.param(300, marks=pytest.mark.long)])
 @pytest.mark.parametrize(
     ("path", "method", "mode"),
     [
@@ -59,11 +60,11 @@ def test_no_operation_is_left_out(api: Any) -> None:
     ],
 )
 def test_answers_are_as_the_schema_says(
-    api: Any, path: str, method: str, mode: GenerationMode
+    api: Any, path: str, method: str, mode: GenerationMode, examples: int
 ) -> None:
     statuses = []
 
-    @settings(max_examples=20)
+    @settings(max_examples=examples)
     @given(case=api[path][method].as_strategy(generation_mode=mode))
     def check(case: Any) -> None:
         if isinstance(case.body, dict) and isinstance(case.body.get("model"), str):
