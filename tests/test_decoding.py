@@ -21,6 +21,8 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
+from foretoken.decoding import cache as cache_module
+from foretoken.decoding.cache import require_rollback
 from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
@@ -407,6 +409,22 @@ def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) 
     message = str(caught.value)
     assert RECURRENT[family] in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("family", RESTORED)
+def test_rounding_is_no_reason_to_refuse(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other weights, other types; while a state that is not put back is one."""
+    for seed in range(4):
+        for dtype in (torch.float32, torch.bfloat16):
+            lm = families.build(family, seed).to(dtype)
+            with torch.no_grad():
+                for parameter in lm.parameters():
+                    parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
+            require_rollback(Backbone(lm))
+    monkeypatch.setattr(cache_module, "_copied", lambda state: {})
+    for dtype in (torch.float32, torch.bfloat16):
+        with pytest.raises(BackboneError, match="cannot be restored"):
+            require_rollback(Backbone(families.build(family).to(dtype)))
 
 
 # -- rule and loop ------------------------------------------------------------------------------

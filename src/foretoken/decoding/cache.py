@@ -422,7 +422,10 @@ def _try_restoring(backbone: Backbone) -> bool:
                 found = backbone(window, **given).final[:, first + accepted]
                 past.keep([length + accepted])
                 alone = backbone(tokens[:, : length + accepted]).final[:, -1]
-                if not same(found, alone):
+                # A state with rejected tokens in it is far off. Rounding is not, but more than sums
+                # in another order: whole prompts and single tokens run through different formulas.
+                tolerance = torch.finfo(alone.dtype).eps ** 0.5
+                if not (found - alone).norm() <= tolerance * alone.norm():
                     return False
     except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
         return False
