@@ -88,7 +88,7 @@ def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(
 
 
 def test_draws_follow_the_backbones_distribution(tiny: MTPModel, tmp_path: Path) -> None:
-    (prompt,) = prompts(1)
+    prompt = TOKENIZER("def ")["input_ids"]  # what follows is open
     count = 800
     sampling = Sampling(max_new_tokens=1, temperature=0.8, top_p=0.9, batch_size=count)
     Continuations(tmp_path / "a.jsonl", tiny, TOKENIZER, [prompt] * count, sampling).write()

@@ -40,6 +40,8 @@ class BlockCall:
         """
 
         def swap(value: Any) -> Any:
+            if isinstance(value, Tensor) and value.dim() == 4 and value.is_floating_point():
+                return value.to(hidden.dtype)  # a mask: attention wants it in its own type
             return cache if isinstance(value, Cache) else value
 
         kwargs = {name: swap(value) for name, value in self.kwargs.items()}

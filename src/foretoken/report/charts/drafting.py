@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foretoken.provenance import Row
-from foretoken.report.charts.drawing import MUTED, SERIES, Chart, End, Line, plot_lines
+from foretoken.report.charts.drawing import MUTED, SERIES, WIDTH, Chart, End, Line, plot_lines
 from foretoken.report.charts.selecting import (
     by_depth,
     described,
@@ -68,6 +68,8 @@ def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
     panels = [panel for panel in found if panel.ranges or panel.lines]
     if not panels:
         return []
+    drawn = [(*panel.lines, *panel.ranges, *panel.points) for panel in panels]
+    longest = max(len(one.label) for panel in drawn for one in panel)  # names beside the axes
     chart = Chart(
         "draft-length",
         "Tokens per forward against draft length",
@@ -76,6 +78,7 @@ def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
         [cells for panel in panels for cells in _cells(panel)],
         0.5 + 2.4 * len(panels),
         partial(_paint, panels),
+        WIDTH + max(0.0, 0.075 * (longest - 26)),
     )
     return [chart]
 

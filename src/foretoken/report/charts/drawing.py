@@ -69,6 +69,7 @@ class Chart:
         cells: the numbers that are drawn, as text, for who cannot see the drawing.
         height: in inches.
         paint: draws it.
+        width: in inches.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Chart:
     cells: Sequence[Sequence[str]]
     height: float
     paint: Callable[[Figure], None]
+    width: float = WIDTH
 
     def svg(self) -> str:
         """A whole SVG file, on white."""
@@ -104,7 +106,7 @@ class Chart:
 
     def _render(self, kind: str, *, transparent: bool = False) -> bytes:
         with mpl.rc_context(_STYLE):
-            figure = Figure(figsize=(WIDTH, self.height), layout="constrained")
+            figure = Figure(figsize=(self.width, self.height), layout="constrained")
             self.paint(figure)
             stream = io.BytesIO()
             metadata = _METADATA if kind == "svg" else None
