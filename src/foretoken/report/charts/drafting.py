@@ -68,19 +68,25 @@ def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
     panels = [panel for panel in found if panel.ranges or panel.lines]
     if not panels:
         return []
-    drawn = [(*panel.lines, *panel.ranges, *panel.points) for panel in panels]
-    longest = max(len(one.label) for panel in drawn for one in panel)  # names beside the axes
+    beside = [_labels(panel) for panel in panels]  # the axes, a line each
+    longest = max(len(label) for labels in beside for label in labels)
     chart = Chart(
         "draft-length",
         "Tokens per forward against draft length",
         _caption(sources, panels),
         ("quantity", "what", "draft length", "value"),
         [cells for panel in panels for cells in _cells(panel)],
-        0.5 + 2.4 * len(panels),
+        0.5 + sum(max(2.4, 0.2 * len(labels)) for labels in beside),
         partial(_paint, panels),
         WIDTH + max(0.0, 0.075 * (longest - 26)),
     )
     return [chart]
+
+
+def _labels(panel: Panel) -> list[str]:
+    """The names of all that is drawn."""
+    lines, ranges = [one.label for one in panel.lines], [one.label for one in panel.ranges]
+    return [*lines, *ranges, *(one.label for one in panel.points)]
 
 
 def _known(sources: Sequence[Source]) -> dict[tuple[str, ...], str]:
