@@ -26,7 +26,7 @@ def demo(
         Path, typer.Option(help="Where to write the heads and the result files; replaced if there.")
     ] = Path("foretoken-demo"),
     minutes: Annotated[float, typer.Option(help="How long to train the heads.")] = 2.0,
-    count: Annotated[int, typer.Option(help="Prompts to decode.")] = 16,
+    count: Annotated[int, typer.Option(help="Prompts to decode.")] = 8,
     seed: common.Seed = 0,
     json: common.Json = None,
 ) -> None:
