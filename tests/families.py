@@ -414,6 +414,15 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     return model
 
 
+def moved(model: PreTrainedModel, amount: float, seed: int = 0) -> PreTrainedModel:
+    """`model`, its weights moved a little: as a draft model it is right now and then."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        for parameter in model.parameters():
+            parameter.add_(amount * parameter.abs().mean() * torch.randn_like(parameter))
+    return model
+
+
 def prompt(batch: int = 1, length: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids of shape (batch, length)."""
     generator = torch.Generator().manual_seed(seed)

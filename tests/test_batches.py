@@ -77,11 +77,7 @@ def attached(family: str, kind: str) -> ft.MTPModel:
 @cache
 def draft_model(family: str) -> Backbone:
     """Nearly the same model, which drafts right now and then."""
-    model = copy.deepcopy(lm(family))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
-    return Backbone(model)
+    return Backbone(families.moved(copy.deepcopy(lm(family)), 0.03))
 
 
 def prompt(length: int) -> list[int]:

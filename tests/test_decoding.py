@@ -265,11 +265,15 @@ class CheckedModel:
 )
 def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None) -> None:
     """Also one with a recurrent state; nearly the same model, so that some of it is accepted."""
+<<<<<<< HEAD
     model, twin = attached(family, "plain"), families.build(family)
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in twin.parameters():
             parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
+=======
+    model, twin = attached(family, "plain"), families.moved(families.build(family), 0.05)
+>>>>>>> batches
     accepted = set()
     for number, row in enumerate(prompts(family)):
         inner = ModelDrafter(model.backbone, Backbone(twin), 4, shape)
@@ -277,7 +281,7 @@ def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None)
         result = model.generate(row, max_new_tokens=NEW, drafter=checked)
         assert result.new_tokens == reference(family, number)
         accepted |= {step.accepted for step in result.row_steps[1:-1]}
-    assert len(accepted) > 2
+    assert len(accepted) > 1
 
 
 @settings(max_examples=20)
@@ -417,11 +421,7 @@ def test_rounding_is_no_reason_to_refuse(family: str, monkeypatch: pytest.Monkey
     """Other weights, other types; while a state that is not put back is one."""
     for seed in range(4):
         for dtype in (torch.float32, torch.bfloat16):
-            lm = families.build(family, seed).to(dtype)
-            with torch.no_grad():
-                for parameter in lm.parameters():
-                    parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
-            require_rollback(Backbone(lm))
+            require_rollback(Backbone(families.moved(families.build(family).to(dtype), 0.03, seed)))
     monkeypatch.setattr(cache_module, "_copied", lambda state: {})
     for dtype in (torch.float32, torch.bfloat16):
         with pytest.raises(BackboneError, match="cannot be restored"):

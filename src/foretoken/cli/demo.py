@@ -26,7 +26,7 @@ def demo(
         Path, typer.Option(help="Where to write the heads and the result files; replaced if there.")
     ] = Path("foretoken-demo"),
     minutes: Annotated[float, typer.Option(help="How long to train the heads.")] = 2.0,
-    count: Annotated[int, typer.Option(help="Prompts to decode.")] = 8,
+    count: Annotated[int, typer.Option(help="Prompts to decode.")] = 6,
     seed: common.Seed = 0,
     json: common.Json = None,
 ) -> None:
@@ -101,7 +101,7 @@ def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
 def _compare(name: str, model: MTPModel, count: int, seed: int) -> SpeedTable:
     prompts = common.load_prompts(HELD_OUT, load_tokenizer(name), 64, count, seed)
     with common.progress_bar(f"Decoding with {name}") as progress:
-        return compare(methods_of(model), prompts, max_new_tokens=128, repeats=3, progress=progress)
+        return compare(methods_of(model), prompts, max_new_tokens=128, repeats=2, progress=progress)
 
 
 def _verdict(found: list[tuple[str, SpeedTable]]) -> None:
