@@ -265,15 +265,7 @@ class CheckedModel:
 )
 def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None) -> None:
     """Also one with a recurrent state; nearly the same model, so that some of it is accepted."""
-<<<<<<< HEAD
-    model, twin = attached(family, "plain"), families.build(family)
-    torch.manual_seed(0)
-    with torch.no_grad():
-        for parameter in twin.parameters():
-            parameter.add_(0.03 * parameter.abs().mean() * torch.randn_like(parameter))
-=======
     model, twin = attached(family, "plain"), families.moved(families.build(family), 0.05)
->>>>>>> batches
     accepted = set()
     for number, row in enumerate(prompts(family)):
         inner = ModelDrafter(model.backbone, Backbone(twin), 4, shape)
