@@ -8,13 +8,12 @@ that each hold the prefix too, without a cache, as one would with nothing but th
 the same strings; `gap` is the largest difference between their probabilities. `separate` is slow,
 so that it runs at `--baseline-positions`, a random part of the positions, and its `seconds` are for
 those; `speedup` compares seconds per position. They take turns in rounds, so that a slow minute
-hits both. `peak_memory_bytes` is what the process grew by over the loaded model and text, each
-method in a process of its own.
+hits both. `peak_memory_bytes` is what a process grew by over the loaded model and text: `branches`
+on one row with its 64 positions, `separate` on one position, each in a process of its own.
 """
 
 import argparse
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -116,9 +115,16 @@ def grown(arguments: argparse.Namespace) -> int:
     positions = where[0] if arguments.memory_of == "branches" else where[0][-1:]
     with torch.inference_mode():
         model.lm(rows[0], use_cache=False)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far, of loading, is forgotten
+    before = resident("VmRSS")
     METHODS[arguments.memory_of](model, rows[0], positions, arguments.width)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+    return resident("VmHWM") - before
+
+
+def resident(name: str) -> int:
+    """Bytes, from Linux's own accounts: now (VmRSS), or at most (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
 
 def main() -> None:
