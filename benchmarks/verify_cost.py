@@ -1,16 +1,19 @@
-"""What a verify pass costs by its width: 1, 2, 4 and 8 tokens behind 100 others, and the heads.
+"""What a verify pass costs by its width: 1 to 32 tokens behind 100 others, and the heads.
 
     python benchmarks/verify_cost.py
 
 Speculative decoding counts on a pass over a few tokens costing little more than a pass over one. On
-a CPU that depends on the matrix library's kernels for a few rows. Rows of the result: `tokens` is
-the width, `seconds` the median; method `linear` is one 1024 → 2816 product, larger than the caches.
+a CPU that depends on the kernels for a few rows, and on how weights are stored (see
+`foretoken.decoding.layout`). Rows of the result: `tokens` is the width, `seconds` the median.
+Methods `rows-N×M` and `columns-N×M` are products with N × M matrices stored so, several of them in
+turn, as many as a small model has, so that each has left the nearest cache.
 """
 
 import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -20,7 +23,8 @@ from foretoken.cli import common
 from foretoken.decoding.cache import SlottedPast
 from foretoken.provenance import provenance, write_result
 
-WIDTHS = (1, 2, 4, 8)
+WIDTHS = (1, 2, 4, 8, 16, 32)
+MATRICES = {(384, 128): 60, (1376, 512): 12, (2816, 1024): 4}
 PAST = 100
 
 
@@ -33,12 +37,24 @@ def median(action: Callable[[], object], repeats: int) -> float:
     return statistics.median(seconds)
 
 
+def matrices(out: int, into: int, dtype: torch.dtype) -> dict[str, list[torch.Tensor]]:
+    """The same matrices (out, into), stored by rows and by columns."""
+    rows = [torch.randn(out, into).to(dtype) for _ in range(MATRICES[out, into])]
+    return {"rows": rows, "columns": [weight.t().contiguous().t() for weight in rows]}
+
+
+def products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
+    for weight in weights:
+        linear(x, weight)
+
+
 @torch.inference_mode()
 def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, object]]:
     model = common.load_model(name, "cpu", str(dtype).removeprefix("torch."))
     backbone = model.backbone
     tokens = torch.randint(backbone.vocab_size, (1, PAST))
-    weight, rows = torch.randn(2816, 1024).to(dtype), []
+    rows = []
+    stored = {shape: matrices(*shape, dtype) for shape in MATRICES}
     for width in WIDTHS:
         past = SlottedPast(backbone, 1, 2 * PAST)
         backbone(tokens, **past.enter(PAST))
@@ -54,16 +70,16 @@ def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, objec
             for final in model.depth_hidden(window, output):  # type: ignore[arg-type]
                 backbone.unembed(final[:, -1]).argmax(-1)
 
-        x = torch.randn(width, 1024).to(dtype)
-        for method, action in (
-            ("backbone", verify),
-            ("heads", draft),
-            ("linear", lambda x=x: linear(x, weight)),
-        ):
+        actions: dict[str, Callable[[], object]] = {"backbone": verify, "heads": draft}
+        for (out, into), orders in stored.items():
+            x = torch.randn(width, into).to(dtype)
+            for order, weights in orders.items():
+                actions[f"{order}-{out}×{into}"] = partial(products, x, weights)
+        for method, action in actions.items():
             median(action, 20)
             seconds = median(action, repeats)
             rows.append({"model": name, "method": method, "tokens": width, "seconds": seconds})
-            print(f"{dtype} {method:<9} {width} tokens: {1e3 * seconds:.3f} ms", flush=True)
+            print(f"{dtype} {method:<18} {width} tokens: {1e3 * seconds:.3f} ms", flush=True)
     return rows
 
 

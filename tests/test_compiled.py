@@ -3,6 +3,8 @@
 Compiling takes its time: one case always, the others with `pytest -m long tests/test_compiled.py`.
 """
 
+import copy
+
 import pytest
 import torch
 from torch import Tensor
@@ -51,4 +53,25 @@ def test_a_compiled_step_changes_no_token(small_llama, name: str, rows: int) -> 
         for compiled in (False, True)
     )
     assert compiled == steps
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -> None:
+    """Guards are checked once per `generate`: what changes between two of them is seen."""
+    model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(1)
+    other = ft.attach(copy.deepcopy(small_llama), "parallel", depth=2).eval()
+    said = []
+    for seed, turn in enumerate((model, other, model)):
+        torch.manual_seed(seed)
+        with torch.no_grad():
+            for weight in turn.parameters():
+                weight.normal_()
+        steps, compiled = (
+            turn.generate(tokens, mask, max_new_tokens=NEW, compiled=compiled).steps
+            for compiled in (False, True)
+        )
+        assert compiled == steps
+        said.append(steps)
+    assert len({repr(steps) for steps in said}) == 3
     torch.compiler.reset()

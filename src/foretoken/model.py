@@ -40,6 +40,7 @@ from foretoken.decoding import (
     StopTokens,
     decode,
     drafter_for,
+    store_by_rows,
 )
 from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.heads import FINAL, Head, HeadConfig, Parts, States, head_class
@@ -490,6 +491,7 @@ class MTPModel(nn.Module):
             superseded.append("model*.safetensors*")
         with replacing(Path(path), superseded) as work:
             if backbone_path is None:
+                store_by_rows(self.lm)  # others cannot be written
                 self.lm.save_pretrained(work)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)

@@ -21,6 +21,7 @@ from foretoken.data import (
     read_documents,
 )
 from foretoken.data.tokenization import Tokenized, given_prompt, opening, tokenize_all
+from foretoken.decoding import store_by_columns
 from foretoken.errors import InputError
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
@@ -95,7 +96,9 @@ def load_model(name: str, device: str = "auto", dtype: str = "auto") -> MTPModel
     """A model on its device, ready to decode."""
     quiet_transformers()
     where = pick_device(device)
-    return MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+    model = MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+    store_by_columns(model)
+    return model
 
 
 def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:

@@ -20,6 +20,7 @@ from foretoken.decoding.drafters import (
     NoDrafter,
     drafter_for,
 )
+from foretoken.decoding.layout import store_by_columns, store_by_rows
 from foretoken.decoding.length import AutoLength
 from foretoken.decoding.loop import Generation, decode
 from foretoken.decoding.sampling import Sampler, Sampling
@@ -54,4 +55,6 @@ __all__ = [
     "Verdict",
     "decode",
     "drafter_for",
+    "store_by_columns",
+    "store_by_rows",
 ]

@@ -5,6 +5,7 @@ from functools import wraps
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -13,13 +14,25 @@ SHAPES = 64
 
 
 def compile_fixed(function: Function) -> Function:
-    """`function`, compiled for each shape that it meets; on a GPU replayed from CUDA graphs."""
+    """`function`, compiled for each shape that it meets; on a GPU replayed from CUDA graphs.
+
+    For one `generate`, in which nothing changes but numbers and the shapes of tensors among the
+    arguments. PyTorch's guards (is every weight still what it was?) take as long as a tenth of a
+    small model's pass, so they are checked when a shape comes for the first time, and not again.
+    """
     on_gpu = torch.cuda.is_available()
     compiled = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    checked: set[tuple[torch.Size, ...]] = set()
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        shapes = tuple(value.shape for value in args if isinstance(value, Tensor))
+        if shapes in checked:
+            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+                return compiled(*args, **kwargs)
         with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            return compiled(*args, **kwargs)
+            found = compiled(*args, **kwargs)
+        checked.add(shapes)
+        return found
 
     return call  # type: ignore[return-value]
