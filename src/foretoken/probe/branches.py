@@ -135,11 +135,15 @@ def greedy_chains(row: Row, positions: Tensor, first: Tensor, depth: int) -> Ten
 
     `first`, and then the likeliest token, `depth` times.
     """
-    branches, tokens = row.branches(positions), [first.unsqueeze(1)]
-    root = torch.zeros_like(tokens[0])
-    for _ in range(depth):
-        tokens.append(branches.extend(tokens[-1], root).argmax(-1))
-    return torch.cat(tokens, dim=1)
+    chains = []
+    chunks = row.chunks(positions, depth, 1)
+    for chunk, begin in zip(chunks, first.split([len(part) for part in chunks]), strict=True):
+        branches, tokens = row.branches(chunk), [begin.unsqueeze(1)]
+        root = torch.zeros_like(tokens[0])
+        for _ in range(depth):
+            tokens.append(branches.extend(tokens[-1], root).argmax(-1))
+        chains.append(torch.cat(tokens, dim=1))
+    return torch.cat(chains)
 
 
 def _as_mask(visible: Tensor, backbone: Backbone) -> Tensor:

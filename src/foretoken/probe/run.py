@@ -5,6 +5,7 @@ Shapes: T row length, P positions of a row.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -137,7 +138,8 @@ def _last_document(block: dict[str, Tensor]) -> tuple[int, Tensor]:
 class Journal:
     """What is done of a run, line by line, so that one that was stopped goes on.
 
-    A line that was not written whole, and those of a run with other settings, do not count.
+    What follows a line that was not written whole, and all of a run with other settings, does not
+    count.
 
     Args:
         path: of the file; made with the first line.
@@ -148,17 +150,23 @@ class Journal:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.done: dict[int, list[Any]] = {}
         self._begun = False
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole and json.loads(whole[0]) == self.settings:
-            self.done = {index: records for index, records in map(json.loads, whole[1:])}
+        lines = _whole_lines(path)
+        if lines and lines[0] == self.settings:
+            self.done = {index: records for index, records in lines[1:]}
 
     def write(self, index: int, records: list[Any]) -> None:
-        """Keep what was found in one row."""
-        if not self._begun:
-            self._begin()
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([index, records]) + "\n")
+        """Keep what was found in one row.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            if not self._begun:
+                self._begin()
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([index, records]) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from None
 
     def _begin(self) -> None:
         """Write anew what counts, in place of what may end in half a line."""
@@ -172,3 +180,13 @@ class Journal:
     def remove(self) -> None:
         """The run is over."""
         self.path.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The content of the lines before the first that is none; nothing where there is no file."""
+    found: list[Any] = []
+    content = path.read_bytes() if path.is_file() else b""
+    with suppress(ValueError):
+        for line in content.splitlines(keepends=True):
+            found.append(json.loads(line if line.endswith(b"\n") else b""))
+    return found
