@@ -139,13 +139,21 @@ def _texts(
         if len(measured) > 1:
             learned, measured = held_out_split(measured, 0.5, seed)
     with common.console.status("Reading"):
-        pieces = list(tokenize_all(learned, tokenizer))
+        held_out = list(tokenize_all(measured, tokenizer))
+        pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
+        if train_data is not None and not pieces:
+            raise InputError(f"every document of {train_data} is in {data} too; learn from others.")
         blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
-        return _Texts(
-            common.pack(list(tokenize_all(measured, tokenizer)), model, tokenizer, block_size),
-            pieces,
-            blocks,
-        )
+        return _Texts(common.pack(held_out, model, tokenizer, block_size), pieces, blocks)
+
+
+def _apart(learned: list[Tokenized], held_out: list[Tokenized]) -> list[Tokenized]:
+    """What may be learned from: nothing that is measured on."""
+    measured = {piece.ids.tobytes() for piece in held_out}
+    kept = [piece for piece in learned if piece.ids.tobytes() not in measured]
+    if dropped := len(learned) - len(kept):
+        common.console.print(f"Not learned from, since it is measured on too: {dropped} documents.")
+    return kept
 
 
 def _baselines(model: MTPModel, texts: _Texts, depth: int, draft_model: str | None) -> list[Method]:
