@@ -329,6 +329,18 @@ def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) ->
     assert not of_table(result, "layers")
 
 
+@pytest.mark.parametrize("texts", [["x", TEXT * 2], [TEXT * 2] * 4])
+def test_probe_of_too_little_to_split_learns_nothing(
+    place: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    path, data = tmp_path / "probe.json", tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = (*PROBE, "--layer-positions", 0, "--json", path)
+    fine("probe", place / "plain", "--data", data, *options)
+    methods = {row["method"] for row in of_table(checked(path, "probe", 3), "depths")}
+    assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
+
+
 def test_probe_learns_from_nothing_that_it_measures_on(place: Path, tmp_path: Path) -> None:
     path, both = tmp_path / "probe.json", tmp_path / "both.jsonl"
     lines = [{"text": f"{TEXT * 2}# {number}\n"} for number in range(3)]

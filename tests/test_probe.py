@@ -231,7 +231,7 @@ def test_all_methods_at_the_same_positions() -> None:
     assert tally.keys("method") == names
     deeper = [row for row in rows if row["depth"]]
     assert {row["method"] for row in deeper} == set(names)
-    assert {row["positions"] for row in rows} == {3 * (SIZE - 3)}
+    assert {row["positions"] for row in rows} == {6 * (SIZE - 3)}  # 48 at least
     for row in rows:
         for name in ("top1", "agreement", "acceptance"):
             assert 0 <= row[name] <= 1
@@ -300,16 +300,16 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     measured: list[int] = []
     original = probe_run._measure_row
 
-    def counting(*arguments: object) -> Tally:
+    def counting(*arguments: object) -> list[list[object]]:
         measured.append(arguments[2])  # type: ignore[arg-type]
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probe_run, "_measure_row", counting)
     assert depth_records(run({"a": 1})) == whole
-    assert 0 < len(measured) < 4
+    assert 0 < len(measured) < 6
     measured.clear()
     assert depth_records(run({"a": 2})) == whole  # other settings: all anew
-    assert len(measured) == 4
+    assert len(measured) == 6
     Journal(path, {"a": 2}).remove()
     assert not path.exists()
 

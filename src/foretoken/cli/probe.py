@@ -1,6 +1,7 @@
 """`foretoken probe`: the multi-token ability that a model already has."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -131,20 +132,23 @@ def _texts(
     block_size: int,
     seed: int,
 ) -> _Texts:
-    learned: list[Document] = []
+    def packed(measured: Sequence[Document], learned: Sequence[Document]) -> _Texts:
+        with common.console.status("Reading"):
+            held_out = list(tokenize_all(measured, tokenizer))
+            pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
+            blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
+            return _Texts(common.pack(held_out, model, tokenizer, block_size), pieces, blocks)
+
+    documents = list(read_documents(data))
     if train_data is not None:
-        measured, learned = list(read_documents(data)), list(read_documents(train_data))
-    else:
-        measured = list(read_documents(data))
-        if len(measured) > 1:
-            learned, measured = held_out_split(measured, 0.5, seed)
-    with common.console.status("Reading"):
-        held_out = list(tokenize_all(measured, tokenizer))
-        pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
-        if train_data is not None and not pieces:
+        texts = packed(documents, list(read_documents(train_data)))
+        if not texts.learned:
             raise InputError(f"every document of {train_data} is in {data} too; learn from others.")
-        blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
-        return _Texts(common.pack(held_out, model, tokenizer, block_size), pieces, blocks)
+        return texts
+    with suppress(InputError):  # too little for two halves: then nothing is learned
+        learned, measured = held_out_split(documents, 0.5, seed)
+        return packed(measured, learned)
+    return packed(documents, [])
 
 
 def _apart(learned: list[Tokenized], held_out: list[Tokenized]) -> list[Tokenized]:

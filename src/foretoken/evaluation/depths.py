@@ -163,7 +163,9 @@ def measure_heads(
             progress((index + 1) / total)
     table = DepthTable(method, tally, blocks, confidences)
     if not table.positions:
-        raise InputError("no position has a target at every depth; use longer blocks.")
+        raise InputError(
+            "no position has a target at every depth; use longer blocks, or longer documents."
+        )
     return table
 
 

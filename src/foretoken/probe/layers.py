@@ -187,7 +187,9 @@ def samples(
         if found >= positions:
             return
     if not found:
-        raise InputError("no position has a target at every depth; use longer blocks.")
+        raise InputError(
+            "no position has a target at every depth; use longer blocks, or longer documents."
+        )
 
 
 @torch.no_grad()

@@ -64,24 +64,38 @@ def measure(
         raise InputError(f"positions is {positions}; ask for at least 1.")
     blocks.require_vocabulary(model.backbone.vocab_size)
     model.eval()
-    per_row = min(PER_ROW, positions)
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(blocks), generator=random)[: -(-positions // per_row)].tolist()
+    rows = _draw_rows(blocks, depth, positions, seed)
+    if not rows:
+        raise InputError(
+            "no position has a target at every depth; use longer blocks, or longer documents."
+        )
     tally = Tally(*AXES)
     done = journal.done if journal is not None else {}
-    for number, index in enumerate(rows):
+    for number, (index, where) in enumerate(rows.items()):
         if index not in done:
-            drawn = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            found = _measure_row(model, blocks, index, methods, depth, per_row, drawn, classes)
-            done[index] = found.records()
+            done[index] = _measure_row(model, blocks, index, where, methods, depth, classes)
             if journal is not None:
                 journal.write(index, done[index])
         tally.merge(done[index])
         if progress is not None:
             progress((number + 1) / len(rows))
-    if not tally.keys("depth"):
-        raise InputError("no position has a target at every depth; use longer blocks.")
     return tally
+
+
+def _draw_rows(blocks: PackedBlocks, depth: int, positions: int, seed: int) -> dict[int, Tensor]:
+    """Random rows until there are enough positions, by their index; (≤ `PER_ROW`,) of each."""
+    chosen: dict[int, Tensor] = {}
+    found, per_row = 0, min(PER_ROW, positions)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
+    for index in order.tolist():
+        if found >= positions:
+            break
+        random = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        where = _draw(_last_document(blocks[index])[1], depth, per_row, random)
+        if len(where):
+            chosen[index] = where
+            found += len(where)
+    return chosen
 
 
 @torch.inference_mode()
@@ -89,17 +103,14 @@ def _measure_row(
     model: MTPModel,
     blocks: PackedBlocks,
     index: int,
+    where: Tensor,
     methods: Sequence[Method],
     depth: int,
-    count: int,
-    random: torch.Generator,
     classes: TokenClasses | None,
-) -> Tally:
+) -> list[list[Any]]:
+    """Records of a tally: every method at positions `where` (P,) of the row's last document."""
     tally, device = Tally(*AXES), model.backbone.device
     start, learned = _last_document(blocks[index])
-    where = _draw(learned, depth, count, random)
-    if not len(where):
-        return tally
     row = blocks[index]["input_ids"][start : start + len(learned)]
     document = int(blocks.documents(index)[start])
     kind = blocks.document_kinds[document] if blocks.document_kinds else "text"
@@ -113,7 +124,7 @@ def _measure_row(
                 {name: value.cpu().numpy() for name, value in scores.items()},
                 [names[t + k + 1] for t in where.tolist()],
             )
-    return tally
+    return tally.records()
 
 
 def _draw(learned: Tensor, depth: int, count: int, random: torch.Generator) -> Tensor:
