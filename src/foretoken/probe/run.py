@@ -18,7 +18,7 @@ from foretoken.model import MTPModel
 from foretoken.probe.classes import TokenClasses
 from foretoken.probe.methods import Method, Place
 from foretoken.tally import Tally
-from foretoken.targets import IGNORE
+from foretoken.targets import IGNORE, NO_TARGET
 
 PER_ROW = 16
 """Positions sampled in one row, at most: neighbours have little new to tell."""
@@ -66,9 +66,7 @@ def measure(
     model.eval()
     rows = _draw_rows(blocks, depth, positions, seed)
     if not rows:
-        raise InputError(
-            "no position has a target at every depth; use longer blocks, or longer documents."
-        )
+        raise InputError(NO_TARGET)
     tally = Tally(*AXES)
     done = journal.done if journal is not None else {}
     for number, (index, where) in enumerate(rows.items()):

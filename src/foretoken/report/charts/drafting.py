@@ -64,9 +64,8 @@ class Panel:
 
 def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
     """One figure, with a panel for each quantity of which more than a point is known."""
-    predicted = [row for source in sources for row in table(source, "prediction")]
     found = [
-        Panel(field, _ranges(predicted, field), _expected(sources, field), _points(sources, field))
+        Panel(field, _ranges(sources, field), _expected(sources, field), _points(sources, field))
         for field in UNITS
     ]
     panels = [panel for panel in found if panel.ranges or panel.lines]
@@ -103,10 +102,11 @@ def _accepted(source: Source) -> list[Row]:
     return [row for row in rows if number(row, "acceptance") is not None]
 
 
-def _ranges(rows: Sequence[Row], field: str) -> list[Range]:
-    known = (row for row in rows if number(row, f"{field}_max") is not None)
-    found = groups(known, ("model", "method", "behind"))
-    labels = names((model, method) for model, method, _ in found)
+def _ranges(sources: Sequence[Source], field: str) -> list[Range]:
+    rows = (row for source in sources for row in table(source, "prediction"))
+    predicted = (row for row in rows if number(row, f"{field}_max") is not None)
+    found = groups(predicted, ("model", "method", "behind"))
+    labels = names([*_known(sources), *(key[:2] for key in found)])
     return [
         Range(
             f"{labels[key[:2]]}, predicted{BEHIND.get(key[2], '')}",
