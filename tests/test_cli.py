@@ -358,16 +358,21 @@ def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeyp
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    path = tmp_path / "probe.json"
-    data = ("--data", place / "text.py", "--layer-positions", 0, *PROBE, "--json", path)
+    text = Path(shutil.copy(place / "text.py", tmp_path / "text.py"))
+    path = tmp_path / "new" / "probe.json"
+    data = ("--data", text, "--layer-positions", 0, *PROBE, "--json", path)
     with monkeypatch.context() as patch:
         patch.setattr(foretoken.cli.probe, "measure_costs", stop)
         assert run("probe", place / "plain", *data).status == 130
-    assert contents(tmp_path) == {f"{path}.partial"}
+    assert contents(path.parent) == {f"{path}.partial"}
+    original = text.read_text(encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr(foretoken.probe.run, "_measure_row", stop)  # all rows are there
-        fine("probe", place / "plain", *data)
-    assert contents(tmp_path) == {str(path)}
+        patch.setattr(foretoken.probe.run, "_measure_row", stop)
+        text.write_text(original.replace("r", "s"), encoding="utf-8")  # as long as before
+        assert run("probe", place / "plain", *data).status == 130
+        text.write_text(original, encoding="utf-8")
+        fine("probe", place / "plain", *data)  # all rows are there
+    assert contents(path.parent) == {str(path)}
 
 
 @pytest.mark.parametrize(("name", "method"), [("heads", "parallel"), ("plain", "plain")])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +98,7 @@ def probe(
         "seed": seed,
         "dtype": str(loaded.lm.dtype),
     }
-    text = {**texts.measured.describe(), "learned": len(texts.learned)}
-    journal = None if json is None else Journal(_partial(json), {**origin, **text})
+    journal = None if json is None else Journal(_partial(json), {**origin, "text": texts.digest})
     with common.progress_bar("Marginalizing") as progress:
         found = measure(
             loaded, texts.measured, methods, depth=depth, positions=positions, seed=seed,
@@ -117,11 +117,15 @@ def probe(
 
 @dataclass(frozen=True)
 class _Texts:
-    """What is measured on, and the documents that may be learned from, maybe none."""
+    """What is measured on, and the documents that may be learned from, maybe none.
+
+    `digest` tells these texts from others.
+    """
 
     measured: PackedBlocks
     learned: Sequence[Tokenized]
     blocks: PackedBlocks | None
+    digest: str
 
 
 def _texts(
@@ -137,7 +141,8 @@ def _texts(
             held_out = list(tokenize_all(measured, tokenizer))
             pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
             blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
-            return _Texts(common.pack(held_out, model, tokenizer, block_size), pieces, blocks)
+            text = common.pack(held_out, model, tokenizer, block_size)
+            return _Texts(text, pieces, blocks, _digest(held_out) + _digest(pieces))
 
     documents = list(read_documents(data))
     if train_data is not None:
@@ -149,6 +154,13 @@ def _texts(
         learned, measured = held_out_split(documents, 0.5, seed)
         return packed(measured, learned)
     return packed(documents, [])
+
+
+def _digest(pieces: Sequence[Tokenized]) -> str:
+    found = sha256()
+    for piece in pieces:
+        found.update(len(piece.ids).to_bytes(8, "little") + piece.ids.tobytes())
+    return found.hexdigest()[:16]
 
 
 def _apart(learned: list[Tokenized], held_out: list[Tokenized]) -> list[Tokenized]:
