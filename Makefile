@@ -28,7 +28,7 @@ $(READY): pyproject.toml constraints-dev.txt
 	  --constraint constraints-dev.txt --editable '.[dev]'
 	@touch $@
 
-demo: $(READY) ## run the main job on the bundled model and real text (minutes, no network)
+demo: $(READY) ## run the main job on the bundled model and real text, with a report (minutes, no network)
 	@$(BIN)/foretoken demo
 
 test: lint types layers ## lint, types, layers, then the tests

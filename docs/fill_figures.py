@@ -1,7 +1,8 @@
 """Fill marked places of the README and docs/ from committed result files; `--check` only compares.
 
 A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result
-becomes a table, whose columns follow from the command that wrote it.
+becomes a table, whose columns follow from the command that wrote it. Two files are a probe and what
+heads reached: a table of both.
 """
 
 import argparse
@@ -12,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from foretoken.provenance import Result, read_result
+from foretoken.report.predicted import comparisons
+from foretoken.report.sources import Source
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACE = re.compile(r"(<!-- (results/\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(r"(<!-- (results/\S+(?: results/\S+)?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def speed(result: Result) -> list[list[str]]:
@@ -84,21 +87,35 @@ TABLES: dict[str, Callable[[Result], list[list[str]]]] = {
 }
 
 
+def predicted(paths: list[Path]) -> list[list[str]]:
+    everything = comparisons([Source(str(path), read_result(path)) for path in paths])
+    found = [one for one in everything if one.quantity == "tokens_per_forward"]
+    by_head = {(one.who, one.length): one for one in found}
+    ranges = {one.length: f"{one.low:.2f} to {one.high:.2f}" for one in found}
+    lengths = sorted(ranges)
+    table = [["heads", *(f"draft length {g}: predicted {ranges[g]}" for g in lengths)]]
+    for who in dict.fromkeys(one.who for one in found):
+        cells = (by_head[who, g] for g in lengths)
+        table.append([who, *(f"{one.reached:.2f}, {one.verdict}" for one in cells)])
+    return table
+
+
 def _number(value: Any) -> float:
     return float(value)
 
 
-def render(path: Path) -> str:
-    if path.suffix == ".txt":
-        return f"```\n{path.read_text(encoding='utf-8').strip()}\n```\n"
-    result = read_result(path)
-    header, *rows = TABLES[result.command](result)
+def render(paths: list[Path]) -> str:
+    first, *others = paths
+    if first.suffix == ".txt":
+        return f"```\n{first.read_text(encoding='utf-8').strip()}\n```\n"
+    result = read_result(first)
+    header, *rows = predicted(paths) if others else TABLES[result.command](result)
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def fill(text: str) -> str:
-    return PLACE.sub(lambda m: m[1] + render(ROOT / m[2]) + m[3], text)
+    return PLACE.sub(lambda m: m[1] + render([ROOT / name for name in m[2].split()]) + m[3], text)
 
 
 def main() -> None:

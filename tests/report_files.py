@@ -51,13 +51,15 @@ def probe_rows() -> list[dict[str, Any]]:
             )  # fmt: skip
         drift = {"cka": 0.9, "cka_final": layer / 6, "cosine": 0.8}
         rows.append({"table": "drift", "layer": layer, **drift})
-    for length in (1, 2):
-        rows.append(
-            {"table": "prediction", "method": "parallel", "depth": length,
-             "tokens_per_forward_min": 1 + 0.2 * length, "tokens_per_forward_max": 1 + 0.6 * length,
-             "speedup_min": 1 + 0.05 * length, "speedup_max": 1 + 0.4 * length,
-             "tap": "weighted", "recipe": "frozen", "chosen": length == 2}
-        )  # fmt: skip
+    for behind, more in (("text", 0.0), ("own", 0.15)):
+        for length in (1, 2):
+            low, high = 1 + (0.2 + more) * length, 1 + (0.6 + more) * length
+            rows.append(
+                {"table": "prediction", "method": "parallel", "behind": behind, "depth": length,
+                 "tokens_per_forward_min": low, "tokens_per_forward_max": high,
+                 "speedup_min": 1 + 0.05 * length, "speedup_max": 1 + 0.4 * length,
+                 "tap": "weighted", "recipe": "frozen", "chosen": length == 2}
+            )  # fmt: skip
     return rows
 
 
@@ -93,7 +95,8 @@ def recipe_rows() -> list[dict[str, Any]]:
     return [
         {"method": method, "recipe": recipe, "depth": depth, "nll": 2.0 + depth, "top1": 0.4,
          "acceptance": 0.5**depth, "positions": 700,
-         **({"tokens_per_forward": passes} if depth == 0 else {})}
+         **({"tokens_per_forward": passes} if depth == 0 else {}),
+         **({"head": "parallel"} if recipe != "none" else {})}
         for method, recipe, passes in (
             ("marginalization", "none", 1.9), ("frozen, parallel", "frozen", 1.6),
             ("joint, parallel", "joint", 1.75),

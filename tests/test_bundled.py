@@ -12,11 +12,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import foretoken as ft
 from foretoken.backbone import fingerprint
 from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
+from foretoken.cli import demo
 from foretoken.cli.common import load_prompts
 from foretoken.data import Document, PackedBlocks
 from foretoken.data.stdlib import HELD_OUT, standard_library
 from foretoken.decoding import NoDrafter
 from foretoken.evaluation import loop_start, measure_heads
+from foretoken.report.drafts import continuations
+from foretoken.report.sources import collect
 
 NAMES = ("tiny", "tiny-mtp")
 MAX_BYTES = 12_000_000
@@ -145,3 +148,16 @@ def test_greedy_output_is_the_backbones_own() -> None:
                 drafted, accepted = drafted + step.drafted, accepted + step.accepted
             until -= len(step.tokens)
     assert accepted > drafted / 4
+
+
+def test_the_demo_ends_with_text_for_its_report(tmp_path: Path) -> None:
+    demo._continue_one(tmp_path / "generate.json", "tiny-mtp", loaded("tiny-mtp"), seed=0)
+    (source,) = collect([tmp_path]).results
+    (found,) = continuations([source])
+    assert found.title == "tiny-mtp, parallel"
+    assert found.summary.startswith("64 tokens in ")
+    assert source.rows[0]["forwards"] < 64
+    texts = [piece.text for piece in found.pieces]
+    assert len(texts) == 64
+    first = load_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 64, 1, 0)
+    assert found.prompt == tokenizer("tiny-mtp").decode(first[0][0])

@@ -329,20 +329,50 @@ def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) ->
     assert not of_table(result, "layers")
 
 
+@pytest.mark.parametrize("texts", [["x", TEXT * 2], [TEXT * 2] * 4])
+def test_probe_of_too_little_to_split_learns_nothing(
+    place: Path, tmp_path: Path, texts: list[str]
+) -> None:
+    path, data = tmp_path / "probe.json", tmp_path / "texts.jsonl"
+    data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = (*PROBE, "--layer-positions", 0, "--json", path)
+    fine("probe", place / "plain", "--data", data, *options)
+    methods = {row["method"] for row in of_table(checked(path, "probe", 3), "depths")}
+    assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
+
+
+def test_probe_learns_from_nothing_that_it_measures_on(place: Path, tmp_path: Path) -> None:
+    path, both = tmp_path / "probe.json", tmp_path / "both.jsonl"
+    lines = [{"text": f"{TEXT * 2}# {number}\n"} for number in range(3)]
+    both.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    (tmp_path / "one.jsonl").write_text(json.dumps(lines[1]), encoding="utf-8")
+    data = ("--data", tmp_path / "one.jsonl", "--layer-positions", 0)
+    out = fine("probe", place / "plain", *data, "--train-data", both, *PROBE, "--json", path)
+    assert "measured on too: 1 documents" in out
+    assert "n-gram" in {row["method"] for row in of_table(checked(path, "probe", 3), "depths")}
+    same = ("--train-data", tmp_path / "one.jsonl")
+    assert "learn from others" in refused("probe", place / "plain", *data, *same, *PROBE)
+
+
 def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeypatch) -> None:
     def stop(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    path = tmp_path / "probe.json"
-    data = ("--data", place / "text.py", "--layer-positions", 0, *PROBE, "--json", path)
+    text = Path(shutil.copy(place / "text.py", tmp_path / "text.py"))
+    path = tmp_path / "new" / "probe.json"
+    data = ("--data", text, "--layer-positions", 0, *PROBE, "--json", path)
     with monkeypatch.context() as patch:
         patch.setattr(foretoken.cli.probe, "measure_costs", stop)
         assert run("probe", place / "plain", *data).status == 130
-    assert contents(tmp_path) == {f"{path}.partial"}
+    assert contents(path.parent) == {f"{path}.partial"}
+    original = text.read_text(encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr(foretoken.probe.run, "_measure_row", stop)  # all rows are there
-        fine("probe", place / "plain", *data)
-    assert contents(tmp_path) == {str(path)}
+        patch.setattr(foretoken.probe.run, "_measure_row", stop)
+        text.write_text(original.replace("r", "s"), encoding="utf-8")  # as long as before
+        assert run("probe", place / "plain", *data).status == 130
+        text.write_text(original, encoding="utf-8")
+        fine("probe", place / "plain", *data)  # all rows are there
+    assert contents(path.parent) == {str(path)}
 
 
 @pytest.mark.parametrize(("name", "method"), [("heads", "parallel"), ("plain", "plain")])
@@ -376,8 +406,10 @@ def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Pa
     assert difference["bits_per_byte"] == 0  # the backbone was frozen
     assert difference["source"] == str(place / "plain")
     assert len(of_table(result, "quality")) == 2
-    assert {row["method"] for row in of_table(result, "baselines")} >= {"marginalization"}
-    assert "Beside it" in out
+    beside = of_table(result, "baselines")
+    assert {row["method"] for row in beside} >= {"marginalization"}
+    assert {row["model"] for row in beside} == {str(place / "plain")}  # not the one with heads
+    assert f"Beside it, from the probe of {place / 'plain'}" in out
     other = ("eval", place / "heads", "--data", place / "long.txt", "--baselines")
     assert "probe the same data" in refused(*other, probed)
     assert "give one of `foretoken probe`" in refused(*other, path)
@@ -966,6 +998,7 @@ BAD = [
     (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
     (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
+    (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot write"),
     (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
     (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),
     (f"eval {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),

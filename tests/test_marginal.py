@@ -189,6 +189,22 @@ def test_parts_of_the_positions_are_the_whole(monkeypatch: pytest.MonkeyPatch) -
             torch.testing.assert_close(getattr(part, name), getattr(one, name))
 
 
+def test_chains_keep_to_the_budget_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    prefix, where, sizes = Row(Backbone(toy("llama")), row(), 2), torch.tensor([8, 2, 5]), []
+    first = prefix.distribution(where).argmax(-1)
+    whole = greedy_chains(prefix, where, first, 2)
+    monkeypatch.setattr(branches, "BUDGET", 1)
+    original = Row.branches
+
+    def counting(self: Row, positions: Tensor) -> branches.Branches:
+        sizes.append(len(positions))
+        return original(self, positions)
+
+    monkeypatch.setattr(Row, "branches", counting)
+    assert torch.equal(greedy_chains(prefix, where, first, 2), whole)
+    assert sizes == [1, 1, 1]
+
+
 def test_the_greedy_chain_is_what_generate_says() -> None:
     model, tokens = toy("llama"), row()
     prefix = Row(Backbone(model), tokens, 3)

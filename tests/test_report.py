@@ -21,6 +21,7 @@ from foretoken.report.charts import Chart, charts_of
 from foretoken.report.charts.drawing import SERIES, _apart
 from foretoken.report.drafts import continuations
 from foretoken.report.formatting import text
+from foretoken.report.predicted import comparisons
 from foretoken.report.sources import Source, collect
 from foretoken.report.tables import tables_of
 
@@ -74,8 +75,60 @@ def test_acceptance_while_decoding_adds_up_to_tokens_per_forward(charts: dict[st
     assert (unit, "parallel, decoding", "2", f"{1 + 0.5 + 0.5 * 0.4:.2f}") in found
     assert (unit, "parallel, held out", "2", f"{1 + 0.5 + 0.25:.2f}") in found
     assert (unit, "parallel, measured", "2", "1.70") in found
-    assert (unit, "parallel, predicted", "2", "1.40 to 2.20") in found
-    assert ("speed-up over plain decoding", "parallel, predicted", "2", "1.10× to 1.80×") in found
+    assert (unit, "parallel, predicted behind text", "2", "1.40 to 2.20") in found
+    assert (unit, "parallel, predicted behind own", "2", "1.70 to 2.50") in found
+    speed = "speed-up over plain decoding"
+    assert (speed, "parallel, predicted behind text", "2", "1.10× to 1.80×") in found
+
+
+def test_what_was_predicted_stands_beside_what_heads_reach(results: Path) -> None:
+    found = [
+        (one.who, one.behind, one.length, text(one.quantity, one.reached), one.verdict)
+        for one in comparisons(collect([results]).results)
+    ]
+    assert found == [
+        ("parallel", "own", 1, "1.50", "inside"),
+        ("parallel", "own", 2, "1.70", "inside"),
+        ("parallel", "own", 2, "1.30×", "inside"),
+        ("parallel", "text", 1, "1.50", "inside"),
+        ("parallel", "text", 2, "1.75", "inside"),
+        ("frozen, parallel", "text", 1, "1.50", "inside"),
+        ("frozen, parallel", "text", 2, "1.75", "inside"),
+        ("joint, parallel", "text", 1, "1.50", "inside"),
+        ("joint, parallel", "text", 2, "1.75", "inside"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("share", "verdict"), [(0.1, "below"), (0.2, "inside"), (0.6, "inside"), (0.7, "above")]
+)
+def test_where_the_prediction_fails_it_says_so(tmp_path: Path, share: float, verdict: str) -> None:
+    rows = [{"method": "parallel", "depth": 1, "top1": 0.5, "acceptance": share}]
+    report_files.write(tmp_path / "probe.json", "probe", report_files.probe_rows())
+    report_files.write(tmp_path / "eval.json", "eval", rows)
+    (found,) = comparisons(collect([tmp_path]).results)
+    assert found.verdict == verdict
+
+
+def test_a_prediction_is_about_one_backbone(tmp_path: Path) -> None:
+    """Heads of another model, on trees, drawn, or trained from scratch are not compared."""
+    rows = [{"method": "parallel", "depth": 1, "top1": 0.5, "acceptance": 0.4}]
+    probed = report_files.probe_rows()
+    report_files.write(tmp_path / "a.json", "probe", probed, backbone="same")
+    report_files.write(tmp_path / "b.json", "eval", rows, model="other")
+    report_files.write(tmp_path / "c.json", "eval", rows, model="heads", backbone="same")
+    tree = [{**row, "method": "parallel-tree"} for row in report_files.bench_rows()]
+    report_files.write(tmp_path / "d.json", "bench", tree)
+    drawn = [{**row, "temperature": 1.0} for row in report_files.bench_rows()[:3]]
+    report_files.write(tmp_path / "e.json", "bench", [*drawn, *report_files.bench_rows()[3:]])
+    scratch = [{**row, "recipe": "pretrain"} for row in rows]
+    report_files.write(tmp_path / "f.json", "recipes", scratch, model=None)
+    found = comparisons(collect([tmp_path], mixed=True).results)
+    assert [Path(one.source.name).name for one in found] == ["c.json"]
+    report_files.write(tmp_path / "g.json", "recipes", rows, model=None)
+    report_files.write(tmp_path / "h.json", "probe", probed, model="other")
+    found = comparisons(collect([tmp_path], mixed=True).results)
+    assert {Path(one.source.name).name for one in found} == {"b.json", "c.json"}
 
 
 def test_numbers_of_figures_are_those_of_the_files(charts: dict[str, Chart]) -> None:
@@ -313,6 +366,10 @@ def test_a_run_of_another_backbone(tmp_path: Path) -> None:
     [
         ("metrics.jsonl", "{"),
         ("metrics.jsonl", '{"loss": 1}\n'),
+        ("metrics.jsonl", '{"step": 1, "depth_losses": 3}\n'),
+        ("metrics.jsonl", '{"step": 1, "depth_losses": [NaN]}\n'),
+        ("tap_weights.json", "[[NaN]]"),
+        ("tap_weights.json", "[[]]"),
         ("tap_weights.json", "[[1, 2], [3]]"),
         ("tap_weights.json", '{"a": 1}'),
     ],

@@ -15,6 +15,9 @@ from torch import Tensor
 IGNORE = -100
 """Label of a position that has no target; `torch.nn.functional.cross_entropy` skips it."""
 
+NO_TARGET = "no position has a target at every depth; use longer blocks, or longer documents."
+"""What is wrong with a text where all labels are `IGNORE`."""
+
 
 def tokens_ahead(tokens: Tensor, distance: int) -> Tensor:
     """`x_{t+distance}` at every position `t`, (B, T) → (B, T).

@@ -9,16 +9,24 @@ import typer
 
 from foretoken.cli import common
 from foretoken.cli.bench import methods_of, show_speed
+from foretoken.cli.drafting import method_name
+from foretoken.cli.generate import counted, shown_steps
 from foretoken.cli.probe_tables import show_depths
 from foretoken.cli.train import build, show_result, training_bar
 from foretoken.errors import ForetokenError, InputError
 from foretoken.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
+from foretoken.report import write_report
 from foretoken.training import TrainConfig
 from foretoken.training import train as run_training
 
 HELD_OUT = "stdlib:held-out"
+PROMPT_TOKENS = 64
+SHOWN_TOKENS = 64
+"""Of the continuation in the report; longer ones loop."""
+RESULTS = ("probe", "eval", "bench", "generate")
+"""Files of the report."""
 
 
 def demo(
@@ -33,7 +41,8 @@ def demo(
     """Walk the whole way on the bundled models and Python's standard library: about five minutes.
 
     Probe what tiny already knows, train heads on it, prove that decoding with them changes nothing,
-    and measure what they save; then the same with tiny-mtp, which was trained with its heads.
+    and measure what they save; then the same with tiny-mtp, which was trained with its heads. A
+    page with figures shows it all at the end.
     """
     began = time.monotonic()
     common.quiet_transformers()
@@ -71,11 +80,17 @@ def demo(
         found, f"Python's standard library, held-out files, {count} prompts, greedy, batch 1"
     )
     rows = [{"model": name, **row} for name, table in found for row in table.rows]
-    settings = {"prompts": HELD_OUT, "count": count, "prompt_tokens": 64, "max_new_tokens": 128}
+    settings = {
+        "prompts": HELD_OUT, "count": count, "prompt_tokens": PROMPT_TOKENS, "max_new_tokens": 128,
+    }  # fmt: skip
     common.save_json(out / "bench.json", "bench", trained, seed, settings, rows)
     common.save_json(json, "demo", trained, seed, settings, rows)
+    _continue_one(out / "generate.json", "tiny", trained, seed)
+    page = out / "report.html"
+    write_report([*(out / f"{name}.json" for name in RESULTS), out / "heads"], page)
     _verdict(found)
     common.console.print(f"Done in {time.monotonic() - began:.0f} s. Everything is in {out}/.")
+    common.console.print(f"Report: {page}")
 
 
 def _training(minutes: float, seed: int) -> TrainConfig:
@@ -99,9 +114,24 @@ def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
 
 
 def _compare(name: str, model: MTPModel, count: int, seed: int) -> SpeedTable:
-    prompts = common.load_prompts(HELD_OUT, load_tokenizer(name), 64, count, seed)
+    prompts = common.load_prompts(HELD_OUT, load_tokenizer(name), PROMPT_TOKENS, count, seed)
     with common.progress_bar(f"Decoding with {name}") as progress:
         return compare(methods_of(model), prompts, max_new_tokens=128, repeats=2, progress=progress)
+
+
+def _continue_one(path: Path, name: str, model: MTPModel, seed: int) -> None:
+    """One continuation of the first prompt, for the report to show what was drafted in it."""
+    tokenizer = load_tokenizer(name)
+    (prompt,) = common.load_prompts(HELD_OUT, tokenizer, PROMPT_TOKENS, 1, seed)
+    steps = [step for (step,) in model.stream(prompt, max_new_tokens=SHOWN_TOKENS)]
+    ids = prompt[0].tolist()
+    settings = {
+        "prompt": tokenizer.decode(ids),
+        "max_new_tokens": SHOWN_TOKENS,
+        "steps": shown_steps(steps, tokenizer, ids),
+    }
+    row = {"model": name, "method": method_name("heads", model), **counted(steps)}
+    common.save_json(path, "generate", model, None, settings, [row])
 
 
 def _verdict(found: list[tuple[str, SpeedTable]]) -> None:

@@ -14,7 +14,9 @@ from foretoken.model import MTPModel
 from foretoken.provenance import read_result
 from foretoken.tally import Means, estimate
 
-BASELINE_FIELDS = ("method", "depth", "positions", "top1", "top5", "nll", "agreement", "acceptance")
+BASELINE_FIELDS = (
+    "model", "method", "depth", "positions", "top1", "top5", "nll", "agreement", "acceptance",
+)  # fmt: skip
 
 
 def evaluate(
@@ -176,4 +178,4 @@ def _show_baselines(rows: list[dict[str, Any]]) -> None:
             for row in rows
             if row["depth"]
         ]
-        common.table("Beside it, from the probe", columns, lines)
+        common.table(f"Beside it, from the probe of {rows[0]['model']}", columns, lines)

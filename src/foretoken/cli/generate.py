@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import typer
@@ -107,21 +107,10 @@ def generate(
         steps.append(step)
         printer.add(step)
     printer.finish()
-    count = sum(len(step.tokens) for step in steps)
-    print(
-        f"{count} tokens in {len(steps)} forward passes, {count / len(steps):.2f} per forward "
-        f"({drafting.describe(accept, temperature)})",
-        file=sys.stderr,
-    )
-    lengths = [step.drafted for step in steps[1:]]
-    if length == "auto" and lengths:
-        print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
     row = {
         "model": model,
         "method": drafting.method_name(name, loaded),
-        "tokens": count,
-        "forwards": len(steps),
-        "tokens_per_forward": count / len(steps),
+        **counted(steps),
         "batch": 1,
         "temperature": temperature,
         "compiled": compiled,
@@ -130,6 +119,15 @@ def generate(
         "draft_length": length,
         "pass_width": pass_width,
     }
+    print(
+        f"{row['tokens']} tokens in {len(steps)} forward passes, "
+        f"{row['tokens_per_forward']:.2f} per forward "
+        f"({drafting.describe(accept, temperature)})",
+        file=sys.stderr,
+    )
+    lengths = [step.drafted for step in steps[1:]]
+    if length == "auto" and lengths:
+        print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
     written = [token for step in steps for token in step.tokens]
     settings = {
         "prompt": text,
@@ -144,13 +142,37 @@ def generate(
         "text": tokenizer.decode(written),
         "token_ids": written,
         "draft_lengths": lengths,
-        "steps": [
-            {"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces}
-            for step, pieces in zip(steps, printer.pieces, strict=True)
-        ],
+        "steps": shown_steps(steps, tokenizer, ids[0].tolist()),
     }
     drawn = None if sampling.greedy else seed
     common.save_json(json, "generate", loaded, drawn, settings, [row])
+
+
+def counted(steps: Sequence[Step]) -> dict[str, Any]:
+    """Fields of a row: what came of the steps of one prompt."""
+    count = sum(len(step.tokens) for step in steps)
+    return {
+        "tokens": count,
+        "forwards": len(steps),
+        "tokens_per_forward": count / len(steps),
+    }
+
+
+def shown_steps(
+    steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What `foretoken report` colours: of every step what was drafted, accepted, and its text.
+
+    `pieces` is the text of each token, where it became whole; what is left belongs to the last one.
+    """
+    text = Detokenizer(tokenizer, prompt)
+    records: list[dict[str, Any]] = []
+    for step in steps:
+        pieces = [text.add(token) for token in step.tokens]
+        records.append({"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces})
+    if records and records[-1]["pieces"]:
+        records[-1]["pieces"][-1] += text.finish()
+    return records
 
 
 class _Printer:
@@ -160,21 +182,16 @@ class _Printer:
         self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], colour: bool
     ) -> None:
         self.text, self.colour = Detokenizer(tokenizer, prompt), colour
-        self.pieces: list[list[str]] = []  # the text of every step's tokens, as it became whole
 
     def add(self, step: Step) -> None:
         """Write a step's tokens; depth k drafted the k-th accepted one."""
-        self.pieces.append([""] * len(step.tokens))
         for index, token in enumerate(step.tokens):
             if text := self.text.add(token):
-                self.pieces[-1][index] = text
                 self._write(text, index + 1 if index < step.accepted else 0)
 
     def finish(self) -> None:
         """Write what is left, and end the line."""
-        if left := self.text.finish():
-            self.pieces[-1][-1] += left
-        self._write(left, 0)
+        self._write(self.text.finish(), 0)
         _write("\n")
 
     def _write(self, text: str, depth: int) -> None:

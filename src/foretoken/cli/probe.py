@@ -1,7 +1,9 @@
 """`foretoken probe`: the multi-token ability that a model already has."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -96,8 +98,7 @@ def probe(
         "seed": seed,
         "dtype": str(loaded.lm.dtype),
     }
-    text = {**texts.measured.describe(), "learned": len(texts.learned)}
-    journal = None if json is None else Journal(_partial(json), {**origin, **text})
+    journal = None if json is None else Journal(_partial(json), {**origin, "text": texts.digest})
     with common.progress_bar("Marginalizing") as progress:
         found = measure(
             loaded, texts.measured, methods, depth=depth, positions=positions, seed=seed,
@@ -116,11 +117,15 @@ def probe(
 
 @dataclass(frozen=True)
 class _Texts:
-    """What is measured on, and the documents that may be learned from, maybe none."""
+    """What is measured on, and the documents that may be learned from, maybe none.
+
+    `digest` tells these texts from others.
+    """
 
     measured: PackedBlocks
     learned: Sequence[Tokenized]
     blocks: PackedBlocks | None
+    digest: str
 
 
 def _texts(
@@ -131,21 +136,40 @@ def _texts(
     block_size: int,
     seed: int,
 ) -> _Texts:
-    learned: list[Document] = []
+    def packed(measured: Sequence[Document], learned: Sequence[Document]) -> _Texts:
+        with common.console.status("Reading"):
+            held_out = list(tokenize_all(measured, tokenizer))
+            pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
+            blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
+            text = common.pack(held_out, model, tokenizer, block_size)
+            return _Texts(text, pieces, blocks, _digest(held_out) + _digest(pieces))
+
+    documents = list(read_documents(data))
     if train_data is not None:
-        measured, learned = list(read_documents(data)), list(read_documents(train_data))
-    else:
-        measured = list(read_documents(data))
-        if len(measured) > 1:
-            learned, measured = held_out_split(measured, 0.5, seed)
-    with common.console.status("Reading"):
-        pieces = list(tokenize_all(learned, tokenizer))
-        blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
-        return _Texts(
-            common.pack(list(tokenize_all(measured, tokenizer)), model, tokenizer, block_size),
-            pieces,
-            blocks,
-        )
+        texts = packed(documents, list(read_documents(train_data)))
+        if not texts.learned:
+            raise InputError(f"every document of {train_data} is in {data} too; learn from others.")
+        return texts
+    with suppress(InputError):  # too little for two halves: then nothing is learned
+        learned, measured = held_out_split(documents, 0.5, seed)
+        return packed(measured, learned)
+    return packed(documents, [])
+
+
+def _digest(pieces: Sequence[Tokenized]) -> str:
+    found = sha256()
+    for piece in pieces:
+        found.update(len(piece.ids).to_bytes(8, "little") + piece.ids.tobytes())
+    return found.hexdigest()[:16]
+
+
+def _apart(learned: list[Tokenized], held_out: list[Tokenized]) -> list[Tokenized]:
+    """What may be learned from: nothing that is measured on."""
+    measured = {piece.ids.tobytes() for piece in held_out}
+    kept = [piece for piece in learned if piece.ids.tobytes() not in measured]
+    if dropped := len(learned) - len(kept):
+        common.console.print(f"Not learned from, since it is measured on too: {dropped} documents.")
+    return kept
 
 
 def _baselines(model: MTPModel, texts: _Texts, depth: int, draft_model: str | None) -> list[Method]:

@@ -27,7 +27,7 @@ from foretoken.probe import Marginalization, measure
 from foretoken.probe.branches import distribution
 from foretoken.probe.scores import Scorer, Scores, Target
 from foretoken.tally import Means, Tally, estimate
-from foretoken.targets import IGNORE, depth_targets, tokens_ahead
+from foretoken.targets import IGNORE, NO_TARGET, depth_targets, tokens_ahead
 
 INNER = ("bytes", "rule ")
 """How values begin that other tables are made of."""
@@ -163,7 +163,7 @@ def measure_heads(
             progress((index + 1) / total)
     table = DepthTable(method, tally, blocks, confidences)
     if not table.positions:
-        raise InputError("no position has a target at every depth; use longer blocks.")
+        raise InputError(NO_TARGET)
     return table
 
 

@@ -20,6 +20,8 @@ from foretoken.errors import BackboneError, InputError
 
 BUDGET = 1 << 25
 """Numbers that the branches of one chunk of positions may take up: 128 MiB in float32."""
+ARRAYS = 8
+"""As large as a chunk's distributions are so many at once: logits, joint probabilities and such."""
 
 
 class Row:
@@ -58,7 +60,7 @@ class Row:
     def chunks(self, positions: Tensor, depth: int, width: int) -> list[Tensor]:
         """`positions` in parts whose branches fit into the budget: (P,) → (≤ P,) each."""
         per_token = sum(part[0, :, 0].numel() for layer in self.past for part in layer)
-        per_position = width * self.backbone.vocab_size
+        per_position = ARRAYS * width * self.backbone.vocab_size
         per_position += (self.tokens.shape[1] + depth * width) * per_token
         return list(positions.split(max(1, BUDGET // per_position)))
 
@@ -135,11 +137,15 @@ def greedy_chains(row: Row, positions: Tensor, first: Tensor, depth: int) -> Ten
 
     `first`, and then the likeliest token, `depth` times.
     """
-    branches, tokens = row.branches(positions), [first.unsqueeze(1)]
-    root = torch.zeros_like(tokens[0])
-    for _ in range(depth):
-        tokens.append(branches.extend(tokens[-1], root).argmax(-1))
-    return torch.cat(tokens, dim=1)
+    chains = []
+    chunks = row.chunks(positions, depth, 1)
+    for chunk, begin in zip(chunks, first.split([len(part) for part in chunks]), strict=True):
+        branches, tokens = row.branches(chunk), [begin.unsqueeze(1)]
+        root = torch.zeros_like(tokens[0])
+        for _ in range(depth):
+            tokens.append(branches.extend(tokens[-1], root).argmax(-1))
+        chains.append(torch.cat(tokens, dim=1))
+    return torch.cat(chains)
 
 
 def _as_mask(visible: Tensor, backbone: Backbone) -> Tensor:

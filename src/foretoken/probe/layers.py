@@ -28,7 +28,7 @@ from foretoken.probe.branches import distribution
 from foretoken.probe.linear import LinearProbe, fit
 from foretoken.probe.scores import Scorer, Scores, Target
 from foretoken.tally import Tally
-from foretoken.targets import IGNORE, depth_targets
+from foretoken.targets import IGNORE, NO_TARGET, depth_targets
 
 PER_BLOCK = 128
 """Positions read in one block, at most."""
@@ -187,7 +187,7 @@ def samples(
         if found >= positions:
             return
     if not found:
-        raise InputError("no position has a target at every depth; use longer blocks.")
+        raise InputError(NO_TARGET)
 
 
 @torch.no_grad()

@@ -39,6 +39,7 @@ class NGram:
         self.text, self.vocab_size = np.concatenate(parts), vocab_size
         self._places: list[NDArray[np.int64]] = []
         self._keys: list[NDArray[np.int64]] = []
+        self._all = np.bincount(self.text[self.text >= 0], minlength=vocab_size).astype(np.float64)
         keys, whole = np.zeros_like(self.text), np.ones(len(self.text), bool)
         for back in range(LONGEST):
             token = np.concatenate([np.full(back, -1), self.text[: len(self.text) - back]])
@@ -61,11 +62,10 @@ class NGram:
     def _counts(self, ending: NDArray[np.int64], distance: int) -> NDArray[np.float64]:
         """How often each token comes `distance` places behind `ending`: (V,)."""
         if not len(ending):
-            following = self.text
-        else:
-            key = sum(int(t) * self.vocab_size**back for back, t in enumerate(ending[::-1]))
-            keys, places = self._keys[len(ending) - 1], self._places[len(ending) - 1]
-            first, last = np.searchsorted(keys, [key, key + 1])
-            ahead = places[first:last] + distance
-            following = self.text[ahead[ahead < len(self.text)]]
+            return self._all
+        key = sum(int(t) * self.vocab_size**back for back, t in enumerate(ending[::-1]))
+        keys, places = self._keys[len(ending) - 1], self._places[len(ending) - 1]
+        first, last = np.searchsorted(keys, [key, key + 1])
+        ahead = places[first:last] + distance
+        following = self.text[ahead[ahead < len(self.text)]]
         return np.bincount(following[following >= 0], minlength=self.vocab_size).astype(np.float64)

@@ -5,6 +5,7 @@ Shapes: T row length, P positions of a row.
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from foretoken.model import MTPModel
 from foretoken.probe.classes import TokenClasses
 from foretoken.probe.methods import Method, Place
 from foretoken.tally import Tally
-from foretoken.targets import IGNORE
+from foretoken.targets import IGNORE, NO_TARGET
 
 PER_ROW = 16
 """Positions sampled in one row, at most: neighbours have little new to tell."""
@@ -63,24 +64,36 @@ def measure(
         raise InputError(f"positions is {positions}; ask for at least 1.")
     blocks.require_vocabulary(model.backbone.vocab_size)
     model.eval()
-    per_row = min(PER_ROW, positions)
-    random = torch.Generator().manual_seed(seed)
-    rows = torch.randperm(len(blocks), generator=random)[: -(-positions // per_row)].tolist()
+    rows = _draw_rows(blocks, depth, positions, seed)
+    if not rows:
+        raise InputError(NO_TARGET)
     tally = Tally(*AXES)
     done = journal.done if journal is not None else {}
-    for number, index in enumerate(rows):
+    for number, (index, where) in enumerate(rows.items()):
         if index not in done:
-            drawn = torch.Generator().manual_seed(seed * 1_000_003 + index)
-            found = _measure_row(model, blocks, index, methods, depth, per_row, drawn, classes)
-            done[index] = found.records()
+            done[index] = _measure_row(model, blocks, index, where, methods, depth, classes)
             if journal is not None:
                 journal.write(index, done[index])
         tally.merge(done[index])
         if progress is not None:
             progress((number + 1) / len(rows))
-    if not tally.keys("depth"):
-        raise InputError("no position has a target at every depth; use longer blocks.")
     return tally
+
+
+def _draw_rows(blocks: PackedBlocks, depth: int, positions: int, seed: int) -> dict[int, Tensor]:
+    """Random rows until there are enough positions, by their index; (≤ `PER_ROW`,) of each."""
+    chosen: dict[int, Tensor] = {}
+    found, per_row = 0, min(PER_ROW, positions)
+    order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
+    for index in order.tolist():
+        if found >= positions:
+            break
+        random = torch.Generator().manual_seed(seed * 1_000_003 + index)
+        where = _draw(_last_document(blocks[index])[1], depth, per_row, random)
+        if len(where):
+            chosen[index] = where
+            found += len(where)
+    return chosen
 
 
 @torch.inference_mode()
@@ -88,17 +101,14 @@ def _measure_row(
     model: MTPModel,
     blocks: PackedBlocks,
     index: int,
+    where: Tensor,
     methods: Sequence[Method],
     depth: int,
-    count: int,
-    random: torch.Generator,
     classes: TokenClasses | None,
-) -> Tally:
+) -> list[list[Any]]:
+    """Records of a tally: every method at positions `where` (P,) of the row's last document."""
     tally, device = Tally(*AXES), model.backbone.device
     start, learned = _last_document(blocks[index])
-    where = _draw(learned, depth, count, random)
-    if not len(where):
-        return tally
     row = blocks[index]["input_ids"][start : start + len(learned)]
     document = int(blocks.documents(index)[start])
     kind = blocks.document_kinds[document] if blocks.document_kinds else "text"
@@ -112,7 +122,7 @@ def _measure_row(
                 {name: value.cpu().numpy() for name, value in scores.items()},
                 [names[t + k + 1] for t in where.tolist()],
             )
-    return tally
+    return tally.records()
 
 
 def _draw(learned: Tensor, depth: int, count: int, random: torch.Generator) -> Tensor:
@@ -137,7 +147,8 @@ def _last_document(block: dict[str, Tensor]) -> tuple[int, Tensor]:
 class Journal:
     """What is done of a run, line by line, so that one that was stopped goes on.
 
-    A line that was not written whole, and those of a run with other settings, do not count.
+    What follows a line that was not written whole, and all of a run with other settings, does not
+    count.
 
     Args:
         path: of the file; made with the first line.
@@ -148,17 +159,23 @@ class Journal:
         self.path, self.settings = path, json.loads(json.dumps(settings))
         self.done: dict[int, list[Any]] = {}
         self._begun = False
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
-        whole = [line for line in lines if line.endswith("\n")]
-        if whole and json.loads(whole[0]) == self.settings:
-            self.done = {index: records for index, records in map(json.loads, whole[1:])}
+        lines = _whole_lines(path)
+        if lines and lines[0] == self.settings:
+            self.done = {index: records for index, records in lines[1:]}
 
     def write(self, index: int, records: list[Any]) -> None:
-        """Keep what was found in one row."""
-        if not self._begun:
-            self._begin()
-        with self.path.open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps([index, records]) + "\n")
+        """Keep what was found in one row.
+
+        Raises:
+            InputError: the file cannot be written.
+        """
+        try:
+            if not self._begun:
+                self._begin()
+            with self.path.open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps([index, records]) + "\n")
+        except OSError as error:
+            raise InputError(f"cannot write {self.path}: {error.strerror}") from None
 
     def _begin(self) -> None:
         """Write anew what counts, in place of what may end in half a line."""
@@ -172,3 +189,13 @@ class Journal:
     def remove(self) -> None:
         """The run is over."""
         self.path.unlink(missing_ok=True)
+
+
+def _whole_lines(path: Path) -> list[Any]:
+    """The content of the lines before the first that is none; nothing where there is no file."""
+    found: list[Any] = []
+    content = path.read_bytes() if path.is_file() else b""
+    with suppress(ValueError):
+        for line in content.splitlines(keepends=True):
+            found.append(json.loads(line if line.endswith(b"\n") else b""))
+    return found

@@ -175,12 +175,17 @@ def entropy(probabilities: Tensor) -> Tensor:
 def among_likeliest(
     covered: Tensor, missing: Tensor, tokens: Tensor, count: int
 ) -> tuple[Tensor, Tensor]:
-    """Whether `tokens` (N,) surely are, and may be, among the `count` likeliest: (N,) each."""
+    """Whether `tokens` (N,) surely are, and may be, among the `count` likeliest: (N,) each.
+
+    They surely are where lifting the best `count` others to their level takes more than is missing;
+    they may be where all that is missing lifts them to the level of the last of these.
+    """
     part = at(covered, tokens).unsqueeze(1)
-    others = torch.ones_like(covered, dtype=torch.bool).scatter(1, tokens.unsqueeze(1), False)
-    may_be_above = ((covered + missing >= part) & others).sum(-1)
-    surely_above = ((covered > part + missing) & others).sum(-1)
-    return may_be_above < count, surely_above < count
+    others = covered.scatter(1, tokens.unsqueeze(1), -torch.inf)
+    best = others.topk(min(count, others.shape[1])).values
+    lifting = (part - best).clamp(min=0.0).sum(-1)
+    rest = missing.clamp(min=0.0).squeeze(1)
+    return lifting > rest, best[:, -1] <= part.squeeze(1) + rest
 
 
 def entropy_bounds(covered: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,8 @@ from foretoken.provenance import Row, replace_file
 from foretoken.report.charts import Chart, charts_of
 from foretoken.report.charts.selecting import number, of_heads, speeds
 from foretoken.report.drafts import continuations
-from foretoken.report.formatting import text
+from foretoken.report.formatting import text, title
+from foretoken.report.predicted import comparisons
 from foretoken.report.sources import Sources, collect
 from foretoken.report.tables import tables_of
 
@@ -70,6 +71,8 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["text"] = lambda value, field: text(field, value)
+    environment.filters["heading"] = title
     environment.filters["inline"] = lambda chart: Markup(chart.inline())
     style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     return environment.get_template("page.html").render(
@@ -77,6 +80,7 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
         style=Markup(style),
         facts=summary(sources),
         charts=charts,
+        compared=comparisons(sources.results),
         continuations=continuations(sources.results),
         files=[(s, tables_of(s, place)) for place, s in enumerate(sources.results, start=1)],
         origins=[

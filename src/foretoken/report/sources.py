@@ -8,6 +8,7 @@ that nothing is left out unsaid.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +18,7 @@ from foretoken.errors import InputError
 from foretoken.provenance import Result, Row, read_result
 
 METRICS = "metrics.jsonl"
+LOSSES = ("depth_losses", "held_out_losses")
 TAP_WEIGHTS = "tap_weights.json"
 SOURCE = "source.json"
 RUN_FILES = frozenset({SOURCE, "provenance.json", "movement.json", TAP_WEIGHTS})
@@ -144,8 +146,10 @@ def _entries(directory: Path) -> list[Path]:
 def _run(directory: Path) -> Run:
     lines = _text(directory / METRICS).splitlines()
     metrics = [_json(line, directory / METRICS) for line in lines]
-    if not all(isinstance(line, dict) and isinstance(line.get("step"), int) for line in metrics):
-        raise InputError(f"{directory / METRICS} is not what a training run writes: no steps.")
+    if not all(map(_is_report, metrics)):
+        raise InputError(
+            f"{directory / METRICS} is not what a training run writes: no steps with losses."
+        )
     weights = directory / TAP_WEIGHTS
     origin = directory / SOURCE
     return Run(
@@ -156,17 +160,26 @@ def _run(directory: Path) -> Run:
     )
 
 
+def _is_report(line: object) -> bool:
+    return (
+        isinstance(line, dict)
+        and isinstance(line.get("step"), int)
+        and all(_is_numbers(line.get(field) or []) for field in LOSSES)
+    )
+
+
 def _weights(path: Path) -> list[list[float]]:
     content = _json(_text(path), path)
     rows = content if isinstance(content, list) else [content]
-    numbers = all(isinstance(row, list) and all(map(_is_number, row)) for row in rows)
-    if not numbers or len(set(map(len, rows))) > 1:
+    if not all(row and _is_numbers(row) for row in rows) or len(set(map(len, rows))) > 1:
         raise InputError(f"{path} is not what a training run writes: no weights by layer.")
     return rows
 
 
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float)
+def _is_numbers(values: object) -> bool:
+    return isinstance(values, list) and all(
+        isinstance(value, int | float) and math.isfinite(value) for value in values
+    )
 
 
 def _backbone(path: Path) -> str | None:

@@ -18,6 +18,7 @@ from foretoken.report.charts.selecting import (
     groups,
     names,
     number,
+    reached_by_length,
     speeds,
     table,
     while_decoding,
@@ -25,14 +26,17 @@ from foretoken.report.charts.selecting import (
 from foretoken.report.formatting import text
 from foretoken.report.sources import Source
 
+BEHIND = {"text": " behind text", "own": " behind own"}
+"""What drafts follow, as it stands behind the name of a range."""
 UNITS = {"tokens_per_forward": "tokens per forward", "speedup": "speed-up over plain decoding"}
 
 
 @dataclass(frozen=True)
 class Range:
-    """What was predicted, by draft length."""
+    """What was predicted, by draft length; `behind`: a text, or the backbone's `own` one."""
 
     label: str
+    behind: str
     lengths: Sequence[float]
     low: Sequence[float]
     high: Sequence[float]
@@ -60,9 +64,8 @@ class Panel:
 
 def drafting_charts(sources: Sequence[Source]) -> list[Chart]:
     """One figure, with a panel for each quantity of which more than a point is known."""
-    predicted = [row for source in sources for row in table(source, "prediction")]
     found = [
-        Panel(field, _ranges(predicted, field), _expected(sources, field), _points(sources, field))
+        Panel(field, _ranges(sources, field), _expected(sources, field), _points(sources, field))
         for field in UNITS
     ]
     panels = [panel for panel in found if panel.ranges or panel.lines]
@@ -99,12 +102,15 @@ def _accepted(source: Source) -> list[Row]:
     return [row for row in rows if number(row, "acceptance") is not None]
 
 
-def _ranges(rows: Sequence[Row], field: str) -> list[Range]:
-    found = groups(row for row in rows if number(row, f"{field}_max") is not None)
-    labels = names(found)
+def _ranges(sources: Sequence[Source], field: str) -> list[Range]:
+    rows = (row for source in sources for row in table(source, "prediction"))
+    predicted = (row for row in rows if number(row, f"{field}_max") is not None)
+    found = groups(predicted, ("model", "method", "behind"))
+    labels = names([*_known(sources), *(key[:2] for key in found)])
     return [
         Range(
-            f"{labels[key]}, predicted",
+            f"{labels[key[:2]]}, predicted{BEHIND.get(key[2], '')}",
+            key[2],
             [0.0, *(number(row, "depth") or 0.0 for row in members)],
             [1.0, *(number(row, f"{field}_min") or 0.0 for row in members)],
             [1.0, *(number(row, f"{field}_max") or 0.0 for row in members)],
@@ -126,21 +132,11 @@ def _expected(sources: Sequence[Source], field: str) -> list[Line]:
         rows = [row for source in sources for row in select(source) if row["depth"]]
         known = groups(row for row in rows if number(row, "acceptance") is not None)
         for key, members in known.items():
-            shares = {int(number(row, "depth") or 0): number(row, "acceptance") for row in members}
+            values = reached_by_length(members, chained=chained)
+            lengths = [float(length) for length in range(len(values))]
             label, colour = f"{labels[key]}, {what}", list(labels).index(key)
-            lines.append(_sum(label, shares, chained, colour))
+            lines.append(Line(label, lengths, values, dashed=not chained, colour=colour))
     return lines
-
-
-def _sum(label: str, shares: dict[int, float | None], chained: bool, colour: int) -> Line:
-    lengths, values = [0.0], [1.0]
-    stands = 1.0
-    for depth in range(1, max(shares) + 1):
-        share = shares.get(depth) or 0.0
-        stands = stands * share if chained else share
-        lengths.append(float(depth))
-        values.append(values[-1] + stands)
-    return Line(label, lengths, values, dashed=not chained, colour=colour)
 
 
 def _points(sources: Sequence[Source], field: str) -> list[Point]:
@@ -162,8 +158,9 @@ def _caption(sources: Sequence[Source], panels: Sequence[Panel]) -> str:
     parts = ["A draft of no tokens is plain decoding: 1."]
     if any(panel.ranges for panel in panels):
         parts.append(
-            "Shaded: the range that the probe predicted. It assumes drafts that do not read each "
-            "other; sequential heads may pass it."
+            "Shaded: the range that the probe predicted, behind text or, dotted, behind the "
+            "model's own. It assumes drafts that do not read each other; sequential heads may "
+            "pass it."
         )
     if any(panel.lines for panel in panels):
         parts.append("Lines: 1 + what is accepted at each depth, dashed on held-out text.")
@@ -214,12 +211,15 @@ def _paint_panel(panel: Panel, axes: Axes) -> None:
     axes.set_ylim(0, 1.12 * max(tops, default=1.0))
     if panel.field == "speedup":
         axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=":")
+    ends = []
     for r in panel.ranges:
-        axes.fill_between(r.lengths, r.low, r.high, color=SERIES[5], alpha=0.22, linewidth=0)
-    ends = [
-        End(r.lengths[-1], (r.low[-1] + r.high[-1]) / 2, r.label, SERIES[5], "■")
-        for r in panel.ranges
-    ]
+        own = r.behind == "own"
+        shade = 0.1 if own else 0.22
+        axes.fill_between(r.lengths, r.low, r.high, color=SERIES[5], alpha=shade, linewidth=0)
+        for side in (r.low, r.high) if own else ():
+            axes.plot(r.lengths, side, ":", color=SERIES[5], linewidth=1.2)
+        middle = (r.low[-1] + r.high[-1]) / 2
+        ends.append(End(r.lengths[-1], middle, r.label, SERIES[5], "┅" if own else "■"))
     for p in panel.points:
         colour = SERIES[p.colour % len(SERIES)]
         axes.plot([p.length], [p.value], "o", color=colour, markersize=8, clip_on=False)

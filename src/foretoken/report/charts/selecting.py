@@ -28,6 +28,11 @@ def by_depth(source: Source) -> list[Row]:
     """Teacher-forced results of whole methods by depth, as probe and eval write them."""
     if source.result.command == "recipes":  # too many lines: they have a chart of their own
         return []
+    return teacher_forced(source)
+
+
+def teacher_forced(source: Source) -> list[Row]:
+    """The same of every command."""
     return [
         row
         for row in source.rows
@@ -46,6 +51,22 @@ def while_decoding(source: Source) -> list[Row]:
         and number(row, "acceptance") is not None
         and number(row, "depth") is not None
     ]
+
+
+def reached_by_length(rows: Iterable[Row], *, chained: bool) -> list[float]:
+    """Tokens per forward of drafts of 0, 1, 2, … tokens: 1 + Σ of what is accepted at each depth.
+
+    Args:
+        rows: of one method, with the acceptance of each depth.
+        chained: shares are of the steps that reached a depth, as `while_decoding` has them.
+    """
+    shares = {int(number(row, "depth") or 0): number(row, "acceptance") or 0.0 for row in rows}
+    values, stands = [1.0], 1.0
+    for depth in range(1, max(shares, default=0) + 1):
+        share = shares.get(depth, 0.0)
+        stands = stands * share if chained else share
+        values.append(values[-1] + stands)
+    return values
 
 
 def speeds(source: Source) -> list[Row]:

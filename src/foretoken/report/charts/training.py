@@ -8,7 +8,7 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from foretoken.report.charts.drawing import Chart, Line, plot_lines
-from foretoken.report.sources import Run
+from foretoken.report.sources import LOSSES, Run
 
 SHOWN = 400
 """Points of a curve, at most."""
@@ -22,7 +22,7 @@ def training_charts(runs: Sequence[Run]) -> list[Chart]:
 
 def _lines(run: Run) -> list[Line]:
     lines = []
-    for field, suffix in (("depth_losses", ""), ("held_out_losses", ", held out")):
+    for field, suffix in zip(LOSSES, ("", ", held out"), strict=True):
         known = [line for line in run.metrics if line.get(field)]
         known = known[:: -(-len(known) // SHOWN) or 1]
         for depth in range(min((len(line[field]) for line in known), default=0)):
