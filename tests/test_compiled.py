@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 import foretoken as ft
-from foretoken.decoding import Drafter, LookupDrafter, NoDrafter, TreeShape, drafter_for
+from foretoken.decoding import (
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    TreeShape,
+    drafter_for,
+)
 
 NEW = 10
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])
@@ -26,6 +33,13 @@ def batch(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def drafter(model: ft.MTPModel, name: str) -> Drafter:
+    if name == "model":
+        draft = ft.MTPModel(copy.deepcopy(model.lm)).eval()
+        torch.manual_seed(0)
+        with torch.no_grad():
+            for weight in draft.parameters():
+                weight.add_(0.01 * torch.randn_like(weight))
+        return ModelDrafter(model.backbone, draft.backbone, 2)
     if name in ("none", "lookup"):
         return NoDrafter() if name == "none" else LookupDrafter(2, 1)
     shape = TreeShape(widths=(2, 2)) if name == "tree" else None
@@ -38,7 +52,7 @@ def drafter(model: ft.MTPModel, name: str) -> Drafter:
         pytest.param(
             name, rows, marks=pytest.mark.slow if (name, rows) == ("tree", 3) else pytest.mark.long
         )
-        for name in ("none", "chain", "tree", "lookup", "sequential")
+        for name in ("none", "chain", "tree", "lookup", "sequential", "model")
         for rows in (1, 3)
     ],
 )

@@ -3,9 +3,9 @@
     foretoken train tiny --data stdlib:train --for vllm --minutes 6 --out runs/for-vllm
     make test-engines-speed MODEL=runs/for-vllm/model
 
-Held-out code, greedy, float32, every prompt `NEW` tokens long; `plain` is without drafts. Each engine
-runs the prompts one by one and all together; all methods take turns, three times, and the median
-counts. Both run without compiled graphs (`enforce_eager`). Writes results/engine-speed.json.
+Held-out code, greedy, float32, `NEW` tokens each; `plain` is without drafts. Each engine runs the
+prompts one by one and all together; all methods take turns, three times, and the median counts.
+Neither compiles anything (`enforce_eager`). Writes results/engine-speed.json.
 """
 
 import statistics
@@ -21,10 +21,12 @@ import torch
 from models import padded
 
 import foretoken as ft
-from foretoken.cli import common
-from foretoken.decoding import NoDrafter
+from foretoken.data import PackedBlocks, read_documents
+from foretoken.data.tokenization import tokenize_all
+from foretoken.decoding import NoDrafter, store_by_columns
 from foretoken.formats import export
 from foretoken.formats.exporting import BACKBONE
+from foretoken.loading import load_tokenizer
 from foretoken.provenance import provenance, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engine-speed.json"
@@ -40,9 +42,7 @@ def foretoken(model: ft.MTPModel, *, plain: bool) -> Engine:
 
     def run(rows: Rows) -> tuple[Rows, int]:
         tokens, mask = padded(rows)
-        found = model.generate(
-            tokens, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter
-        )
+        found = model.generate(tokens, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter)
         return found.continuations, len(found.row_steps)
 
     return run
@@ -72,8 +72,9 @@ def vllm(target: Path, speculative: dict[str, Any] | None) -> Engine:
 
 
 def prompts_of(model: ft.MTPModel, path: str) -> Rows:
-    tokenizer = common.tokenizer_of(path, model)
-    blocks = common.load_blocks("stdlib:held-out", model, tokenizer, 256)
+    tokenizer = load_tokenizer(model.tokenizer_path or path)
+    documents = tokenize_all(read_documents("stdlib:held-out"), tokenizer)
+    blocks = PackedBlocks.from_pieces(documents, 256)
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[:PROMPTS]
     return [blocks[index]["input_ids"][:PROMPT_TOKENS].tolist() for index in order.tolist()]
 
@@ -108,7 +109,8 @@ def measured(engines: dict[str, Engine], prompts: Rows) -> list[dict[str, Any]]:
 
 def main(path: str) -> None:
     torch.set_num_threads(1)
-    model = common.load_model(path, "cpu", "float32")
+    model = ft.MTPModel.from_pretrained(path, dtype=torch.float32).eval()
+    store_by_columns(model)
     depth = model.require_head().depth
     with tempfile.TemporaryDirectory() as work:
         out = Path(work) / "exported"

@@ -138,7 +138,7 @@ def methods_of(
     Args:
         model: that decodes.
         sampling: greedy by default.
-        compiled: show plain decoding and the heads with a compiled step too.
+        compiled: show plain decoding, heads and draft model with a compiled step too.
         draft: a draft model, and its name.
         tree: a shape, to draft trees from the heads too.
         draft_length: to draft so many tokens from the heads too, or `"auto"`.
@@ -174,6 +174,8 @@ def methods_of(
         theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
     if draft is not None:
         add("draft-model", ModelDrafter(model.backbone, draft[0].backbone), source=draft[1])
+        if compiled:
+            ours.append(ours[-1].compile())
         if batch_size == 1:
             theirs.append(Transformers(model, draft=draft, sampling=sampling))
     return [*ours, *theirs]

@@ -6,10 +6,14 @@ Leviathan et al. 2023, "Fast inference from transformers via speculative decodin
 Shapes: B rows, W tokens of a pass.
 """
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from foretoken.backbone import Backbone
-from foretoken.decoding.cache import Past, new_past
+from foretoken.decoding.cache import Past, new_past, takes_masks
+from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.sampling import Sampler
@@ -56,8 +60,11 @@ class ModelDrafter:
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
-        self.past = new_past(self.model, rows, capacity)
+        compiled = past.compiled and takes_masks(self.model)
+        capacity += self.length if compiled else 0  # it then drafts in full to the end
+        self.past = new_past(self.model, rows, capacity, fixed=compiled, compiled=compiled)
         self.read = [0] * rows
+        self._compiled = compile_fixed(self._logits) if compiled else self._logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
@@ -80,9 +87,8 @@ class ModelDrafter:
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
         for depth in range(min(self.length, limit)):
-            final = self.model(window, **self.past.enter(window.shape[1])).final
-            final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
-            logits.append(self.model.unembed(final))
+            run = self._compiled if any(self.past.read) else self._logits
+            logits.append(run(window, last, self.past.enter(window.shape[1])))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
             if depth == 0:
                 self.past.keep(lengths)
@@ -93,3 +99,9 @@ class ModelDrafter:
         if self.shape is not None:
             return comb(torch.cat(logits, dim=1), self.shape)
         return Draft.joined(drafts)
+
+    def _logits(self, window: Tensor, last: Tensor, given: dict[str, Any]) -> Tensor:
+        """After places `last` (B, 1) of a pass over `window` (B, W): (B, 1, V)."""
+        final = self.model(window, **given).final
+        final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+        return self.model.unembed(final)
