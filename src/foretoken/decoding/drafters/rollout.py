@@ -78,7 +78,8 @@ class RolloutDrafter:
             if depth > 1:
                 ahead = self.backbone.embed(drafts[-1].tokens)
                 hidden = self.head.hand_on(hidden, depth - 1)
-                self.past.keep([end + depth - 2 for end in read])
+                # Not `keep`: a recurrent state goes back to where it was kept last.
+                self.past.keep(read) if depth == 2 else self.past.assume()
                 hidden = self._step(hidden, ahead, ends + depth - 1, depth)
             logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
             drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
