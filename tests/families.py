@@ -373,6 +373,14 @@ def _lfm2() -> PreTrainedConfig:
     )
 
 
+@_family("lfm2_conv")
+def _lfm2_conv() -> PreTrainedConfig:
+    """As its released models: the last block, and so every block of heads, is recurrent."""
+    config = _lfm2()
+    config.layer_types = config.layer_types[::-1]
+    return config
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Move norms and biases off their initial values; stop a tied head from echoing its input."""
     with torch.no_grad():

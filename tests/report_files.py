@@ -87,6 +87,7 @@ def bench_rows() -> list[dict[str, Any]]:
          "speedup": speed, "seconds": 2.1 / speed}
         for method, passes, speed in speeds
     ]  # fmt: skip
+    rows.append({**rows[1], "method": "parallel-auto", "draft_length": "auto"})
     shares = enumerate((0.5, 0.4), start=1)
     return rows + [{"method": "parallel", "depth": k, "acceptance": share} for k, share in shares]
 
@@ -113,11 +114,15 @@ STEPS = [
 ]
 
 
+CHOSEN = {"parallel-auto": [[0, 0, 2, 2], [0, 1]]}
+
+
 def write_all(directory: Path) -> Path:
     """Everything that a report can show, of one model."""
     write(directory / "probe.json", "probe", probe_rows(), data="held-out.txt", backbone=BACKBONE)
     write(directory / "eval.json", "eval", eval_rows(), data="held-out.txt")
-    write(directory / "bench.json", "bench", bench_rows(), prompts="prompts.jsonl")
+    write(directory / "bench.json", "bench", bench_rows(), prompts="prompts.jsonl",
+          draft_lengths=CHOSEN)  # fmt: skip
     write(directory / "recipes.json", "recipes", recipe_rows(), model=None, steps=200)
     write(
         directory / "generate.json", "generate",

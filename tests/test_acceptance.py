@@ -296,3 +296,9 @@ def test_every_way_through_a_small_tree() -> None:
         elif drafted[1] == own[0]:
             expected = 1
         assert int(verdict.accepted) == expected
+
+
+def test_what_was_ruled_out_is_not_among_the_likeliest() -> None:
+    logits = torch.tensor([[[2.0, -torch.inf, -torch.inf]] * 2])
+    for token, accepted in ((0, 1), (1, 0), (2, 0)):
+        assert int(TopK(2)(Draft(torch.tensor([[token]])), logits).accepted) == accepted

@@ -13,9 +13,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoConfig,
+    Llama4TextConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
 
 import families
 import foretoken as ft
@@ -26,6 +32,7 @@ from foretoken.decoding import (
     Draft,
     Drafter,
     LookupDrafter,
+    MinimumBlock,
     ModelDrafter,
     NoDrafter,
     Sampling,
@@ -48,6 +55,7 @@ HEADS = {
     "residual": ft.ResidualHeads.Config(depth=3),
     "sequential": ft.SequentialHeads.Config(depth=3),
     "shared": ft.SequentialHeads.Config(depth=1, shared=True),
+    "rollout": ft.SequentialHeads.Config(depth=3, shared=True, rollout="token"),
 }
 DRAFTERS = [
     "none",
@@ -300,3 +308,100 @@ def test_every_row_has_a_tree_of_its_own(read: list[int], fixed: bool) -> None:
                 whole = torch.cat([tokens[row, : read[row]], tokens[row, nodes]])
                 expected = backbone(whole.unsqueeze(0)).final[0, -1]
                 torch.testing.assert_close(found[row, way[-1]], expected)
+
+
+def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:
+    """Also where a lossy rule would accept whatever is drafted, and where there is less room."""
+    tokens = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 7], [0, 8, 9, 8]])
+    output = attached("llama", "none").backbone(tokens)
+    committed = Committed(tokens, [4, 4, 4], [0, 0, 0], output, torch.tensor([2, 2, 2]), None)
+    draft = LookupDrafter(3, 1).draft(committed, 2)
+    assert draft.tokens[0].tolist() == [2, 3]
+    assert draft.deepest.tolist() == [2, 0, 2]
+    logits = torch.zeros(3, 3, families.VOCAB)
+    assert MinimumBlock(2)(draft, logits).accepted.tolist() == [2, 0, 2]
+    batch = Batch(attached("llama", "none").backbone, tokens, None, [9, 9, 2])
+    assert batch.within(draft).deepest.tolist() == [2, 0, 1]
+
+
+@pytest.mark.parametrize("shape", [None, TreeShape(widths=(2, 2))])
+def test_a_draft_model_of_a_shorter_context_drafts_for_those_it_can_read(shape) -> None:
+    """A long neighbour takes no draft from a short row, nor the other way round."""
+    model = attached("llama", "none")
+    small = Backbone(families.moved(copy.deepcopy(lm("short llama")), 0.03))
+    lengths, seeds = [5, 19, 29], [3, 4, 5]
+    rows, mask = padded(lengths, "right")
+
+    def run(rows: Tensor, mask: Tensor | None, seeds: list[int]):
+        sampling = Sampling(temperature=0.5, seeds=seeds)
+        drafter = ModelDrafter(model.backbone, small, DEPTH, shape)
+        return model.generate(rows, mask, max_new_tokens=NEW, drafter=drafter, sampling=sampling)
+
+    together = run(rows, mask, seeds)
+    for number, length in enumerate(lengths):
+        own = run(torch.tensor([prompt(length)]), None, seeds[number : number + 1])
+        assert own.new_tokens == together.continuations[number]
+        drafted = [step.drafted for step in own.row_steps]
+        assert drafted == [steps[number].drafted for steps in together.steps[: own.forwards]]
+        assert max(drafted) == (DEPTH if length < 24 else 0)
+
+
+def spaced() -> PreTrainedTokenizerFast:
+    """Words that carry the space before them, which decoding drops at the beginning of a text."""
+    words = ["▁", "a", "b", "▁a", "▁b"]
+    tokenizer = Tokenizer(models.BPE({word: n for n, word in enumerate(words)}, [("▁", "a")]))
+    tokenizer.decoder = decoders.Sequence(
+        [decoders.Replace("▁", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, clean_up_tokenization_spaces=False)
+
+
+def test_a_stop_string_that_begins_with_a_space_is_seen() -> None:
+    """As the first token, and where it takes one token for every byte."""
+    stop = StopStrings([" ab"], spaced())
+    assert stop([], [3, 2]) == 2
+    assert stop([], [0, 1, 2]) == 3
+    assert stop([4, 0], [1, 2]) == 2
+    assert stop([4, 1], [1, 2]) is None
+    assert stop([], [1, 2]) is None
+
+
+SMALL = {"vocab_size": 101, "hidden_size": 64, "max_position_embeddings": 256}
+OTHER_WINDOWS = {
+    "local, by slots": GPTNeoConfig(
+        **SMALL, **families.NO_TOKENS, num_layers=2, num_heads=4, window_size=12,
+        attention_types=[[["global", "local"], 1]],
+    ),
+    "chunks": Llama4TextConfig(
+        **SMALL, **families.NO_TOKENS, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, intermediate_size=64, intermediate_size_mlp=64,
+        num_local_experts=2, attention_chunk_size=16, no_rope_layers=[1, 0],
+        layer_types=["chunked_attention", "full_attention"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", OTHER_WINDOWS)
+def test_windows_that_our_masks_do_not_know_are_left_to_the_model(kind: str) -> None:
+    """They are longer than what is tried out, so that no trial would show them."""
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(OTHER_WINDOWS[kind]).float().eval()
+    with torch.no_grad():
+        for parameter in lm.parameters():
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    model, lengths = ft.attach(lm, "residual", depth=2), [5, 29, 16]
+    assert not takes_masks(model.backbone)
+    expected = []
+    for length in lengths:
+        row = torch.tensor([prompt(length)])
+        own = lm.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=24, do_sample=False
+        )
+        expected.append(own[0, length:].tolist())
+    rows, mask = padded(lengths, "left")
+    for proposes in (None, LookupDrafter(4, 1)):
+        result = model.generate(rows, mask, max_new_tokens=24, drafter=proposes)
+        assert result.continuations == expected

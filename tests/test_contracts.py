@@ -1,6 +1,7 @@
 """How engines run a chain: what is handed on, zeroed, normed, and whose past a draft continues."""
 
 from functools import cache
+from itertools import product
 
 import pytest
 import torch
@@ -82,8 +83,10 @@ class Checked:
         return Draft(tokens)
 
 
-@pytest.mark.parametrize("contract", CONTRACTS)
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize(
+    ("family", "contract"),
+    [*product(["llama", "qwen3"], CONTRACTS), ("qwen3_next", "mimo"), ("lfm2_conv", "qwen3_next")],
+)
 def test_a_rollout_drafts_what_the_module_says_step_by_step(family: str, contract: str) -> None:
     model = chain(family, contract, "token")
     row = families.prompt(1, 9)

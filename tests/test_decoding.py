@@ -27,7 +27,7 @@ from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
 RECURRENT = {"mamba": "linear_attention"}
-RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2"]
+RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2", "lfm2_conv"]
 """Families whose layers keep a state that is put back."""
 SERVED = [name for name in families.FAMILIES if name != "bloom" and name not in RECURRENT]
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
@@ -465,6 +465,19 @@ def test_decoding_leaves_no_trace() -> None:
     assert torch.equal(row, kept)
     after = model.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_streams_may_take_turns_and_end_in_any_order() -> None:
+    model, row = attached("llama", "trunk"), prompts("llama")[1]
+    expected = model.generate(row, max_new_tokens=8).steps
+    first = model.stream(row, max_new_tokens=4)
+    second = model.stream(row, max_new_tokens=8, drafter=NoDrafter())
+    found = [list(next(stream)[0].tokens) for stream in (first, second)]
+    for stream, tokens in zip((first, second), found, strict=True):
+        tokens += [token for (step,) in stream for token in step.tokens]
+    assert found == [reference("llama", 1)[:4], reference("llama", 1)[:8]]
+    assert model.generate(row, max_new_tokens=8).steps == expected
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 

@@ -65,7 +65,9 @@ def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
 
 
 @pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
-@pytest.mark.parametrize("family", ["llama", "gemma3_text", "qwen3_next", "falcon_alibi"])
+@pytest.mark.parametrize(
+    "family", ["llama", "gemma3_text", "qwen3_next", "lfm2_conv", "falcon_alibi"]
+)
 def test_heads_that_were_left_out_catch_up(family: str, shape: str) -> None:
     model = attached(family, shape)
     for lengths in ([0, 3], [0, 0, 0, 2], [3, 0, 1, 0, 0, 2]):
@@ -168,3 +170,10 @@ def test_auto_is_an_option_of_generate() -> None:
             model.generate(row, max_new_tokens=NEW, draft_length=wrong)
     with pytest.raises(InputError, match="its own draft length"):
         model.generate(row, max_new_tokens=NEW, draft_length=2, drafter=NoDrafter())
+
+
+def test_auto_without_anything_that_drafts_is_plain_decoding() -> None:
+    model, row = attached("llama", "plain"), prompts("llama")[1]
+    result = model.generate(row, max_new_tokens=60, draft_length="auto")
+    assert len(result.new_tokens) == 60
+    assert set(result.draft_lengths) == {0}

@@ -46,7 +46,10 @@ def cells(chart: Chart) -> list[tuple[str, ...]]:
 @pytest.mark.parametrize(
     ("file", "names"),
     [
-        ("bench.json", {"speed-1", "draft-length", "accepted-while-decoding"}),
+        (
+            "bench.json",
+            {"speed-1", "draft-length", "chosen-lengths-1", "accepted-while-decoding"},
+        ),
         (
             "eval.json",
             {"draft-length", "acceptance-by-depth", "agreement-by-depth", "top1-by-depth",
@@ -138,8 +141,28 @@ def test_numbers_of_figures_are_those_of_the_files(charts: dict[str, Chart]) -> 
     assert ("6", "70.0 %", "35.0 %", "23.3 %") in cells(charts["layers-1"])
     assert cells(charts["tap-weights-1"])[0] == ("0", "20.0 %", "50.0 %")
     assert ("parallel", "1.30×", "1.70", "390", "5 of 5") in cells(charts["speed-1"])
+    assert cells(charts["chosen-lengths-1"])[0] == ("parallel-auto", "0", "50.0 %")
     assert cells(charts["recipes-1"])[0][0] == "marginalization"
     assert ("depth 0", "2.100", "2.010", "2.010") in cells(charts["training-1"])
+
+
+def test_chosen_lengths_are_means_over_those_still_running(
+    charts: dict[str, Chart], tmp_path: Path
+) -> None:
+    figure = Figure()
+    charts["chosen-lengths-1"].paint(figure)
+    (line,) = figure.axes[0].get_lines()
+    assert line.get_xdata().tolist() == [1, 2, 3, 4]
+    assert line.get_ydata().tolist() == [0, 0.5, 2, 2]
+    row = {"method": "parallel", "draft_length": "auto"}
+    report_files.write(tmp_path / "a.json", "generate", [row], draft_lengths=[0, 2, 2])
+    report_files.write(tmp_path / "b.json", "generate", [row | {"draft_length": 2}],
+                       draft_lengths=[2, 2])  # fmt: skip
+    (chart,) = charts_of(collect([tmp_path]))
+    assert cells(chart) == [("parallel", "0", "33.3 %"), ("parallel", "2", "66.7 %")]
+    report_files.write(tmp_path / "c.json", "bench", [row], draft_lengths=[3])
+    with pytest.raises(InputError, match="'draft_lengths' is not what foretoken writes"):
+        charts_of(collect([tmp_path]))
 
 
 def test_every_axis_of_amounts_begins_at_zero(charts: dict[str, Chart]) -> None:

@@ -6,6 +6,7 @@ combination; all combinations with 100,000 draws each:
     pytest -m long tests/test_sampling.py
 """
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -22,7 +23,9 @@ import families
 import foretoken as ft
 from foretoken.backbone import Backbone
 from foretoken.decoding import (
+    Draft,
     Exact,
+    Generation,
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
@@ -32,11 +35,13 @@ from foretoken.decoding import (
     drafter_for,
 )
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.tree import comb
 from foretoken.errors import InputError
 from test_acceptance import p_value
 
 V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95
 PROMPT = [1, 3, 1, 3, 1]
+SAMPLED = Sampling(temperature=TEMPERATURE, top_p=TOP_P)
 
 
 def toy(seed: int) -> LlamaForCausalLM:
@@ -61,6 +66,7 @@ HEADS = {
     "residual": ft.ResidualHeads.Config(depth=2),
     "sequential": ft.SequentialHeads.Config(depth=2),
     "shared": ft.SequentialHeads.Config(depth=1, shared=True),
+    "rollout": ft.SequentialHeads.Config(depth=2, shared=True, rollout="token"),
 }
 
 
@@ -115,14 +121,19 @@ def draws(name: str, rule, count: int, rows: int, **options) -> torch.Tensor:
     """How often each continuation was drawn."""
     owner = model(name.split()[0] if name.split()[0] in HEADS else "parallel")
     prompts = torch.tensor([PROMPT]).expand(rows, -1)
-    numbers = []
+    counts = torch.zeros(V**LENGTH, dtype=torch.long)
     for first in range(0, count, rows):
-        sampling = Sampling(temperature=TEMPERATURE, top_p=TOP_P, seeds=first)
+        sampling = replace(SAMPLED, seeds=first)
         options |= {"sampling": sampling, "drafter": drafter(name), "rule": rule}
-        result = owner.generate(prompts, max_new_tokens=LENGTH, **options)
-        new = result.sequences[:, len(PROMPT) :]
-        numbers.append((new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1))
-    return torch.bincount(torch.cat(numbers), minlength=V**LENGTH)
+        counts += numbered(owner.generate(prompts, max_new_tokens=LENGTH, **options))
+    return counts
+
+
+def numbered(result: Generation) -> torch.Tensor:
+    """How often each of the V^LENGTH continuations occurs in a batch."""
+    new = result.sequences[:, len(PROMPT) :]
+    number = (new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+    return torch.bincount(number, minlength=V**LENGTH)
 
 
 def test_the_toy_is_worth_testing() -> None:
@@ -136,6 +147,42 @@ def test_the_toy_is_worth_testing() -> None:
 @pytest.mark.parametrize("name", DRAFTERS)
 def test_draws_follow_the_backbones_distribution(name: str, rule: str) -> None:
     assert p_value(draws(name, RULES[rule], 6000, 1000), exact()) > 0.001
+
+
+class Hopeless(NoDrafter):
+    """Draws what the backbone never says: a token that top-p cuts off, where there is one."""
+
+    longest = 1
+
+    def draft(self, committed, limit):
+        lm, sampler = model("parallel").lm, Sampler(SAMPLED, 1, torch.device("cpu"))
+        ends = torch.tensor(committed.lengths).unsqueeze(1) - 1
+        logits = lm(committed.tokens).logits.take_along_dim(ends.unsqueeze(-1), 1)
+        worst = sampler.warped(logits).argmin(-1)
+        drawn_from = torch.nn.functional.one_hot(worst, V).float()
+        return (
+            Draft(worst, probabilities=drawn_from) if limit else NoDrafter.draft(self, committed, 0)
+        )
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("name", "low", "high"), [("hopeless", 0.0, 0.2), ("itself", 0.99, 1.0)])
+def test_draws_follow_it_where_drafts_never_or_always_stand(name, low, high, rule) -> None:
+    backbone = model("parallel").backbone
+    source = Hopeless() if name == "hopeless" else ModelDrafter(backbone, backbone, 2)
+    prompts, accepted, drafted = torch.tensor([PROMPT]).expand(1000, -1), 0, 0
+    counts = torch.zeros(V**LENGTH, dtype=torch.long)
+    for first in range(0, 6000, 1000):
+        sampling = replace(SAMPLED, seeds=first)
+        result = model("parallel").generate(
+            prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=source, rule=RULES[rule]
+        )
+        counts += numbered(result)
+        accepted += sum(step.accepted for step in result.row_steps)
+        drafted += sum(step.drafted for step in result.row_steps)
+    assert p_value(counts, exact()) > 0.001
+    if rule == "speculative":
+        assert low <= accepted / drafted <= high
 
 
 @pytest.mark.parametrize("name", ["parallel", "sequential dynamic", "model"])
@@ -230,6 +277,7 @@ def test_only_what_the_warpers_leave_is_drawn(options) -> None:
         {"temperature": -1.0},
         {"temperature": float("nan")},
         {"temperature": float("inf")},
+        {"temperature": 1e-30},
         {"top_p": 0.0},
         {"top_p": 1.5},
         {"min_p": -0.1},
@@ -266,3 +314,61 @@ def test_a_draft_beyond_the_random_numbers_is_refused() -> None:
     assert sampler.uniforms(256).shape == (2, 2, 256)
     with pytest.raises(InputError, match="256 tokens were drafted; sampling judges at most 255"):
         sampler.uniforms(257)
+
+
+def test_processors_compute_in_float32_whatever_the_weights_are() -> None:
+    """As in transformers: rounded to bfloat16 again, 9.5455 would be a tie with 9.5625."""
+    sampler = Sampler(Sampling(repetition_penalty=1.1), 1, torch.device("cpu"))
+    logits = torch.tensor([[[10.5, 9.5625]]], dtype=torch.bfloat16)
+    nothing = Draft.nothing(1, logits.device)
+    scores = sampler.scores(logits, nothing, lambda: [torch.tensor([0])])
+    assert scores.dtype == torch.float32
+    assert scores[0, 0, 0] == torch.tensor(10.5) / 1.1
+    assert scores.argmax() == 1
+
+
+def test_no_draft_is_deeper_than_there_are_random_numbers() -> None:
+    limits = []
+
+    class Guess(NoDrafter):
+        def draft(self, committed, limit):
+            limits.append(limit)
+            return Draft(committed.tokens.new_zeros(1, limit))
+
+    owner, prompt = ft.MTPModel(families.build("llama")), torch.tensor([PROMPT])
+    sampling = Sampling(temperature=1.0)
+    stream = owner.stream(prompt, max_new_tokens=400, sampling=sampling, drafter=Guess())
+    assert [len(next(stream)) for _ in range(2)] == [1, 1]
+    assert limits == [255]
+    with pytest.raises(InputError, match="a pass is 1 to 256 tokens wide"):
+        owner.generate(prompt, max_new_tokens=2, pass_width=257)
+
+
+@pytest.mark.parametrize("name", ["sequential", "model", "parallel"])
+def test_a_dynamic_tree_has_at_most_the_nodes_that_there_are(name: str) -> None:
+    owner = model(name if name in HEADS else "parallel")
+    shape, backbone = TreeShape(nodes=4 * V), owner.backbone
+    if name == "model":
+        wide = ModelDrafter(backbone, Backbone(toy(1)), 2, shape)
+    else:
+        wide = drafter_for(backbone, owner.require_head(), 2, shape)
+    prompt = torch.tensor([PROMPT])
+    result = owner.generate(prompt, max_new_tokens=9, drafter=wide)
+    assert (
+        result.new_tokens
+        == owner.generate(prompt, max_new_tokens=9, drafter=NoDrafter()).new_tokens
+    )
+
+
+def test_beside_a_chain_are_others_than_its_own_tokens() -> None:
+    """Also where several are equally likely: the chain has gone on from `argmax`."""
+    logits = torch.randint(0, 2, (6, 3, 40), generator=torch.Generator().manual_seed(0)).float()
+    for shape in (TreeShape(widths=(3, 3, 3)), TreeShape(nodes=9), TreeShape(widths=(1, 1))):
+        draft = comb(logits, shape)
+        for row in range(6):
+            node = 0
+            for depth in range(3):
+                children = [n + 1 for n, p in enumerate(draft.parents[row].tolist()) if p == node]
+                tokens = [int(draft.tokens[row, child - 1]) for child in children]
+                assert len(set(tokens)) == len(tokens)
+                node = children[tokens.index(int(logits[row, depth].argmax()))]

@@ -42,6 +42,7 @@ from foretoken.decoding import (
     drafter_for,
     store_by_rows,
 )
+from foretoken.decoding.sampling import WIDEST
 from foretoken.errors import CheckpointError, HeadError, InputError
 from foretoken.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretoken.loading import cast_parameters, load_causal_lm, resolve
@@ -363,8 +364,8 @@ class MTPModel(nn.Module):
         stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
         if tokenizer is not None and stop_strings:
             stops.append(StopStrings(stop_strings, tokenizer))
-        if pass_width is not None and pass_width < 1:
-            raise InputError(f"pass_width is {pass_width}; a pass is at least 1 token wide.")
+        if pass_width is not None and not 1 <= pass_width <= WIDEST:
+            raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
         if compiled and draft_length == "auto":
             raise InputError(
                 "a compiled step has one shape, and draft length 'auto' changes it from step to "

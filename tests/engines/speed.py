@@ -74,7 +74,7 @@ def vllm(target: Path, speculative: dict[str, Any] | None) -> Engine:
 def prompts_of(model: ft.MTPModel, path: str) -> Rows:
     tokenizer = load_tokenizer(model.tokenizer_path or path)
     documents = tokenize_all(read_documents("stdlib:held-out"), tokenizer)
-    blocks = PackedBlocks.from_pieces(documents, 256)
+    blocks = PackedBlocks.from_pieces(documents, tokenizer, 256)
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(0))[:PROMPTS]
     return [blocks[index]["input_ids"][:PROMPT_TOKENS].tolist() for index in order.tolist()]
 

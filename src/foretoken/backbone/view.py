@@ -72,7 +72,7 @@ class Backbone:
         self.softcap: float | None = None
         self.final_norm: nn.Module = nn.Identity()
         self.blocks_return_tuples = False
-        self._open: Trace | None = None
+        self._open: list[Trace] = []
         Discovery(self).run()
 
     # -- what it is -----------------------------------------------------------------------------
@@ -286,10 +286,11 @@ class Backbone:
     def watch(self, layers: Iterable[int]) -> Iterator[Trace]:
         """Record, while the model runs, what enters `layers` and how the last block is called.
 
-        Passes within share it, so that their hooks are there only once.
+        Passes within share it, so that their hooks are there only once. Streams that take turns
+        may end in any order.
         """
-        if self._open is not None and self._open.layers == set(layers):
-            yield self._open
+        if shared := next((open for open in self._open if open.layers == set(layers)), None):
+            yield shared
             return
         trace = Trace(set(layers))
         last = self.blocks[-1]
@@ -315,11 +316,11 @@ class Backbone:
             for layer in layers
             if layer < self.num_layers
         ]
-        outer, self._open = self._open, trace
+        self._open.append(trace)
         try:
             yield trace
         finally:
-            self._open = outer
+            self._open = [other for other in self._open if other is not trace]
             for handle in handles:
                 handle.remove()
 

@@ -131,6 +131,7 @@ class TopK:
         at_parents = draft.at_parents(logits)
         drafted = at_parents.gather(-1, draft.tokens.unsqueeze(-1))
         stands = (at_parents > drafted).sum(-1) < self.k
+        stands &= drafted.squeeze(-1) > -torch.inf  # what was ruled out is not among any
         return longest(draft, stands, choose(draft, logits, uniforms))
 
 

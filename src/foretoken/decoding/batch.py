@@ -53,7 +53,7 @@ class StopTokens:
 
 
 class StopStrings:
-    """After the token with which one of some strings is complete, as in transformers.
+    """After the token with which one of some strings is complete; the prompt is no part of them.
 
     Raises:
         InputError: a string is empty, or the tokenizer cannot write it.
@@ -69,10 +69,14 @@ class StopStrings:
                 )
         # A token is at least a byte long.
         self.reach = max((len(string.encode()) for string in self.strings), default=0)
+        # In front of what is decoded: some tokenizers drop the space that a text begins with.
+        self.front = tokenizer("a", add_special_tokens=False)["input_ids"]
+        self.begin = len(tokenizer.decode(self.front))
 
     def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
         for place in range(1, len(new) + 1 if self.strings else 0):
-            text = self.tokenizer.decode([*before, *new[:place]][-self.reach :])
+            last = [*before, *new[:place]][-self.reach :]
+            text = self.tokenizer.decode([*self.front, *last])[self.begin :]
             if any(string in text for string in self.strings):
                 return place
         return None
@@ -159,10 +163,9 @@ class Batch:
         return torch.tensor([length - start for length, start in ends], device=self.device)
 
     def unread(self, read: Sequence[int]) -> Tensor:
-        """(B, U) tokens behind the first `read`; as many in every row, but for ended ones."""
-        ends = zip(self.lengths, read, strict=True)
-        count = max(length - start for length, start in ends)
-        begin = torch.tensor(self.lengths, device=self.device).unsqueeze(1) - count
+        """(B, U) tokens behind the first `read` of each row, and filling where there are fewer."""
+        count = max(length - start for length, start in zip(self.lengths, read, strict=True))
+        begin = torch.tensor(read, device=self.device).unsqueeze(1)
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
 
     def within(self, draft: Draft) -> Draft:
@@ -170,7 +173,10 @@ class Batch:
         room = [max(0, room - 1) for room in self.room]
         if min(room) >= draft.size:
             return draft
-        return replace(draft, reach=torch.tensor(room, device=self.device))
+        reach = torch.tensor(room, device=self.device)
+        return replace(
+            draft, reach=reach if draft.reach is None else torch.minimum(reach, draft.reach)
+        )
 
     def commit(self, draft: Draft, verdict: Verdict) -> tuple[Step, ...]:
         """Add what a verdict lets stand. The one place where the host waits for the device."""

@@ -284,6 +284,10 @@ def _try_masks(backbone: Backbone) -> bool:
     config = backbone.config
     if recurrent_layers(backbone) or config._attn_implementation not in ("eager", "sdpa"):
         return False
+    # Not tried out: windows and chunks are longer than what is tried.
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if not {"full_attention", "sliding_attention", "global"}.issuperset(kinds or ()):
+        return False
     tokens = torch.arange(2 * 8, device=backbone.device).remainder(backbone.vocab_size).view(2, 8)
     past = SlottedPast(backbone, 2, 16)
     parents = torch.tensor([[0, 0, 2], [0, 1, 0]], device=backbone.device)
@@ -333,7 +337,9 @@ class RestoringPast:
     def beside(self) -> Cache:
         cache: Cache = DynamicCache()
         if self.recurrent:  # a block like the last one keeps what the last one keeps
-            cache = Cache(layers=DynamicCache(config=self.config).layers[-1:])
+            (last,) = DynamicCache(config=self.config).layers[-1:]
+            attends = isinstance(last, DynamicLayer)
+            cache = Cache(layers=[last]) if attends else RecurrentCache(self, last)
         self.others.append(cache)
         return cache
 
@@ -350,8 +356,7 @@ class RestoringPast:
         if not self.assumed:
             self.started = self.read[0]
             recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
-            used = [layer for layer in recurrent if any(layer.has_previous_state.values())]
-            self.states = [(layer, _copied(layer.__dict__)) for layer in used]
+            self.states = [(layer, _copied(layer.__dict__)) for layer in recurrent]
         return {"cache": self.cache}
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
@@ -362,15 +367,39 @@ class RestoringPast:
         if path is not None or len(read) != 1:
             raise ForetokenError("this cache holds one row and chains")
         whole, self.assumed = read[0] == self.entered, False
-        self.read = [self.started] if self.states and not whole else list(read)
+        moved = any(any(layer.has_previous_state.values()) for layer, _ in self.states)
+        self.read = [self.started] if moved and not whole else list(read)
 
     def assume(self) -> None:
         self.read, self.assumed = [self.entered], True
 
 
+class RecurrentCache(Cache):
+    """Of one recurrent block. A decoder asks its cache for lengths, which such a layer has not."""
+
+    def __init__(self, past: RestoringPast, layer: Any) -> None:
+        super().__init__(layers=[layer])
+        self.past = past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past.read[0]
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past.read[0]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.past.read[0] + query_length, 0
+
+
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
     """The recurrent part of a layer's state."""
-    parts = ("conv_states", "recurrent_states", "has_previous_state")
+    parts = (
+        "conv_states",
+        "recurrent_states",
+        "has_previous_state",
+        "is_conv_states_initialized",
+        "is_recurrent_states_initialized",
+    )
     return {
         name: {key: x.clone() if isinstance(x, Tensor) else x for key, x in state[name].items()}
         for name in parts

@@ -93,6 +93,6 @@ class AutoLength:
             key=lambda n: self.expected_tokens(n) / self.expected_seconds(n),
         )
         if len(self.chosen) % EXPLORE == 0:
-            others = [n for n in range(self.longest, -1, -1) if n != best]
+            others = [n for n in range(self.longest, -1, -1) if n != best] or [best]
             return others[len(self.chosen) // EXPLORE % len(others)]
         return best

@@ -2,29 +2,25 @@
 
 Plain decoding is the same loop with a drafter that proposes nothing.
 
-Shapes: B rows, T prompt, W nodes of a pass.
+Shapes: B rows, T prompt.
 """
 
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from foretoken.backbone import Backbone, BackboneOutput
+from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import Batch, Step
-from foretoken.decoding.cache import new_past, takes_masks
-from foretoken.decoding.compiling import compile_fixed
+from foretoken.decoding.cache import takes_masks
 from foretoken.decoding.draft import Draft
-from foretoken.decoding.drafters import Committed, Drafter
-from foretoken.decoding.invariance import require_invariance
+from foretoken.decoding.drafters import Drafter
 from foretoken.decoding.length import AutoLength
+from foretoken.decoding.passes import Passes
 from foretoken.decoding.sampling import Sampler, Sampling
-
-UNLIMITED = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -90,82 +86,49 @@ def decode(
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
     if batch.rows == 1 or takes_masks(backbone):
-        yield from _decode(backbone, batch, drafter, rule, sampler, length, pass_width, compiled)
+        passes = Passes(backbone, batch, pass_width, compiled)
+        yield from _decode(passes, batch, drafter, rule, sampler, length)
         return
     ended = Step(0, 0, ())
-    for row in range(batch.rows):
-        alone = (batch.row(row), drafter, rule, sampler.row(row), length, pass_width, compiled)
-        for (step,) in _decode(backbone, *alone):
-            yield tuple(step if other == row else ended for other in range(batch.rows))
+    for number in range(batch.rows):
+        row = batch.row(number)
+        passes = Passes(backbone, row, pass_width, compiled)
+        for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), length):
+            yield tuple(step if other == number else ended for other in range(batch.rows))
 
 
 @torch.inference_mode()
 def _decode(
-    backbone: Backbone,
+    passes: Passes,
     batch: Batch,
     drafter: Drafter,
     rule: AcceptanceRule,
     sampler: Sampler,
     length: AutoLength | None,
-    pass_width: int | None,
-    compiled: bool,
 ) -> Iterator[tuple[Step, ...]]:
-    capacity, widest = batch.width + max(batch.room), UNLIMITED
-    if pass_width is not None:
-        capacity, widest = capacity + pass_width, pass_width - 1
-    fixed = compiled or pass_width is not None
-    past = new_past(backbone, batch.rows, capacity, fixed=fixed, compiled=compiled)
-    if pass_width is not None:
-        require_invariance(backbone, batch.rows, pass_width, capacity)
-    drafter.start(past, sampler, batch.rows, capacity)
+    draft, drafted, began = Draft.nothing(batch.rows, batch.device), None, 0.0
+    drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
-    window, draft, verify = batch.tokens, Draft.nothing(batch.rows, batch.device), _verify
-    steady = compile_fixed(_verify) if compiled else _verify
-    drafted, began = None, 0.0
-    with backbone.watch(drafter.layers):
+    with passes.backbone.watch(drafter.layers):
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
-            begin, given = past.read, past.enter(window.shape[1], draft)
-            first = batch.behind(begin) - 1  # node 0's place in the pass
-            output, logits = verify(backbone, window, drafter.layers, given, first, draft.size + 1)
+            verified = passes.verify(batch, draft, drafter.layers)
             # Accept: a way through the draft, and the backbone's own token after it.
-            scores = sampler.scores(logits, draft, batch.prefixes)
+            scores = sampler.scores(verified.logits, draft, batch.prefixes)
             verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
             # Commit: what stands, in every row; the past forgets the rest.
             steps = batch.commit(draft, verdict)
-            past.keep([count - 1 for count in batch.lengths], verdict.path)
+            passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
             if length is not None and drafted is not None:
                 length.record(steps, drafted, time.perf_counter() - began)
             yield steps
             if not any(batch.active):
                 return
-            # Draft: what may follow. The backbone adds one token of its own, so leave it room.
+            # Draft: what may follow.
             sampler.begin(batch.lengths)
-            began, limit = time.perf_counter(), widest if compiled else min(widest, batch.limit)
+            began, limit = time.perf_counter(), passes.limit(batch)
             if length is not None:
                 drafted = length.choose()
                 limit = min(limit, drafted)
-            last = first + verdict.last
-            committed = Committed(batch.tokens, batch.lengths, begin, output, last, verdict.path)
-            draft = batch.within(drafter.draft(committed, limit))
-            if pass_width is not None:
-                draft = draft.padded(widest)
-            window = torch.cat([batch.unread(past.read), draft.tokens], dim=1)
-            verify = steady
-
-
-def _verify(
-    backbone: Backbone,
-    window: Tensor,
-    layers: tuple[int, ...],
-    given: dict[str, Any],
-    first: Tensor,
-    nodes: int,
-) -> tuple[BackboneOutput, Tensor]:
-    """A pass over `window`, and the logits at a draft's nodes, which begin at place `first`."""
-    output = backbone(window, layers=layers, **given)
-    final = output.final
-    if final.shape[1] != nodes:
-        places = first.unsqueeze(1) + torch.arange(nodes, device=first.device)
-        final = final.gather(1, places.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
-    return output, backbone.unembed(final)
+            proposed = drafter.draft(verified.committed(batch, verdict), limit)
+            draft = passes.fitted(batch.within(proposed))

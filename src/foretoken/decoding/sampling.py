@@ -27,6 +27,8 @@ from foretoken.errors import InputError
 
 WIDEST = 256
 """Nodes of a draft that have random numbers."""
+COLDEST = 1e-6
+"""The least temperature but 0: logits divided by much less are no numbers any more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,11 @@ class Sampling:
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature is {self.temperature}; it must be 0 or more.")
+        if 0 < self.temperature < COLDEST:
+            raise InputError(
+                f"temperature is {self.temperature}; under {COLDEST:g} only the likeliest token is "
+                "left: use 0, which takes it."
+            )
         if not 0 < self.top_p <= 1:
             raise InputError(f"top_p is {self.top_p}; it must be over 0 and at most 1.")
         if not 0 <= self.min_p <= 1 or self.top_k < 0:
@@ -142,12 +149,12 @@ class Sampler:
             prefixes: gives the tokens that stand of each row, (T_b,).
         """
         if self.by_history:
-            logits = logits.clone()
+            logits = logits.to(torch.float32, copy=True)  # what processors work on, there as here
             for row, prefix in enumerate(prefixes()):
                 for node in range(logits.shape[1]):
                     before = draft.ancestors[row, node, 1:]
                     tokens = torch.cat([prefix, draft.tokens[row][before]]).unsqueeze(0)
-                    score = logits[row, node, None].float()
+                    score = logits[row, node, None]
                     logits[row, node] = self.by_history(cast(Any, tokens), score)[0]
         return self.warped(logits)
 

@@ -79,27 +79,38 @@ def comb(logits: Tensor, shape: TreeShape) -> Draft:
         shape: widths by depth, or how many nodes in all.
     """
     depth, vocab = logits.shape[1:]
-    logs = logits.log_softmax(-1, dtype=torch.float32)
     if shape.widths:
         widths = [*shape.widths[:depth], *[1] * (depth - len(shape.widths))]
-        values, tokens = logs.topk(max(widths), dim=-1)
-        nodes = [(level, rank) for level, width in enumerate(widths) for rank in range(width)]
-        index = torch.tensor([level * max(widths) + rank for level, rank in nodes])
-        order = index.to(logs.device).expand(len(logs), -1)
+        tokens = _likeliest(logits, max(widths))
         width = max(widths)
+        places = [level * width + rank for level, w in enumerate(widths) for rank in range(w)]
+        order = torch.tensor(places, device=logits.device).expand(len(logits), -1)
     else:
         width = min(shape.nodes, vocab)
-        values, tokens = logs.topk(width, dim=-1)
+        tokens = _likeliest(logits, width)
+        logs = logits.log_softmax(-1, dtype=torch.float32)
+        values = logs.gather(-1, tokens)
         before = values[..., :1].cumsum(1) - values[..., :1]
         joint = values + before
         joint[..., 0] += 1e6  # the chain itself is always whole
-        order = joint.flatten(1).topk(max(shape.nodes, depth)).indices.sort(1).values
+        nodes = min(max(shape.nodes, depth), depth * width)
+        order = joint.flatten(1).topk(nodes).indices.sort(1).values
     level = order // width
     place = torch.zeros(len(order), depth * width, dtype=torch.long, device=order.device)
     count = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     place.scatter_(1, order, count)
     parents = torch.where(level > 0, place.gather(1, (level - 1).clamp(min=0) * width), 0)
     return Draft(tokens.flatten(1).gather(1, order), parents)
+
+
+def _likeliest(logits: Tensor, count: int) -> Tensor:
+    """The likeliest tokens, best first, (…, V) → (…, count); of equal ones that of `argmax` is it.
+
+    `topk` alone may break a tie otherwise, and the chain has gone on from `argmax`.
+    """
+    best = logits.argmax(-1, keepdim=True)
+    others = logits.scatter(-1, best, -torch.inf).topk(count - 1).indices
+    return torch.cat([best, others], dim=-1)
 
 
 def _static(logits: Tensor, widths: tuple[int, ...]) -> Draft:

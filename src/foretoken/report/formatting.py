@@ -7,7 +7,7 @@ from foretoken.provenance import Scalar
 SHARES = frozenset(
     {
         "top1", "top5", "covered_mass", "acceptance", "agreement", "speculative", "own_agreement",
-        "own_acceptance", "own_speculative", "confidence", "ece", "settled",
+        "own_acceptance", "own_speculative", "confidence", "ece", "settled", "share",
     }
 )  # fmt: skip
 TITLES = {

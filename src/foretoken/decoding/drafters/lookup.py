@@ -5,6 +5,7 @@ Saxena 2023, "Prompt lookup decoding"; transformers has it as `prompt_lookup_num
 Shapes: B rows, S tokens kept per row.
 """
 
+import torch
 from torch import Tensor
 
 from foretoken.decoding.cache import Past
@@ -42,11 +43,13 @@ class LookupDrafter:
             self.continuation(row[:count], length)
             for row, count in zip(committed.tokens, committed.lengths, strict=True)
         ]
-        longest = max(map(len, found))
-        tokens = committed.tokens.new_zeros(len(found), longest)  # where nothing was found: a guess
+        counts = [len(copied) for copied in found]
+        tokens = committed.tokens.new_zeros(len(found), max(counts))
         for row, copied in zip(tokens, found, strict=True):
             row[: len(copied)] = copied
-        return Draft(tokens)
+        if min(counts) == max(counts):
+            return Draft(tokens)
+        return Draft(tokens, reach=torch.tensor(counts, device=tokens.device))
 
     def continuation(self, tokens: Tensor, length: int) -> Tensor:
         """What is copied behind `tokens` (S,): at most `length` tokens, none without a match."""

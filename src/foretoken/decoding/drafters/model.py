@@ -6,6 +6,7 @@ Leviathan et al. 2023, "Fast inference from transformers via speculative decodin
 Shapes: B rows, W tokens of a pass.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -73,7 +74,8 @@ class ModelDrafter:
         own = 1 if self.shape is None else 2
         self.read = [min(at, length - own) for at, length in zip(self.read, lengths, strict=True)]
         context = self.model.max_length
-        limit = min(limit, limit if context is None else context - max(lengths))
+        room = [limit if context is None else min(limit, context - n) for n in lengths]
+        limit = min(self.length, max(room))
         if limit < 1:
             return Draft.nothing(len(lengths), device)
         self.past.keep(self.read)
@@ -86,7 +88,7 @@ class ModelDrafter:
         window = committed.tokens.gather(1, places)
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
-        for depth in range(min(self.length, limit)):
+        for depth in range(limit):
             run = self._compiled if any(self.past.read) else self._logits
             logits.append(run(window, last, self.past.enter(window.shape[1])))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
@@ -97,8 +99,12 @@ class ModelDrafter:
             window, last = drafts[-1].tokens, torch.zeros_like(last)
         self.read = [length + len(drafts) - 1 for length in lengths]  # not its last token
         if self.shape is not None:
-            return comb(torch.cat(logits, dim=1), self.shape)
-        return Draft.joined(drafts)
+            draft = comb(torch.cat(logits, dim=1), self.shape)
+        else:
+            draft = Draft.joined(drafts)
+        if min(room) >= limit:
+            return draft
+        return replace(draft, reach=torch.tensor(room, device=device).clamp(min=0))
 
     def _logits(self, window: Tensor, last: Tensor, given: dict[str, Any]) -> Tensor:
         """After places `last` (B, 1) of a pass over `window` (B, W): (B, 1, V)."""

@@ -12,40 +12,18 @@ Shapes: B rows, W positions of the window, D hidden.
 import torch
 from torch import Tensor, nn
 
-from foretoken.backbone import Backbone
 from foretoken.decoding.cache import Past, new_past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
-from foretoken.decoding.drafters.sequential import check_length
+from foretoken.decoding.drafters.sequential import ModuleDrafter
 from foretoken.decoding.drafters.states import KeptStates, at
 from foretoken.decoding.sampling import Sampler
-from foretoken.decoding.tree import TreeShape, chain, comb
-from foretoken.heads import FINAL, SequentialHeads
+from foretoken.decoding.tree import chain, comb
+from foretoken.heads import FINAL
 
 
-class RolloutDrafter:
-    """Drafts with a module that continues its own past. Arguments as of `SequentialDrafter`."""
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        head: SequentialHeads,
-        length: int | None = None,
-        shape: TreeShape | None = None,
-    ) -> None:
-        length = head.depth if length is None else length
-        check_length(head, length)
-        if shape is not None:
-            shape.check(backbone.vocab_size)
-        self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        return self.head.layers
-
-    @property
-    def longest(self) -> int:
-        return self.length
+class RolloutDrafter(ModuleDrafter):
+    """Drafts with a module that continues its own past."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
@@ -78,7 +56,10 @@ class RolloutDrafter:
             if depth > 1:
                 ahead = self.backbone.embed(drafts[-1].tokens)
                 hidden = self.head.hand_on(hidden, depth - 1)
-                self.past.keep([end + depth - 2 for end in read])
+                if depth == 2:
+                    self.past.keep(read)
+                else:  # a recurrent state goes back to where it was kept last
+                    self.past.assume()
                 hidden = self._step(hidden, ahead, ends + depth - 1, depth)
             logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
             drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))

@@ -23,17 +23,8 @@ from foretoken.errors import InputError
 from foretoken.heads import FINAL, SequentialHeads
 
 
-def check_length(head: SequentialHeads, length: int) -> None:
-    """Refuse to draft what a chain cannot."""
-    if length < 1 or (length > head.depth and len(head.chain) > 1):
-        raise InputError(
-            f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
-            "module goes further than it was trained."
-        )
-
-
-class SequentialDrafter:
-    """Drafts from a chain of modules.
+class ModuleDrafter:
+    """What drafters of sequential heads share.
 
     Args:
         backbone: that the heads belong to.
@@ -41,6 +32,9 @@ class SequentialDrafter:
         length: how many tokens are drafted; by default as many as the heads have depths. A shared
             module can be applied further than it was trained.
         shape: of a tree, which branches off the chain; None drafts the chain alone.
+
+    Raises:
+        InputError: a chain of that length, or a tree of that width, cannot be drafted.
     """
 
     def __init__(
@@ -51,7 +45,11 @@ class SequentialDrafter:
         shape: TreeShape | None = None,
     ) -> None:
         length = head.depth if length is None else length
-        check_length(head, length)
+        if length < 1 or (length > head.depth and len(head.chain) > 1):
+            raise InputError(
+                f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
+                "module goes further than it was trained."
+            )
         if shape is not None:
             shape.check(backbone.vocab_size)
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
@@ -63,6 +61,10 @@ class SequentialDrafter:
     @property
     def longest(self) -> int:
         return self.length
+
+
+class SequentialDrafter(ModuleDrafter):
+    """Drafts from a chain of modules, depth by depth as in training."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler

@@ -5,6 +5,7 @@ from foretoken.report.charts.depths import depth_charts
 from foretoken.report.charts.drafting import drafting_charts
 from foretoken.report.charts.drawing import Chart
 from foretoken.report.charts.layers import layer_charts
+from foretoken.report.charts.lengths import length_charts
 from foretoken.report.charts.speed import recipe_charts, speed_charts
 from foretoken.report.charts.training import training_charts
 from foretoken.report.sources import Sources
@@ -18,6 +19,7 @@ def charts_of(sources: Sources) -> list[Chart]:
     return [
         *speed_charts(results),
         *drafting_charts(results),
+        *length_charts(results),
         *depth_charts(results),
         *class_charts(results),
         *layer_charts(results, runs),

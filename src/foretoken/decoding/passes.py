@@ -1,0 +1,106 @@
+"""Passes of the backbone over what the rows of a batch have not read yet, drafts behind it.
+
+Shapes: B rows, W nodes of a draft, V vocabulary.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foretoken.backbone import Backbone, BackboneOutput
+from foretoken.decoding.acceptance import Verdict
+from foretoken.decoding.batch import Batch
+from foretoken.decoding.cache import new_past
+from foretoken.decoding.compiling import compile_fixed
+from foretoken.decoding.draft import Draft
+from foretoken.decoding.drafters import Committed
+from foretoken.decoding.invariance import require_invariance
+from foretoken.decoding.sampling import WIDEST
+
+
+@dataclass(frozen=True)
+class Verified:
+    """A pass.
+
+    Attributes:
+        logits: (B, W, V) at the nodes of the draft.
+        output: of the backbone, at every place of the pass.
+        begin: the position of its first place, by row.
+        first: (B,) the place of node 0.
+    """
+
+    logits: Tensor
+    output: BackboneOutput
+    begin: list[int]
+    first: Tensor
+
+    def committed(self, batch: Batch, verdict: Verdict) -> Committed:
+        """What a drafter is shown once the verdict is committed."""
+        last = self.first + verdict.last
+        return Committed(batch.tokens, batch.lengths, self.begin, self.output, last, verdict.path)
+
+
+class Passes:
+    """The passes of one batch.
+
+    Args:
+        backbone: that reads.
+        batch: whose rows are continued.
+        width: of every pass but the first, whatever is drafted (see
+            `foretoken.decoding.invariance`); None: what is drafted.
+        compiled: run every pass but the first in one shape, compiled by torch.
+
+    Attributes:
+        past: what the rows have read.
+        capacity: tokens per row at most.
+
+    Raises:
+        BackboneError: the backbone cannot take a draft back, or has no passes of one shape.
+    """
+
+    def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
+        self.backbone, self.width, self.compiled = backbone, width, compiled
+        self.capacity = batch.width + max(batch.room) + (width or 0)
+        fixed = compiled or width is not None
+        self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
+        if width is not None:
+            require_invariance(backbone, batch.rows, width, self.capacity)
+        self._steady = compile_fixed(_verify) if compiled else _verify
+
+    def verify(self, batch: Batch, draft: Draft, layers: tuple[int, ...]) -> Verified:
+        """One pass over what the backbone has not read, and the draft; `layers` are kept."""
+        run = self._steady if any(self.past.read) else _verify
+        begin = self.past.read
+        first = batch.behind(begin) - 1
+        window = torch.cat([batch.unread(begin), draft.tokens], dim=1)
+        given = self.past.enter(window.shape[1], draft)
+        output, logits = run(self.backbone, window, layers, given, first, draft.size + 1)
+        return Verified(logits, output, begin, first)
+
+    def limit(self, batch: Batch) -> int:
+        """How deep a draft may go. The backbone adds one token of its own, so leave it room."""
+        widest = (self.width or WIDEST) - 1
+        return widest if self.compiled else min(widest, batch.limit)
+
+    def fitted(self, draft: Draft) -> Draft:
+        """A draft as wide as every pass, where they have one width."""
+        return draft if self.width is None else draft.padded(self.width - 1)
+
+
+def _verify(
+    backbone: Backbone,
+    window: Tensor,
+    layers: tuple[int, ...],
+    given: dict[str, Any],
+    first: Tensor,
+    nodes: int,
+) -> tuple[BackboneOutput, Tensor]:
+    """A pass over `window`, and the logits at a draft's nodes, which begin at place `first`."""
+    output = backbone(window, layers=layers, **given)
+    final = output.final
+    if final.shape[1] != nodes:
+        places = first.unsqueeze(1) + torch.arange(nodes, device=first.device)
+        final = final.gather(1, places.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
+    return output, backbone.unembed(final)
