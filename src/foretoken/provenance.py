@@ -118,6 +118,8 @@ _FIELDS: tuple[str, ...] = (
     "p90_seconds",
     "p99_seconds",
     "first_token_seconds",  # median, from a request to its first text
+    "draws",  # sampled continuations
+    "p_value",  # of a chi-square test of them
 )
 _ENDINGS = ("", "_low", "_high", "_min", "_max")
 """A confidence interval over documents; bounds on what is only known in part."""
