@@ -84,7 +84,7 @@ class Slots:
         capacity: S, slots per row.
         where: those that a pass writes: a stretch, or (B, W).
         seen: how many from the first on the pass can see.
-        length: how many tokens transformers is told that there are: positions are given in any case.
+        length: what transformers is told that there is; positions are given in any case.
     """
 
     capacity: int
