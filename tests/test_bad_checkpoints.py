@@ -7,15 +7,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import families
+import foretoken as ft
 import released
 from foretoken.errors import CheckpointError, ForetokenError
 from foretoken.formats import Checkpoint, export, import_heads
+from foretoken.loading import load_causal_lm, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"
+FP8 = torch.float8_e4m3fn
 
 
 class Trap:
@@ -76,8 +79,6 @@ def tensor_like_a_path(source: Path) -> None:
 def change_tensor(name: str, change: Callable[[torch.Tensor], torch.Tensor | None]):
     def edit(source: Path) -> None:
         index = json.loads((source / INDEX).read_text())["weight_map"]
-        from safetensors.torch import load_file
-
         tensors = load_file(source / index[name])
         tensors[name] = change(tensors[name])
         save_file({k: v.contiguous() for k, v in tensors.items()}, source / index[name])
@@ -94,6 +95,17 @@ def drop_from_index(name: str) -> Callable[[Path], None]:
     return edit
 
 
+def two_sets_of_weights(source: Path) -> None:
+    save_file({"model.embed_tokens.weight": torch.zeros(2)}, source / "model.safetensors")
+
+
+def adapters_beside(source: Path) -> None:
+    """transformers would read them into the model; a pickle, if that is what there is."""
+    (source / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with (source / "adapter_model.bin").open("wb") as file:
+        pickle.dump(Trap(source.parent / "was-run"), file)
+
+
 L = released.LAYERS
 BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "pickle": (replace_by_pickle, ["pytorch_model.bin", "pickle file"]),
@@ -108,6 +120,8 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
     "wrong shard": (lambda s: rename_in_index(s, SHARD), [SHARD, "lacks", INDEX]),
     "no weight map": (lambda s: edit_json(s / INDEX, weight_map=[1]), [INDEX, "weight_map"]),
     "no files": (lambda s: edit_json(s / INDEX, weight_map={"a": 1}), [INDEX, "weight_map"]),
+    "two sets of weights": (two_sets_of_weights, ["model.safetensors", INDEX, "remove one"]),
+    "adapters": (adapters_beside, ["adapter_config.json", "merge"]),
     "truncated": (lambda s: (s / SHARD).write_bytes((s / SHARD).read_bytes()[:-9]), [SHARD]),
     "no config": (lambda s: (s / "config.json").unlink(), ["config.json", "is missing"]),
     "broken config": (lambda s: (s / "config.json").write_text("{"), ["config.json", "JSON"]),
@@ -118,7 +132,7 @@ BAD: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         ["config.json", "quantised (fp8)", "bfloat16"],
     ),
     "fp8 tensors": (
-        change_tensor(f"model.layers.{L}.eh_proj.weight", lambda t: t.to(torch.float8_e4m3fn)),
+        change_tensor(f"model.layers.{L}.eh_proj.weight", lambda t: t.to(FP8)),
         ["eh_proj.weight", "F8_E4M3", "bfloat16"],
     ),
     "vocabulary": (
@@ -175,8 +189,38 @@ def test_code_beside_a_checkpoint_is_neither_run_nor_copied(tmp_path: Path) -> N
         assert not list((tmp_path / folder).glob("*.py"))
 
 
+@pytest.mark.parametrize("load", [load_causal_lm, load_tokenizer])
+def test_code_of_its_own_is_not_run_and_nobody_is_asked(tmp_path, monkeypatch, load) -> None:
+    """transformers by itself asks on the terminal, and runs it on a y."""
+    asked, source = [], tmp_path / "own"
+    monkeypatch.setattr("builtins.input", lambda *_: asked.append(1) or "y")
+    families.build("llama").save_pretrained(source)
+    (source / "own.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')\n")
+    names = {name: f"own.{name}" for name in ("AutoConfig", "AutoModelForCausalLM")}
+    edit_json(source / "config.json", model_type="own", auto_map=names)
+    text = {"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", None]}}
+    (source / "tokenizer_config.json").write_text(json.dumps(text))
+    with pytest.raises(CheckpointError, match="brings code of its own, which is not run"):
+        load(source)
+    assert not asked
+    assert not (tmp_path / "was-run").exists()
+
+
+def test_what_a_model_was_made_from_must_not_be_quantised(tmp_path: Path) -> None:
+    """Tensors would be cut to its types, without the scales that belong to them."""
+    source = tmp_path / "released"
+    released.write("glm4_moe", source)
+    import_heads(source, tmp_path / "heads")
+    ft.MTPModel.from_pretrained(tmp_path / "heads").save_pretrained(tmp_path / "tuned")
+    tensors = load_file(source / "model.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    save_file({**tensors, name: tensors[name].to(FP8)}, source / "model.safetensors")
+    with pytest.raises(CheckpointError, match="stored as F8_E4M3, quantised"):
+        export(tmp_path / "tuned", "glm4_moe", tmp_path / "out", like=source)
+    assert not (tmp_path / "out").exists()
+
+
 def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
-    import foretoken as ft
     import foretoken.formats.exporting
     from foretoken.formats import layout
 

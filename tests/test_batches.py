@@ -6,6 +6,8 @@ A quick slice runs always; every family with every drafter:
 """
 
 import copy
+import gc
+import weakref
 from dataclasses import replace
 from functools import cache
 
@@ -43,7 +45,7 @@ from foretoken.decoding import (
     decode,
     drafter_for,
 )
-from foretoken.decoding.cache import SlottedPast, takes_masks
+from foretoken.decoding.cache import SlottedLayer, SlottedPast, takes_masks
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 
@@ -168,6 +170,34 @@ def drafter(family: str, name: str, length: int | None = None) -> Drafter:
         return ModelDrafter(backbone, draft_model(family), length or DEPTH, shape)
     length = length or (DEPTH + 1 if kind == "shared" else DEPTH)  # deeper than it was trained
     return drafter_for(backbone, attached(family, kind).require_head(), length, shape)
+
+
+# -- memory ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str) -> None:
+    """Not when Python next looks for cycles, which is seldom, and by numbers of objects."""
+    model, one = attached("llama", "none"), drafter("llama", name)
+    rows, mask = padded([5, 1, 13], "right")
+    alive: list[weakref.ref[SlottedLayer]] = []
+
+    class Watched(SlottedLayer):
+        def __init__(self, *args) -> None:
+            super().__init__(*args)
+            alive.append(weakref.ref(self))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("foretoken.decoding.cache.SlottedLayer", Watched)
+        gc.collect()
+        gc.disable()
+        try:
+            model.generate(rows, mask, max_new_tokens=NEW, drafter=one)
+            del one
+            assert alive
+            assert not [layer for layer in alive if layer() is not None]
+        finally:
+            gc.enable()
 
 
 # -- every family, every drafter ------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """`train --for`, `export` and `import` as they are typed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,15 @@ def test_a_served_directory_has_the_tokenizer(place: Path, tmp_path: Path) -> No
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+def test_the_card_says_what_heads_were_trained_on(place: Path, tmp_path: Path) -> None:
+    trained(place, tmp_path / "run", "--for", "medusa", "--depth", 1)
+    fine("export", tmp_path / "run" / "model", "--to", "medusa", "--out", tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    (process,) = json.loads((tmp_path / "run" / "provenance.json").read_text())
+    assert f"## Training\n\n`{process['command']}`" in card
+    assert "Data: blocks " in card
+
+
 def test_what_a_layout_lays_down_cannot_be_given_otherwise(place: Path, tmp_path: Path) -> None:
     given = ("train", place / "plain", "--data", place / "text.py", "--steps", 1)
     given += ("--out", tmp_path / "run")
@@ -75,6 +85,22 @@ def test_what_cannot_be_exported_is_one_line(place: Path, tmp_path: Path) -> Non
     assert "no heads" in refused("export", place / "plain", "--to", "mimo", "--out", tmp_path / "o")
     assert "no multi-token module" in refused("import", place / "plain", "--out", tmp_path / "o")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_written_is_one_line(place: Path, tmp_path: Path) -> None:
+    trained(place, tmp_path / "run", "--for", "medusa", "--depth", 1)
+    (tmp_path / "file").write_text("")
+    given = ("export", tmp_path / "run" / "model", "--to", "medusa", "--out")
+    assert "nothing is written there" in refused(*given, tmp_path / "file" / "out")
+    assert "is a file" in refused(*given, tmp_path / "file")
+
+
+def test_names_from_elsewhere_do_not_reach_the_terminal_as_they_are(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    index = {"weight_map": {"a.weight": "\x1b[2J\n../x.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    message = refused("import", tmp_path, "--out", tmp_path / "out")
+    assert "names \\x1b[2J\\n../x.safetensors, outside" in message
 
 
 def test_an_upload_takes_the_directory_that_was_written(tmp_path: Path, monkeypatch) -> None:

@@ -1,15 +1,17 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 import families
 import foretoken as ft
 import released
 from foretoken.errors import CheckpointError, HeadError, InputError
-from foretoken.formats import LAYOUTS, export, import_heads, layout
+from foretoken.formats import LAYOUTS, Checkpoint, export, import_heads, layout
+from foretoken.formats.files import write_checkpoint
 from foretoken.loading import load_causal_lm
 
 NATIVE = list(released.BACKBONES)
@@ -234,6 +236,85 @@ def test_a_tied_head_is_written_out_where_a_layout_has_it_untied(small_llama, tm
     assert config["tie_word_embeddings"] is False
 
 
+def test_a_tied_head_that_is_stored_all_the_same_follows_the_embedding(tmp_path: Path) -> None:
+    """A fine-tune is saved without it; engines and transformers would read the old one."""
+    source = tmp_path / "released"
+    released.write("glm4_moe", source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    tensors = released.read(source)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, source / "model.safetensors")
+    model = imported(source, tmp_path / "heads")
+    with torch.no_grad():
+        model.lm.get_input_embeddings().weight.add_(0.5)
+    model.save_pretrained(tmp_path / "tuned")
+    assert "lm_head.weight" not in released.read(tmp_path / "tuned")
+    export(tmp_path / "tuned", "glm4_moe", tmp_path / "back", like=source)
+    after = released.read(tmp_path / "back")
+    assert torch.equal(after["lm_head.weight"], after["model.embed_tokens.weight"])
+    assert torch.equal(after["lm_head.weight"], model.lm.get_input_embeddings().weight)
+
+
+def test_qwen35_as_published_is_a_vision_model(tmp_path: Path) -> None:
+    """Its language model lies one name deeper, and its config too."""
+    source = tmp_path / "released"
+    released.write("qwen3_5", source)
+    text = json.loads((source / "config.json").read_text())
+    vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+    config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+              "text_config": text, "vision_config": vision}  # fmt: skip
+    (source / "config.json").write_text(json.dumps(config))
+    before = {
+        name if "visual" in name else re.sub(r"^model\.", "model.language_model.", name): tensor
+        for name, tensor in released.read(source).items()
+    }
+    save_file(before, source / "model.safetensors", metadata={"format": "pt"})
+    model = imported(source, tmp_path / "heads")
+    with torch.no_grad():
+        model.lm.get_input_embeddings().weight.add_(0.5)
+        for parameter in model.head.parameters():
+            parameter.add_(1)
+    model.save_pretrained(tmp_path / "tuned")
+    export(tmp_path / "tuned", "qwen3_5", tmp_path / "back", like=source)
+    after = released.read(tmp_path / "back")
+    assert after.keys() == before.keys()
+    moved = {name for name in before if not released.same_bits(before[name], after[name])}
+    modules = {name for name in before if released.is_module("qwen3_5", name)}
+    assert moved == modules | {"model.language_model.embed_tokens.weight"}
+    assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
+
+
+def test_modules_beyond_those_that_are_written_do_not_stay(tmp_path: Path) -> None:
+    source, last = tmp_path / "released", f"model.layers.{released.LAYERS}."
+    released.write("glm4_moe", source)
+    tensors = released.read(source)
+    second = last.replace(str(released.LAYERS), str(released.LAYERS + 1))
+    tensors |= {k.replace(last, second): t.clone() for k, t in tensors.items() if last in k}
+    save_file(tensors, source / "model.safetensors")
+    model = imported(source, tmp_path / "heads")
+    assert model.depth == 2
+    one = ft.MTPModel(model.lm, layout("glm4_moe").head(1))
+    one.save_pretrained(tmp_path / "one", backbone_path=str(source))
+    export(tmp_path / "one", "glm4_moe", tmp_path / "out")
+    after = released.read(tmp_path / "out").keys()
+    assert after == {name for name in tensors if not name.startswith(second)}
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["num_nextn_predict_layers"] == 1
+
+
+def test_what_is_added_to_an_export_of_several_shards_loses_nothing(tmp_path: Path) -> None:
+    """Modules lie in a shard of their own, into which further ones go."""
+    released.write("glm4_moe", tmp_path / "released", sharded=True)
+    for number in (1, 2):
+        base = Checkpoint(tmp_path / ("out1" if number == 2 else "released"))
+        (out := tmp_path / f"out{number}").mkdir()
+        write_checkpoint(base, out, replace={f"added.{number}": torch.ones(number)})
+    after = released.read(tmp_path / "out2")
+    assert after.keys() == released.read(tmp_path / "released").keys() | {"added.1", "added.2"}
+    assert Checkpoint(tmp_path / "out2").tensor("added.1").tolist() == [1]
+
+
 def test_transformers_own_mtp_runs_what_is_exported_for_it(tmp_path: Path) -> None:
     """The same tokens in the same number of passes, from plain `generate(use_mtp=True)`."""
     config = families.FAMILIES["glm4_moe"]()
@@ -360,12 +441,14 @@ def test_the_card_states_contract_figures_and_command(small_llama, tmp_path: Pat
 
     ft.MTPModel(small_llama, layout("eagle").head(2)).save_pretrained(tmp_path / "m")
     rows = [{"method": "sequential", "acceptance": 0.625}]
-    origin = provenance(0, torch.device("cpu"), torch.float32)
+    origin = provenance(0, "cpu", torch.float32, command="foretoken eval m --data text")
     write_result(tmp_path / "r.json", "eval", {"block_size": 64}, rows, origin)
     export(tmp_path / "m", "eagle", tmp_path / "out", results=[tmp_path / "r.json"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| concat | embedding, hidden |" in card
+    assert "`foretoken eval m --data text`" in card
     assert "0.625" in card
+    assert "Not on record" in card
     assert f'"model": "{tmp_path / "out"}"' in card
     contract = json.loads((tmp_path / "out" / "foretoken-contract.json").read_text())
     assert (contract["layout"], contract["tap"], contract["norms"]) == ("eagle", "final", "none")

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import httpx
@@ -175,6 +176,24 @@ def test_metrics_tell_what_happened() -> None:
         ok = 'foretoken_responses_total{path="/v1/completions",status="200"}'
         assert fresh.metric(ok) == 1
         assert httpx.get(f"{fresh.url}/health").json() == {"status": "ok"}
+
+
+def test_what_clients_make_up_adds_no_metrics() -> None:
+    """Every label stays in memory: paths that anybody can think of are counted as one."""
+    with serving(api_key="sesame", max_body_bytes=100) as guarded:
+        key, big = {"Authorization": "Bearer sesame"}, b" " * 101
+        for number in range(3):
+            post = partial(httpx.post, f"{guarded.url}/v1/models/{number}")
+            assert post().status_code == 401
+            assert post(headers=key).status_code == 405
+            assert post(headers=key, content=big).status_code == 413
+            assert httpx.get(f"{guarded.url}/{number}", headers=key).status_code == 404
+        text = httpx.get(f"{guarded.url}/metrics", headers=key).text
+        lines = [line for line in text.splitlines() if line.startswith("foretoken_responses_total")]
+        assert sorted(lines) == [
+            f'foretoken_responses_total{{path="other",status="{status}"}} 3.0'
+            for status in (401, 404, 405, 413)
+        ]
 
 
 # -- what it refuses ------------------------------------------------------------------------------

@@ -7,19 +7,22 @@ import socket
 import subprocess
 import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
 import foretoken
+from foretoken.provenance import read_result
 from serving import offline
 from test_cli import fine, refused
 
 
-def test_a_server_starts_answers_and_ends_when_told_to() -> None:
+def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
     environment = {**os.environ, "FORETOKEN_API_KEY": "sesame"}
     command = [sys.executable, "-m", "foretoken", "serve", "tiny-mtp", "--port", "0"]
+    command += ["--json", str(tmp_path / "serve.json")]
     with subprocess.Popen(
         [*command, "--model-name", "small"], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -30,6 +33,10 @@ def test_a_server_starts_answers_and_ends_when_told_to() -> None:
             assert "foretoken export MODEL --to LAYOUT" in second
             found = re.fullmatch(r"small at (http://127.0.0.1:\d+)/v1, the page at \1/\n", first)
             assert found is not None, first
+            assert process.stdout.readline().startswith("Result file: ")
+            result = read_result(tmp_path / "serve.json")
+            assert result.settings["url"] == f"{found[1]}/v1"
+            assert result.rows == [{"model": "small", "method": "parallel", "depth": 3}]
             asked: dict[str, Any] = {"model": "small", "prompt": "def main(", "temperature": 0}
             headers = {"Authorization": "Bearer sesame"}
             transport = httpx.HTTPTransport(retries=5)
@@ -62,6 +69,10 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
     assert "give one from 0 to 65535" in refused("serve", "none", "--port", 70000)
     assert "--max-batch is 0" in refused("serve", "none", "--max-batch", 0)
     assert "cannot listen at nowhere" in refused("serve", "none", "--host", "nowhere.invalid")
+    assert "cannot listen at a..b" in refused("serve", "none", "--host", "a..b")
+    given = ("--api-key", "sesame", "--json", "serve.json")
+    assert "give that by FORETOKEN_API_KEY" in refused("serve", "none", *given)
+    assert "--api-key is empty" in refused("serve", "none", "--api-key", "")
     monkeypatch.delattr(foretoken, "serve", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
     for name in [name for name in sys.modules if name.startswith("foretoken.serve")]:

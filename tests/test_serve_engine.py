@@ -242,6 +242,17 @@ def test_a_batch_that_fails_takes_only_its_rows_along(
     assert "a batch of 1 failed" in caplog.text
 
 
+def test_a_batch_that_fails_leaves_nothing_in_memory(model: ft.MTPModel) -> None:
+    """After an out-of-memory, the frames of a traceback would keep the memory that is lacking."""
+    with engine_of(model, Failing()) as engine:
+        failing = Row(prompt(1))
+        engine.submit(failing.job)
+        while isinstance(event := failing.events.get(timeout=30), Progress):
+            pass
+    assert isinstance(event, RuntimeError)
+    assert event.__traceback__ is None
+
+
 def test_closing_fails_what_runs_and_what_waits(model: ft.MTPModel) -> None:
     drafter = Waiting()
     rows = [Row(prompt(n), 50) for n in range(2)]

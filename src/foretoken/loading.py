@@ -64,6 +64,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             dtype="auto",
             output_loading_info=True,
             use_safetensors=True,
+            trust_remote_code=False,  # or transformers asks on the terminal whether to run it
             ignore_mismatched_sizes=True,  # reported below, by name
         )
     model, info = loaded
@@ -94,7 +95,7 @@ def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
     """A causal LM of the config found at `name`, with random weights, in float32."""
     where = resolve(name)
     with _explained(where):
-        config = AutoConfig.from_pretrained(where)
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
     return cast(PreTrainedModel, model)
@@ -104,7 +105,8 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model."""
     where = resolve(name)
     with _explained(where, "its tokenizer"):
-        return cast(PreTrainedTokenizerBase, AutoTokenizer.from_pretrained(where))
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    return cast(PreTrainedTokenizerBase, found)
 
 
 def _find_on_hub(name: str) -> str:
@@ -140,6 +142,11 @@ def _explained(where: str, what: str = "the model") -> Iterator[None]:
         reason = " ".join(str(error).split())
         if "Unrecognized configuration class" in reason:
             raise BackboneError(f"{where}: is not a causal language model.") from None
+        if "trust_remote_code" in reason:
+            raise CheckpointError(
+                f"{where}: {what} brings code of its own, which is not run; only what transformers "
+                "itself knows is loaded."
+            ) from None
         raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
 
 

@@ -85,8 +85,10 @@ class Recorder:
     returns_tuples: bool
     call: BlockCall | None = None
 
-    def forget(self) -> None:
-        self.call = None
+    def take(self) -> BlockCall | None:
+        """The call, which is not kept: it holds a cache."""
+        call, self.call = self.call, None
+        return call
 
 
 class StandIn(nn.Module):

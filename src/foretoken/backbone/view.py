@@ -221,7 +221,6 @@ class Backbone:
         stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
         """
         rehearsal, recorder = self._rehearsal
-        recorder.forget()
         rehearsal(
             inputs_embeds=hidden,
             position_ids=position_ids,
@@ -229,12 +228,12 @@ class Backbone:
             use_cache=cache is not None,
             **({} if attention_mask is None else {"attention_mask": attention_mask}),
         )
-        if recorder.call is None:
+        if (call := recorder.take()) is None:
             raise BackboneError(
                 f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "
                 "its list of blocks."
             )
-        return recorder.call
+        return call
 
     @cached_property
     def _rehearsal(self) -> tuple[nn.Module, "Recorder"]:

@@ -57,7 +57,7 @@ def main() -> None:
     try:
         status = app(sys.argv[1:] or ["--help"], prog_name="foretoken", standalone_mode=False)
     except ForetokenError as error:
-        print(f"foretoken: {error}", file=sys.stderr)
+        print(f"foretoken: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
     except _UsageError as error:
         path = error.ctx.command_path if error.ctx else "foretoken"
@@ -70,3 +70,8 @@ def main() -> None:
         print("foretoken: interrupted", file=sys.stderr)
     if status:
         sys.exit(status)
+
+
+def _printable(message: str) -> str:
+    """One line, whatever names a file or a checkpoint brought into it."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)

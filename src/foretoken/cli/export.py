@@ -1,9 +1,12 @@
 """`foretoken export` and `foretoken import`: external checkpoint layouts."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from safetensors import SafetensorError
 
 from foretoken.cli import common
 from foretoken.errors import InputError
@@ -41,7 +44,8 @@ def export(
     Example: foretoken export runs/first/model --to mimo --out served
     """
     common.quiet_transformers()
-    done = write(model, to, out, like=like, results=results)
+    with writing(out):
+        done = write(model, to, out, like=like, results=results)
     common.console.print(f"{done.parameters:,} parameters of heads → {out} ({to})")
     for name, value in done.layout.contract.to_dict().items():
         common.console.print(f"{name:<12}{value}")
@@ -51,6 +55,15 @@ def export(
     row = {"model": model, "method": done.kind, "depth": done.depth, "parameters": done.parameters}
     settings = {"layout": to, "serve": done.serve, **done.layout.contract.to_dict()}
     _save(json, "export", settings, row)
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line that a directory cannot be written, or something beside it not be read."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: nothing is written there ({error}).") from None
 
 
 def upload(directory: Path, repository: str) -> str:
@@ -89,7 +102,8 @@ def import_(
     Example: foretoken import models/released --out runs/native
     """
     common.quiet_transformers()
-    done = import_heads(model, out, backbone)
+    with writing(out):
+        done = import_heads(model, out, backbone)
     common.console.print(
         f"{done.layout.name}: {done.modules} module{'s' * (done.modules != 1)}, "
         f"{done.parameters:,} parameters → {out}"

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +11,9 @@ import typer
 
 from foretoken.cli import common, drafting
 from foretoken.errors import InputError
+
+API_KEY = "FORETOKEN_API_KEY"
+"""The variable that may hold it."""
 
 
 def serve(
@@ -21,9 +25,7 @@ def serve(
     ] = None,
     api_key: Annotated[
         str | None,
-        typer.Option(
-            envvar="FORETOKEN_API_KEY", help="Requests must bring it; better by the variable."
-        ),
+        typer.Option(envvar=API_KEY, help="Requests must bring it; better by the variable."),
     ] = None,
     drafter: drafting.DrafterName = None,
     draft_length: drafting.DraftLength = None,
@@ -39,6 +41,7 @@ def serve(
     ] = 30,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
+    json: common.Json = None,
 ) -> None:
     """Serve MODEL with OpenAI's API, and a page that shows how its tokens come.
 
@@ -67,6 +70,12 @@ def serve(
     shape, length = drafting.parse_tree(tree), drafting.parse_length(draft_length)
     if length == "auto":
         raise InputError("batches change while a server runs; give --draft-length a number.")
+    if api_key is not None and not api_key.strip():
+        raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
+    if json is not None and api_key is not None and os.environ.get(API_KEY) != api_key:
+        raise InputError(
+            f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
+        )
     listening = _listen(host, port)
     loaded = common.load_model(model, device, dtype)
     name = drafting.drafter_name(drafter, loaded)
@@ -77,7 +86,7 @@ def serve(
         drafting.drafter(name, loaded, length, shape),
         drafting.method_name(name, loaded),
         limits,
-        api_key or None,
+        api_key,
     )
     running = serving.server(service, host, port)
     where = f"http://{_shown(host)}:{listening.getsockname()[1]}"
@@ -85,6 +94,9 @@ def serve(
     common.console.print(serving.PRODUCTION)
     if api_key is None and not _local(host):
         common.console.print(f"Anybody who reaches {host} can use it; --api-key keeps others out.")
+    row = {"model": service.name, "method": service.drafter_name, "depth": service.drafter.longest}
+    settings = {"url": f"{where}/v1", "page": f"{where}/", **asdict(limits)}
+    common.save_json(json, "serve", loaded, None, settings, [row])
     running.run(sockets=[listening])
 
 
@@ -97,11 +109,10 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind((host, port))
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # the latter where a name is none
         listening.close()
-        raise InputError(
-            f"cannot listen at {host}:{port} ({error.strerror or error}); give another --port."
-        ) from None
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot listen at {host}:{port} ({why}); give another --port.") from None
     return listening
 
 

@@ -13,6 +13,7 @@ Shapes: B rows, W nodes of a pass, S slots, D hidden.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -74,6 +75,24 @@ class Past(Protocol):
 # -- rows in slots --------------------------------------------------------------------------------
 
 
+@dataclass
+class Slots:
+    """What the layers of a past know of it. They do not hold the past itself, which holds them: in
+    a cycle the memory of a batch would be kept until Python looks for cycles.
+
+    Attributes:
+        capacity: S, slots per row.
+        where: those that a pass writes: a stretch, or (B, W).
+        seen: how many from the first on the pass can see.
+        length: what transformers is told that there is; positions are given in any case.
+    """
+
+    capacity: int
+    where: Tensor | slice = field(default_factory=lambda: slice(0))
+    seen: int = 0
+    length: int = 0
+
+
 class SlottedPast:
     """For attention, any number of rows, chains and trees.
 
@@ -97,14 +116,12 @@ class SlottedPast:
         if fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
         self.fixed, self.compiled = fixed, compiled
-        self.rows, self.capacity, self.device = rows, capacity, backbone.device
+        self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
         self.context = backbone.max_length or capacity
         self.read = [0] * rows
         self.layers: list[SlottedLayer] = []
         self.width = 0
-        self.where: Tensor | slice = slice(0)  # slots of the pass: a stretch, or (B, W)
-        self.seen = 0  # slots that the pass can see
         self._moves: Tensor | None = None  # (2, B, W), from where to where
         self.cache = self._new_cache(backbone.num_layers)
 
@@ -112,7 +129,7 @@ class SlottedPast:
         return self._new_cache(1)
 
     def _new_cache(self, layers: int) -> Cache:
-        fresh = [SlottedLayer(self) for _ in range(layers)]
+        fresh = [SlottedLayer(self.slots) for _ in range(layers)]
         self.layers += fresh
         return Cache(layers=list(fresh))
 
@@ -124,17 +141,18 @@ class SlottedPast:
         return self._enter(width, begin, None)
 
     def _enter(self, width: int, read: Sequence[int], draft: Draft | None) -> dict[str, Any]:
-        self.width, start = width, read[0]
+        self.width, start, slots = width, read[0], self.slots
         self._reserve(max(read) + width)
         first = not any(read)
-        self.seen = self.capacity if self.fixed and not first else max(read) + width
+        slots.seen = slots.capacity if self.fixed and not first else max(read) + width
+        slots.length = 0 if self.fixed else max(self.read)
         steps = torch.arange(width, device=self.device)
         if len(set(read)) == 1 and (first or not self.fixed):
-            self.where = slice(start, start + width)
+            slots.where = slice(start, start + width)
             places = (steps + start).expand(self.rows, -1)
         else:
             begin = torch.tensor(read, device=self.device).unsqueeze(1)
-            self.where = places = begin + steps
+            slots.where = places = begin + steps
         tree = draft is not None and draft.parents is not None
         if tree:
             assert draft is not None
@@ -160,10 +178,10 @@ class SlottedPast:
         self.read = [read + self.width for read in self.read]
 
     def _reserve(self, slots: int) -> None:
-        if slots > self.capacity:
-            self.capacity = slots + FIXED_SLOTS
+        if slots > self.slots.capacity:
+            self.slots.capacity = slots + FIXED_SLOTS
             for layer in self.layers:
-                layer.grow(self.capacity)
+                layer.grow(self.slots.capacity)
 
     def _move(self) -> None:
         """Bring the nodes on the accepted path to the slots of their positions."""
@@ -174,7 +192,7 @@ class SlottedPast:
 
     def _mask(self, begin: Tensor, positions: Tensor, tree: Draft | None) -> Any:
         """What each token sees, added to attention's scores: (B, 1, W, S'), by kind of layer."""
-        slots = torch.arange(self.seen, device=self.device)
+        slots = torch.arange(self.slots.seen, device=self.device)
         if tree is None:
             visible = slots <= positions.unsqueeze(-1)
             places = slots.view(1, 1, -1)
@@ -203,16 +221,16 @@ class SlottedLayer(CacheLayerMixin):
     keys: Tensor
     values: Tensor
 
-    def __init__(self, past: SlottedPast) -> None:
+    def __init__(self, slots: Slots) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.past = past
+        self.slots = slots
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        def slots(states: Tensor) -> Tensor:
+        def empty(states: Tensor) -> Tensor:
             rows, heads, _, size = states.shape
-            return states.new_zeros(rows, heads, self.past.capacity, size)
+            return states.new_zeros(rows, heads, self.slots.capacity, size)
 
-        self.keys, self.values = slots(key_states), slots(value_states)
+        self.keys, self.values = empty(key_states), empty(value_states)
         self.is_initialized = True
 
     def update(
@@ -220,7 +238,7 @@ class SlottedLayer(CacheLayerMixin):
     ) -> tuple[Tensor, Tensor]:
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        where, seen = self.past.where, self.past.seen
+        where, seen = self.slots.where, self.slots.seen
         found = []
         for stored, new in ((self.keys, key_states), (self.values, value_states)):
             if isinstance(where, slice):
@@ -246,13 +264,13 @@ class SlottedLayer(CacheLayerMixin):
                 stored.scatter_(2, target[:, None, :, None].expand(shape), moved)
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.past.seen, 0
+        return self.slots.seen, 0
 
     def get_seq_length(self) -> int:
-        return 0 if self.past.fixed else max(self.past.read)  # positions are given in any case
+        return self.slots.length
 
     def get_max_length(self) -> int:
-        return self.past.capacity
+        return self.slots.capacity
 
 
 def _windows(backbone: Backbone) -> dict[str, int | None]:

@@ -223,7 +223,14 @@ class InPlace(Layout):
                 name = name.format(i=first + place)
                 if name not in base.files:
                     tensors[name] = original(base, source)
-        write_checkpoint(base, out, config=self.config(base, len(modules)), replace=tensors)
+        more = self.indices(base)[len(modules) :]  # modules that the engine would still find
+        write_checkpoint(
+            base,
+            out,
+            config=self.config(base, len(modules)),
+            replace=tensors,
+            drop=lambda name: any(self.names.owns(name, index) for index in more),
+        )
 
     def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
         """The backbone's config, with the number of modules in it."""

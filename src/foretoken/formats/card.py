@@ -1,4 +1,6 @@
-"""The model card of an export: what it is, how it is to be run, its measured acceptance."""
+"""The model card of an export: what it is, what it was trained on, how it is to be run, and its
+measured acceptance.
+"""
 
 import json
 from collections.abc import Sequence
@@ -13,6 +15,8 @@ if TYPE_CHECKING:
     from foretoken.formats.base import Layout
 
 CARD = "README.md"
+RUN = ("provenance.json", "source.json")
+"""What a run of `foretoken train` writes beside the model: its processes, and its data's size."""
 
 
 def write_card(
@@ -21,21 +25,27 @@ def write_card(
     layout: "Layout",
     serve: str,
     backbone: str,
+    source: Path,
     results: Sequence[Path],
 ) -> None:
-    """Write the card; figures come from result files alone.
+    """Write the card; figures come from result files alone, and what the heads were trained on from
+    the run that `source`, their directory, is the end of.
 
     Raises:
         InputError: a result file cannot be read.
     """
     head = model.require_head()
     parameters = sum(p.numel() for p in head.parameters())
-    own = [*_front(model), f"# Multi-token prediction heads for {type(model.lm).__name__}", ""]
+    own = [*_front(), f"# Multi-token prediction heads for {type(model.lm).__name__}", ""]
     own += [
         f"{head.config.kind.capitalize()} heads of {parameters:,} parameters, depth {head.depth}, "
         f"trained with foretoken and written in the layout `{layout.name}`.",
         "",
         f"Backbone: `{backbone}`, fingerprint `{model.fingerprint()}`.",
+        "",
+        "## Training",
+        "",
+        *_training(source),
         "",
         "## Serve",
         "",
@@ -58,9 +68,22 @@ def write_card(
     (directory / CARD).write_text("\n".join(own) + "\n", encoding="utf-8")
 
 
-def _front(model: MTPModel) -> list[str]:
+def _front() -> list[str]:
     tags = ["---", "library_name: foretoken", "tags:", "- multi-token-prediction"]
     return [*tags, "- speculative-decoding", "---", ""]
+
+
+def _training(source: Path) -> list[str]:
+    files = [source.parent / name for name in RUN]
+    if source.name != "model" or not all(file.is_file() for file in files):
+        return ["Not on record: the model did not lie in the directory of its run."]
+    processes, data = (json.loads(file.read_text(encoding="utf-8")) for file in files)
+    commands = dict.fromkeys(process["command"] for process in processes)
+    size = ", ".join(f"{name} {value}" for name, value in data.items() if name != "backbone")
+    last = processes[-1]
+    versions = ", ".join(f"{name} {last[name]}" for name in ("foretoken", "torch", "transformers"))
+    lines = [f"`{command}`" for command in commands]
+    return [*lines, "", f"Data: {size}. Versions: {versions}; commit {last['git_sha']}."]
 
 
 def _figures(results: Sequence[Path]) -> list[str]:
@@ -72,7 +95,7 @@ def _figures(results: Sequence[Path]) -> list[str]:
             raise InputError(f"{path}: is no result file.")
         result = read_result(path)
         origin = result.provenance
-        lines += [f"`{origin.get('command_line', result.command)}`", ""]
+        lines += [f"`{origin.get('command', result.command)}`", ""]
         lines += _table(result.rows)
         lines += ["", f"Settings: `{json.dumps(result.settings, sort_keys=True)}`", ""]
     return lines

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from foretoken.checkpoint import is_foretoken_directory, read_heads, replacing
 from foretoken.errors import CheckpointError, HeadError, InputError
-from foretoken.formats.base import Layout
+from foretoken.formats.base import OUTPUT, Layout, original
 from foretoken.formats.card import write_card
 from foretoken.formats.files import Checkpoint, as_stored, require_plain, write_checkpoint
 from foretoken.formats.importing import SUPERSEDED, local_directory, scratch
@@ -88,7 +88,7 @@ def export(
             write_checkpoint(base, work / BACKBONE)
         contract = {"layout": target.name, **target.contract.to_dict()}
         (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
-        write_card(work, model, target, serve, reference, results or [])
+        write_card(work, model, target, serve, reference, where, results or [])
     parameters = sum(p.numel() for p in model.require_head().parameters())
     return Exported(target, out, serve, parameters, model.require_head().config.kind, depth)
 
@@ -113,6 +113,7 @@ def _served(source: str, where: Path, base: Checkpoint) -> str:
 
 def _merge(template: Checkpoint, base: Checkpoint, target: Layout, out: Path) -> None:
     """`template` with the tensors of `base` in their places."""
+    require_plain(template)
     extra = sorted(base.files.keys() - template.files.keys())
     if extra:
         raise CheckpointError(
@@ -123,5 +124,7 @@ def _merge(template: Checkpoint, base: Checkpoint, target: Layout, out: Path) ->
     for name, tensor in base.tensors(lambda name: True).items():
         stored = template.tensor(name)
         moved[name] = as_stored(tensor, stored, name)
+    if OUTPUT in template.files and OUTPUT not in moved:  # tied, and stored all the same
+        moved[OUTPUT] = as_stored(original(base, OUTPUT), template.tensor(OUTPUT), OUTPUT)
     repeated = {name for name in template.files if target.repeats(name, template)}
     write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)

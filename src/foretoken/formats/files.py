@@ -25,6 +25,9 @@ INDEX = "model.safetensors.index.json"
 EXTRA = "model-mtp.safetensors"
 """The shard that holds what is added to a checkpoint of several shards."""
 
+ADAPTER = "adapter_config.json"
+"""Where it is, transformers puts adapters into the model that lies beside it."""
+
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 COMPANIONS = (
     "generation_config.json",
@@ -54,8 +57,8 @@ class Checkpoint:
         files: the name of the file that holds each tensor.
 
     Raises:
-        CheckpointError: a file is missing, damaged, a pickle or outside the directory, or a tensor
-            has a name like a path.
+        CheckpointError: a file is missing, damaged, a pickle or outside the directory, a tensor
+            has a name like a path, or it is not clear which weights are the model's.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,6 +66,11 @@ class Checkpoint:
         if not directory.is_dir():
             raise CheckpointError(f"{directory}: is not a directory.")
         self.config = self.read_json(CONFIG)
+        if (directory / ADAPTER).exists():
+            raise CheckpointError(
+                f"{directory / ADAPTER}: says that adapters belong on the weights beside it; merge "
+                "them into the weights first."
+            )
         self.files = self._find_tensors()
         for name, file in self.files.items():
             if not _TENSOR_NAME.fullmatch(name):
@@ -141,7 +149,13 @@ class Checkpoint:
 
     def _find_tensors(self) -> dict[str, str]:
         if (self.directory / INDEX).exists():
-            return self._read_index()
+            files = self._read_index()
+            if (self.directory / SINGLE).exists() and {*files.values()} != {SINGLE}:
+                raise CheckpointError(
+                    f"{self.directory / SINGLE}: lies beside {INDEX}, which names other files; "
+                    "transformers would read the one and engines the other: remove one of them."
+                )
+            return files
         if not (self.directory / SINGLE).exists():
             pickles = sorted(p.name for p in self.directory.iterdir() if p.suffix in PICKLES)
             if pickles:
@@ -198,15 +212,16 @@ def write_checkpoint(
         (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     shards = sorted(set(base.files.values()))
     added = {name: tensor for name, tensor in replace.items() if name not in base.files}
+    home = SINGLE if SINGLE in shards else EXTRA  # of what is added
     files: dict[str, str] = {}
     for shard in shards:
         own = [name for name, file in base.files.items() if file == shard and not drop(name)]
-        more = added if shard == SINGLE else {}
+        more = added if shard == home else {}
         _write_shard(base, out, shard, own, replace, more)
-        files |= dict.fromkeys([*own, *more] if own or more else [], shard)
-    if SINGLE not in shards and added:
-        save_tensors(added, out / EXTRA)
-        files |= dict.fromkeys(added, EXTRA)
+        files |= dict.fromkeys([*own, *more], shard)
+    if added and home not in shards:
+        save_tensors(added, out / home)
+        files |= dict.fromkeys(added, home)
     if SINGLE not in shards:
         total = sum((out / file).stat().st_size for file in set(files.values()))
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(files.items()))}

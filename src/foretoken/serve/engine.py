@@ -88,7 +88,7 @@ class Engine:
             except Exception as error:  # whatever it was, it must not take the server down
                 if not isinstance(error, Closed):
                     log.exception("a batch of %d failed", len(jobs))
-                self._fail(jobs, error)
+                self._fail(jobs, error.with_traceback(None))  # its frames hold the batch's memory
         self._fail(self._waiting, Closed(STOPPING))
 
     def _next(self) -> list[Job]:

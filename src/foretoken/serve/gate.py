@@ -11,6 +11,17 @@ from foretoken.serve.metrics import Metrics
 GUARDED = ("/v1/", "/metrics")
 """What needs the key, where there is one."""
 
+PATHS = (
+    "/",
+    "/health",
+    "/metrics",
+    "/openapi.json",
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+)
+"""What answers are counted by. A client can ask for any path, and every count stays in memory."""
+
 
 class Gate:
     """Refuses what has no key, and bodies that are too long, before anything reads them.
@@ -38,7 +49,7 @@ class Gate:
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                self.metrics.response(path, message["status"])
+                self.metrics.response(path if path in PATHS else "other", message["status"])
             await send(message)
 
         try:

@@ -59,7 +59,7 @@ class ParallelDrafter:
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
-        self._compiled = compile_fixed(self._logits) if past.compiled else self._logits
+        self._compiled = compile_fixed(self._logits) if past.compiled else None
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
@@ -70,7 +70,8 @@ class ParallelDrafter:
         if self.behind is not None:
             logits = self._catch_up(committed)
         else:
-            logits = (self._compiled if any(committed.begin) else self._logits)(output, last)
+            steady = self._compiled if any(committed.begin) else None
+            logits = (steady or self._logits)(output, last)
         logits = logits[:, :limit]
         return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
 
