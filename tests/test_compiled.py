@@ -16,6 +16,7 @@ from foretoken.decoding import (
     ModelDrafter,
     NoDrafter,
     TreeShape,
+    cache,
     drafter_for,
 )
 
@@ -88,4 +89,21 @@ def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -
         assert compiled == steps
         said.append(steps)
     assert len({repr(steps) for steps in said}) == 3
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch) -> None:
+    """Drafts at the end of the text need more slots than were set aside, within one `generate`."""
+    monkeypatch.setattr(cache, "FIXED_SLOTS", 16)
+    model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_()
+    steps, compiled = (
+        model.generate(tokens, max_new_tokens=24, compiled=compiled).steps
+        for compiled in (False, True)
+    )
+    tokens_of = [[token for (step,) in some for token in step.tokens] for some in (steps, compiled)]
+    assert tokens_of[0] == tokens_of[1]
     torch.compiler.reset()

@@ -1,6 +1,7 @@
 """Compiled functions for passes of fixed shape."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import is_dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
@@ -16,7 +17,7 @@ SHAPES = 64
 def compile_fixed(function: Function) -> Function:
     """`function`, compiled for each shape that it meets; on a GPU replayed from CUDA graphs.
 
-    For one `generate`, in which nothing changes but numbers and the shapes of tensors among the
+    For one `generate`, in which nothing changes but numbers and the shapes of tensors in the
     arguments. PyTorch's guards (is every weight still what it was?) take as long as a tenth of a
     small model's pass, so they are checked when a shape comes for the first time, and not again.
     """
@@ -26,7 +27,7 @@ def compile_fixed(function: Function) -> Function:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        shapes = tuple(value.shape for value in args if isinstance(value, Tensor))
+        shapes = tuple(_shapes((args, kwargs)))
         if shapes in checked:
             with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
                 return compiled(*args, **kwargs)
@@ -36,3 +37,16 @@ def compile_fixed(function: Function) -> Function:
         return found
 
     return call  # type: ignore[return-value]
+
+
+def _shapes(value: Any) -> Iterator[torch.Size]:
+    """Of the tensors in a value."""
+    if isinstance(value, Tensor):
+        yield value.shape
+    elif isinstance(value, (tuple, list)):
+        for part in value:
+            yield from _shapes(part)
+    elif isinstance(value, dict):
+        yield from _shapes(tuple(value.values()))
+    elif is_dataclass(value):
+        yield from _shapes(tuple(vars(value).values()))

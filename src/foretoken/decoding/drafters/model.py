@@ -65,7 +65,7 @@ class ModelDrafter:
         capacity += self.length if compiled else 0  # it then drafts in full to the end
         self.past = new_past(self.model, rows, capacity, fixed=compiled, compiled=compiled)
         self.read = [0] * rows
-        self._compiled = compile_fixed(self._logits) if compiled else self._logits
+        self._compiled = compile_fixed(self._logits) if compiled else None
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
@@ -89,8 +89,9 @@ class ModelDrafter:
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
         for depth in range(limit):
-            run = self._compiled if any(self.past.read) else self._logits
-            logits.append(run(window, last, self.past.enter(window.shape[1])))
+            steady = self._compiled if any(self.past.read) else None
+            given = self.past.enter(window.shape[1])
+            logits.append((steady or self._logits)(window, last, given))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
             if depth == 0:
                 self.past.keep(lengths)
