@@ -142,6 +142,13 @@ def test_useless_drafts_cost_little() -> None:
     assert sum(costs[n] for n in late) / len(late) < 1.03
 
 
+def test_useless_drafts_cost_nothing_in_the_next_text() -> None:
+    first = simulate([1.0, 1.3, 1.4, 1.5], [0.0, 0.0, 0.0], 60)
+    second = AutoLength(3, first.measured)
+    assert second.choose() == 0
+    assert second.chosen == [0]
+
+
 def test_it_notices_that_drafts_have_become_good() -> None:
     auto = AutoLength(2)
     for number in range(1200):
@@ -162,6 +169,10 @@ def test_auto_is_an_option_of_generate() -> None:
     assert max(step.drafted for step in fixed.row_steps) == 2
     assert len(result.draft_lengths) == result.forwards - 1
     assert result.draft_lengths[:3] == [0, 0, 0]
+    (measured,) = model._measured.values()
+    known = measured.steps
+    model.generate(row, max_new_tokens=NEW, draft_length="auto")
+    assert measured.steps > known  # the next text learns from this one
     assert set(result.draft_lengths) > {0}
     with pytest.raises(InputError, match="a compiled step has one shape"):
         model.generate(row, max_new_tokens=NEW, draft_length="auto", compiled=True)

@@ -31,6 +31,7 @@ from foretoken.decoding import (
     Batch,
     Drafter,
     Generation,
+    Measured,
     NoDrafter,
     Sampling,
     SpeculativeSampling,
@@ -96,6 +97,7 @@ class MTPModel(nn.Module):
         self._base_fingerprint: str | None = None
         self.tokenizer_path: str | None = None
         self.depth_by_depth = True
+        self._measured: dict[tuple[str, int, int, float], Measured] = {}  # for draft length auto
         self.head = None if head is None else self._build(head)
 
     def _build(self, config: HeadConfig) -> Head:
@@ -353,7 +355,8 @@ class MTPModel(nn.Module):
             sampling: how tokens are chosen; greedily by default.
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
             draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
-                every step of any drafter as long as brings most tokens per second, down to 0.
+                every step of any drafter as long as brings most tokens per second, down to 0;
+                what earlier calls with as many rows have measured counts.
             rule: what of a draft is accepted; by default what leaves the output as it is.
             pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
@@ -379,14 +382,19 @@ class MTPModel(nn.Module):
             )
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
+        sampling, length = sampling or Sampling(), None
+        if draft_length == "auto":
+            alike = (type(drafter).__name__, drafter.longest, batch.rows, sampling.temperature)
+            measured = self._measured.setdefault(alike, Measured())
+            length = AutoLength(drafter.longest, measured)
         self.eval()
         return decode(
             self.backbone,
             batch,
             drafter,
             rule or SpeculativeSampling(),
-            sampling or Sampling(),
-            length=AutoLength(drafter.longest) if draft_length == "auto" else None,
+            sampling,
+            length=length,
             pass_width=pass_width,
             compiled=compiled,
         )

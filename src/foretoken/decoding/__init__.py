@@ -21,7 +21,7 @@ from foretoken.decoding.drafters import (
     drafter_for,
 )
 from foretoken.decoding.layout import store_by_columns, store_by_rows
-from foretoken.decoding.length import AutoLength
+from foretoken.decoding.length import AutoLength, Measured
 from foretoken.decoding.loop import Generation, decode
 from foretoken.decoding.sampling import Sampler, Sampling
 from foretoken.decoding.text import Detokenizer
@@ -39,6 +39,7 @@ __all__ = [
     "Exact",
     "Generation",
     "LookupDrafter",
+    "Measured",
     "MinimumBlock",
     "ModelDrafter",
     "NoDrafter",

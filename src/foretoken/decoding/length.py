@@ -12,6 +12,7 @@ where α_j is the share of steps that accept the j-th token after accepting thos
 import statistics
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from foretoken.decoding.batch import Step
 
@@ -28,21 +29,36 @@ EXPLORE = 24
 24 that takes half as long again costs 2 %."""
 
 
+@dataclass
+class Measured:
+    """What was seen so far of a drafter, on so many rows: one text after the other learns from it.
+
+    Attributes:
+        seconds: that steps took, by length.
+        accepted: whether the draft's token stood, by depth, where those before it did.
+        steps: how many there were.
+    """
+
+    seconds: dict[int, deque[float]] = field(default_factory=dict)
+    accepted: dict[int, deque[bool]] = field(default_factory=dict)
+    steps: int = 0
+
+
 class AutoLength:
     """Chooses the draft length of every step.
 
     Args:
         longest: the longest draft, or how deep a tree is.
+        measured: in earlier texts, and in this one.
 
     Attributes:
         chosen: the lengths so far, in order.
     """
 
-    def __init__(self, longest: int) -> None:
+    def __init__(self, longest: int, measured: Measured | None = None) -> None:
         self.longest = longest
+        self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
-        self._seconds: dict[int, deque[float]] = {}
-        self._accepted: list[deque[bool]] = [deque(maxlen=REMEMBERED) for _ in range(longest)]
 
     def choose(self) -> int:
         """The length of the next step."""
@@ -57,16 +73,19 @@ class AutoLength:
             length: how deep was drafted.
             seconds: drafting and verifying took.
         """
-        self._seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
+        measured = self.measured
+        measured.steps += 1
+        measured.seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
         for step in steps:
             for depth in range(min(step.drafted, step.accepted + 1)):
-                self._accepted[depth].append(step.accepted > depth)
+                seen = measured.accepted.setdefault(depth, deque(maxlen=REMEMBERED))
+                seen.append(step.accepted > depth)
 
     def expected_tokens(self, length: int) -> float:
         """What a step of `length` emits, per row."""
         total = reach = rate = 1.0
         for depth in range(length):
-            seen = self._accepted[depth]
+            seen = self.measured.accepted.get(depth, ())
             # As the depth before where it is unknown, and less so with every step.
             rate = (sum(seen) + PRIOR * rate) / (len(seen) + PRIOR)
             reach *= rate
@@ -75,7 +94,7 @@ class AutoLength:
 
     def expected_seconds(self, length: int) -> float:
         """What a step of `length` takes: the median of its own, else along a straight line."""
-        known = {n: statistics.median(seconds) for n, seconds in self._seconds.items()}
+        known = {n: statistics.median(seconds) for n, seconds in self.measured.seconds.items()}
         if length in known:
             return known[length]
         low, high = min(known), max(known)
@@ -83,16 +102,17 @@ class AutoLength:
         return known[low] + slope * (length - low)
 
     def _next(self) -> int:
-        tried = {n: len(self._seconds.get(n, ())) for n in (0, self.longest)}
+        steps, seconds = self.measured.steps, self.measured.seconds
+        tried = {n: len(seconds.get(n, ())) for n in (0, self.longest)}
         if tried[0] < 3:
             return 0
-        if len(self.chosen) < TRIAL or tried[self.longest] < 3:
+        if steps < TRIAL or tried[self.longest] < 3:
             return self.longest
         best = max(
             range(self.longest + 1),
             key=lambda n: self.expected_tokens(n) / self.expected_seconds(n),
         )
-        if len(self.chosen) % EXPLORE == 0:
+        if steps % EXPLORE == 0:
             others = [n for n in range(self.longest, -1, -1) if n != best] or [best]
-            return others[len(self.chosen) // EXPLORE % len(others)]
+            return others[steps // EXPLORE % len(others)]
         return best
