@@ -79,11 +79,94 @@ def recipes(result: Result) -> list[list[str]]:
     return table
 
 
+def engines(result: Result) -> list[list[str]]:
+    table = [["heads", "tokens identical", "accepted here, by place", "in vLLM", "counts equal"]]
+    for row in result.rows:
+        if "error" in row:
+            table.append([str(row["model"]), "does not run there", "–", "–", "–"])
+            continue
+        same = f"{row['identical']} of {row['prompts']}" if "identical" in row else "–"
+        ours, theirs = (
+            f"{row[f'{who}accepted_by_place']} of {row[f'{who}drafts']}" for who in ("", "engine_")
+        )
+        equal = "yes" if row["equal"] else "no"
+        table.append([str(row["model"]), same, ours, theirs, equal])
+    return table
+
+
+def engine_speed(result: Result) -> list[list[str]]:
+    names = {
+        "plain": "foretoken, plain",
+        "heads": "foretoken, heads",
+        "vllm-plain": "vLLM, plain",
+        "vllm-heads": "vLLM, heads",
+    }
+    table = [["method", "batch", "tokens per forward", "tokens/s", "identical"]]
+    for row in result.rows:
+        table.append(
+            [
+                names[str(row["method"])],
+                str(row["batch"]),
+                f"{row['tokens_per_forward']:.2f}",
+                f"{row['tokens_per_second']:.0f}",
+                f"{row['identical']} of {row['prompts']}",
+            ]
+        )
+    return table
+
+
+def load(result: Result) -> list[list[str]]:
+    table = [["requests", "how many", "errors", "identical", "median", "p99", "tokens/s"]]
+    for row in (row for row in result.rows if "request" in row):
+        answered = "prompts" in row
+        table.append(
+            [
+                str(row["request"]),
+                str(row["requests"]),
+                str(row["errors"]),
+                f"{row['identical']} of {row['prompts']}" if answered else "–",
+                f"{row['median_seconds']:.1f} s" if answered else "–",
+                f"{row['p99_seconds']:.1f} s" if answered else "–",
+                f"{row['tokens_per_second']:.0f}" if answered else "–",
+            ]
+        )
+    return table
+
+
+def marginalization(result: Result) -> list[list[str]]:
+    table = [["method", "positions", "positions/s", "speed-up", "memory"]]
+    for row in result.rows:
+        table.append(
+            [
+                str(row["method"]),
+                str(row["positions"]),
+                f"{_number(row['positions']) / _number(row['seconds']):.2f}",
+                f"{row['speedup']:.1f}×",
+                f"{_number(row['peak_memory_bytes']) / 1e6:.0f} MB",
+            ]
+        )
+    return table
+
+
+def draws(result: Result) -> list[list[str]]:
+    table = [["drafter", *(f"{rule}, p" for rule in ("speculative", "exact"))]]
+    cells = {(row["drafter"], row["rule"]): f"{row['p_value']:.3f}" for row in result.rows}
+    for name in dict.fromkeys(str(row["drafter"]) for row in result.rows):
+        table.append([name, cells[name, "speculative"], cells[name, "exact"]])
+    return table
+
+
 TABLES: dict[str, Callable[[Result], list[list[str]]]] = {
+    "bench": speed,
     "decode": speed,
+    "draws": draws,
+    "engine-speed": engine_speed,
+    "engines": engines,
     "experiments/tiny": depths,
     "identity": families,
+    "marginalization": marginalization,
     "recipes": recipes,
+    "serve": load,
 }
 
 
