@@ -134,6 +134,9 @@ class Helped:
     def start(self, past, sampler, rows, capacity) -> None:
         self.inner.start(past, sampler, rows, capacity)
 
+    def select(self, places) -> None:
+        self.inner.select(places)
+
     def draft(self, committed: Committed, limit: int) -> Draft:
         draft = self.inner.draft(committed, limit)
         tokens = draft.tokens.clone()
@@ -319,6 +322,28 @@ def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
         for step in row:
             assert step.accepted <= step.drafted <= DEPTH
             assert len(step.tokens) - step.accepted in (0, 1)
+
+
+@pytest.mark.parametrize("name", ["none", "lookup", "parallel tree", "sequential", "model"])
+def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
+    model, lengths, limits = attached("llama", "none"), list(LENGTHS[:4]), [12, 2, 2, 7]
+    rows, mask = padded(lengths, "left")
+    batch = Batch(model.backbone, rows, mask, limits)
+    one, sampling = drafter("llama", name), Sampling(temperature=1.0)
+    sizes, steps = [], []
+    for step in decode(model.backbone, batch, one, SpeculativeSampling(), sampling):
+        sizes.append(len(batch.present))
+        steps.append(step)
+        assert len(step) == 4
+    assert sizes[0] == 4
+    assert sizes[-1] == 1
+    for row, limit in enumerate(limits):
+        drawn = [token for step in steps for token in step[row].tokens]
+        assert drawn == batch.continuations[row]
+        assert len(drawn) == limit
+        own = Batch(model.backbone, torch.tensor([prompt(lengths[row])]), None, limit)
+        work = decode(model.backbone, own, one, SpeculativeSampling(), replace(sampling, seeds=row))
+        assert [token for (step,) in work for token in step.tokens] == drawn
 
 
 @pytest.mark.parametrize("read", [[6, 6], [6, 4]])

@@ -1,6 +1,9 @@
 """The rows of a batch: what stands of each, and where each ends.
 
-Shapes: B rows, T prompt, N drafted tokens, W = N+1 nodes.
+Rows that have ended leave the passes when there are enough of them. From then on a row's *place* in
+a pass is another than its number.
+
+Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nodes.
 """
 
 from collections.abc import Collection, Sequence
@@ -17,6 +20,10 @@ from foretoken.decoding.acceptance import Verdict
 from foretoken.decoding.draft import Draft
 from foretoken.errors import InputError
 
+CROWD = 0.25
+"""Share of a pass whose rows have to have ended before they leave: what the others have read is
+copied then."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -32,6 +39,10 @@ class Step:
     drafted: int
     accepted: int
     tokens: tuple[int, ...]
+
+
+ENDED = Step(0, 0, ())
+"""Of a row that had ended before."""
 
 
 class Stop(Protocol):
@@ -93,6 +104,14 @@ class Batch:
         stops: where any row ends earlier.
         row_stops: where each row does besides, where they differ.
 
+    Attributes:
+        present: the rows that the passes hold, by place.
+        lengths: how many tokens stand, by place.
+        room: how many more may be emitted, by place.
+        tokens: (P, S) the tokens that stand, then filling.
+        active: whether a row goes on, by its number.
+        continuations: what was emitted, by a row's number.
+
     Raises:
         InputError: a prompt is empty, too long, or not of the vocabulary.
     """
@@ -110,6 +129,7 @@ class Batch:
         limits = _each(max_new_tokens, len(rows))
         _check(backbone, rows, limits)
         self.rows, self.device = len(rows), backbone.device
+        self.present = list(range(self.rows))
         self.stops = [[*stops, *own] for own in row_stops or [()] * len(rows)]
         self.lengths = [len(row) for row in rows]
         self.width = max(self.lengths)
@@ -128,13 +148,8 @@ class Batch:
     @property
     def limit(self) -> int:
         """How many more tokens the row with most room may draft: one is the backbone's own."""
-        return (
-            max(
-                (room for room, active in zip(self.room, self.active, strict=True) if active),
-                default=1,
-            )
-            - 1
-        )
+        places = zip(self.room, self.present, strict=True)
+        return max((room for room, row in places if self.active[row]), default=1) - 1
 
     def end(self, row: int) -> None:
         """Emit nothing more for a row; the others go on.
@@ -143,10 +158,27 @@ class Batch:
         """
         self.active[row] = False
 
+    def let_go(self) -> list[int] | None:
+        """Have passes without the rows that have ended, once they are a quarter of a pass.
+
+        Returns:
+            the places that stay, None: all.
+        """
+        stay = [place for place, row in enumerate(self.present) if self.active[row]]
+        if not stay or len(stay) > (1 - CROWD) * len(self.present):
+            return None
+        self.present = [self.present[place] for place in stay]
+        self.lengths = [self.lengths[place] for place in stay]
+        self.room = [self.room[place] for place in stay]
+        self.stops = [self.stops[place] for place in stay]
+        self.tokens = self.tokens[stay]
+        return stay
+
     def row(self, number: int) -> "Batch":
         """One row as a batch of its own; this one sees what it emits only through its steps."""
         alone = copy(self)
-        alone.rows, alone.active, alone.stops = 1, [True], [self.stops[number]]
+        alone.rows, alone.present, alone.active = 1, [0], [True]
+        alone.stops = [self.stops[number]]
         alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
         alone.continuations = [self.continuations[number]]
         alone.width = alone.lengths[0]
@@ -154,16 +186,16 @@ class Batch:
         return alone
 
     def prefixes(self) -> list[Tensor]:
-        """The tokens that stand, row by row."""
+        """The tokens that stand, place by place."""
         return [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
 
     def behind(self, read: Sequence[int]) -> Tensor:
-        """(B,) how many tokens stand behind the first `read` of each row."""
+        """(P,) how many tokens stand behind the first `read` of each row."""
         ends = zip(self.lengths, read, strict=True)
         return torch.tensor([length - start for length, start in ends], device=self.device)
 
     def unread(self, read: Sequence[int]) -> Tensor:
-        """(B, U) tokens behind the first `read` of each row, and filling where there are fewer."""
+        """(P, U) tokens behind the first `read` of each row, and filling where there are fewer."""
         count = max(length - start for length, start in zip(self.lengths, read, strict=True))
         begin = torch.tensor(read, device=self.device).unsqueeze(1)
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
@@ -179,39 +211,40 @@ class Batch:
         )
 
     def commit(self, draft: Draft, verdict: Verdict) -> tuple[Step, ...]:
-        """Add what a verdict lets stand. The one place where the host waits for the device."""
+        """Add what a verdict lets stand; a step for every row, also those that passes let go.
+
+        The one place where the host waits for the device.
+        """
         standing = draft.tokens
         if verdict.path is not None:
             standing = draft.tokens.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
         numbers = torch.stack([verdict.accepted, verdict.next_token, draft.deepest], dim=1)
-        steps, emitted = [], []
-        for row, values in enumerate(torch.cat([numbers, standing], dim=1).tolist()):
+        steps = [ENDED] * self.rows
+        for place, values in enumerate(torch.cat([numbers, standing], dim=1).tolist()):
             accepted, own, deepest, *tokens = values
-            tokens = [*tokens[:accepted], own] if self.active[row] else []
-            steps.append(self._commit_row(row, tokens, deepest, accepted))
-            emitted.append(steps[-1].tokens)
-        self._write(emitted)
+            if self.active[self.present[place]]:
+                tokens = [*tokens[:accepted], own]
+                steps[self.present[place]] = self._commit_row(place, tokens, deepest, accepted)
+        self._write([steps[row].tokens for row in self.present])
         return tuple(steps)
 
-    def _commit_row(self, row: int, tokens: list[int], drafted: int, accepted: int) -> Step:
-        if not tokens:
-            return Step(0, 0, ())
-        tokens = tokens[: self.room[row]]
-        ends = [stop(self.continuations[row], tokens) for stop in self.stops[row]]
+    def _commit_row(self, place: int, tokens: list[int], drafted: int, accepted: int) -> Step:
+        row, tokens = self.present[place], tokens[: self.room[place]]
+        ends = [stop(self.continuations[row], tokens) for stop in self.stops[place]]
         stopped = min((end for end in ends if end is not None), default=None)
         if stopped is not None:
             tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts behind it
         self.continuations[row] += tokens
-        self.room[row] -= len(tokens)
-        self.active[row] = stopped is None and self.room[row] > 0
+        self.room[place] -= len(tokens)
+        self.active[row] = stopped is None and self.room[place] > 0
         return Step(drafted, min(accepted, drafted, len(tokens)), tuple(tokens))
 
     def _write(self, emitted: Sequence[Sequence[int]]) -> None:
         lengths = [length + len(new) for length, new in zip(self.lengths, emitted, strict=True)]
         if (missing := max(lengths) - self.tokens.shape[1]) > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))
-        for row, new in enumerate(emitted):
-            self.tokens[row, self.lengths[row] : lengths[row]] = torch.tensor(
+        for place, new in enumerate(emitted):
+            self.tokens[place, self.lengths[place] : lengths[place]] = torch.tensor(
                 new, dtype=torch.long, device=self.device
             )
         self.lengths = lengths

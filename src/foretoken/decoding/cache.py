@@ -71,6 +71,10 @@ class Past(Protocol):
         """Go on behind what was entered last; the next `keep` may still take all of it back."""
         ...
 
+    def select(self, places: Sequence[int]) -> None:
+        """Go on with the rows at some places alone."""
+        ...
+
 
 # -- rows in slots --------------------------------------------------------------------------------
 
@@ -177,6 +181,13 @@ class SlottedPast:
     def assume(self) -> None:
         self.read = [read + self.width for read in self.read]
 
+    def select(self, places: Sequence[int]) -> None:
+        self.rows, self.read = len(places), [self.read[place] for place in places]
+        for layer in self.layers:
+            layer.select(places)
+        if self._moves is not None:
+            self._moves = self._moves[:, list(places)]
+
     def _reserve(self, slots: int) -> None:
         if slots > self.slots.capacity:
             self.slots.capacity = slots + FIXED_SLOTS
@@ -254,6 +265,11 @@ class SlottedLayer(CacheLayerMixin):
         if self.is_initialized:
             missing = (0, 0, 0, capacity - self.keys.shape[2])
             self.keys, self.values = pad(self.keys, missing), pad(self.values, missing)
+
+    def select(self, places: Sequence[int]) -> None:
+        """Keep some rows alone."""
+        if self.is_initialized:
+            self.keys, self.values = self.keys[list(places)], self.values[list(places)]
 
     def move(self, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` (B, W) to slots `target` (B, W)."""
@@ -390,6 +406,9 @@ class RestoringPast:
 
     def assume(self) -> None:
         self.read, self.assumed = [self.entered], True
+
+    def select(self, places: Sequence[int]) -> None:
+        """It holds one row."""
 
 
 class RecurrentCache(Cache):

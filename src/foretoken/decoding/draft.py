@@ -49,6 +49,11 @@ class Draft:
         drawn = None if self.probabilities is None else self.probabilities[:, :length]
         return Draft(self.tokens[:, :length], probabilities=drawn)
 
+    def select(self, places: Sequence[int]) -> "Draft":
+        """Of the rows at some places."""
+        parts = (self.tokens, self.parents, self.probabilities, self.reach)
+        return Draft(*(None if part is None else part[list(places)] for part in parts))  # type: ignore[arg-type]
+
     def padded(self, size: int) -> "Draft":
         """A chain of `size` tokens, of which only this one's count.
 

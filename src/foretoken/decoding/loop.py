@@ -14,7 +14,7 @@ from torch import Tensor
 
 from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import AcceptanceRule
-from foretoken.decoding.batch import Batch, Step
+from foretoken.decoding.batch import ENDED, Batch, Step
 from foretoken.decoding.cache import takes_masks
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Drafter
@@ -89,12 +89,11 @@ def decode(
         passes = Passes(backbone, batch, pass_width, compiled)
         yield from _decode(passes, batch, drafter, rule, sampler, length)
         return
-    ended = Step(0, 0, ())
     for number in range(batch.rows):
         row = batch.row(number)
         passes = Passes(backbone, row, pass_width, compiled)
         for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), length):
-            yield tuple(step if other == number else ended for other in range(batch.rows))
+            yield tuple(step if other == number else ENDED for other in range(batch.rows))
 
 
 @torch.inference_mode()
@@ -132,3 +131,8 @@ def _decode(
                 limit = min(limit, drafted)
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed))
+            # Let go of rows that have ended.
+            if not passes.fixed and (stay := batch.let_go()) is not None:
+                draft = draft.select(stay)
+                for part in (passes.past, sampler, drafter):
+                    part.select(stay)

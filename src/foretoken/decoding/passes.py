@@ -63,8 +63,9 @@ class Passes:
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
         self.capacity = batch.width + max(batch.room) + (width or 0)
-        fixed = compiled or width is not None
-        self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
+        self.past = new_past(
+            backbone, batch.rows, self.capacity, fixed=self.fixed, compiled=compiled
+        )
         if width is not None:
             require_invariance(backbone, batch.rows, width, self.capacity)
         self._steady = compile_fixed(_verify) if compiled else _verify
@@ -78,6 +79,11 @@ class Passes:
         given = self.past.enter(window.shape[1], draft)
         output, logits = run(self.backbone, window, layers, given, first, draft.size + 1)
         return Verified(logits, output, begin, first)
+
+    @property
+    def fixed(self) -> bool:
+        """Whether passes keep one shape: then rows that have ended stay in them."""
+        return self.compiled or self.width is not None
 
     def limit(self, batch: Batch) -> int:
         """How deep a draft may go. The backbone adds one token of its own, so leave it room."""

@@ -106,6 +106,12 @@ class Sampler:
         alone.seeds = [self.seeds[number]]
         return alone
 
+    def select(self, places: Sequence[int]) -> None:
+        """Go on with the rows at some places alone."""
+        self.seeds = [self.seeds[place] for place in places]
+        if not self.greedy:
+            self.random = self.random[list(places)]
+
     def begin(self, lengths: Sequence[int]) -> None:
         """Fresh random numbers for what follows the first `lengths` tokens of each row.
 

@@ -61,3 +61,7 @@ class Drafter(Protocol):
     def draft(self, committed: Committed, limit: int) -> Draft:
         """Up to `limit` tokens deep, for every row; called once after every verdict."""
         ...
+
+    def select(self, places: Sequence[int]) -> None:
+        """Go on with the rows at some places alone; the backbone's past has done so by then."""
+        ...

@@ -5,6 +5,8 @@ Saxena 2023, "Prompt lookup decoding"; transformers has it as `prompt_lookup_num
 Shapes: B rows, S tokens kept per row.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -50,6 +52,9 @@ class LookupDrafter:
         if min(counts) == max(counts):
             return Draft(tokens)
         return Draft(tokens, reach=torch.tensor(counts, device=tokens.device))
+
+    def select(self, places: Sequence[int]) -> None:
+        """The text is all it reads."""
 
     def continuation(self, tokens: Tensor, length: int) -> Tensor:
         """What is copied behind `tokens` (S,): at most `length` tokens, none without a match."""

@@ -6,6 +6,7 @@ Leviathan et al. 2023, "Fast inference from transformers via speculative decodin
 Shapes: B rows, W tokens of a pass.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -106,6 +107,10 @@ class ModelDrafter:
         if min(room) >= limit:
             return draft
         return replace(draft, reach=torch.tensor(room, device=device).clamp(min=0))
+
+    def select(self, places: Sequence[int]) -> None:
+        self.past.select(places)
+        self.read = [self.read[place] for place in places]
 
     def _logits(self, window: Tensor, last: Tensor, given: dict[str, Any]) -> Tensor:
         """After places `last` (B, 1) of a pass over `window` (B, W): (B, 1, V)."""

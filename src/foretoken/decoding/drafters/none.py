@@ -1,5 +1,7 @@
 """No drafter: with it the loop is plain decoding."""
 
+from collections.abc import Sequence
+
 from foretoken.decoding.cache import Past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
@@ -18,3 +20,6 @@ class NoDrafter:
     def draft(self, committed: Committed, limit: int) -> Draft:
         """An empty draft."""
         return Draft.nothing(len(committed.last), committed.last.device)
+
+    def select(self, places: Sequence[int]) -> None:
+        """There is nothing to select from."""

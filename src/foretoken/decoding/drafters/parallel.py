@@ -6,6 +6,8 @@ block, and their caches stay in step with its own.
 Shapes: B rows, W nodes of the pass, K depths, D hidden, V vocabulary.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -74,6 +76,12 @@ class ParallelDrafter:
             logits = (steady or self._logits)(output, last)
         logits = logits[:, :limit]
         return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
+
+    def select(self, places: Sequence[int]) -> None:
+        for states in self.kept.values():
+            states.select(places)
+        if self.behind is not None:
+            self.behind = [self.behind[place] for place in places]
 
     def _keep(self, committed: Committed) -> None:
         """Keep the states of a pass for later."""

@@ -8,6 +8,8 @@ rotary embedding, and what they compute is exactly what training computed.
 Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
@@ -62,6 +64,13 @@ class ModuleDrafter:
     def longest(self) -> int:
         return self.length
 
+    past: Past
+    tapped: KeptStates
+
+    def select(self, places: Sequence[int]) -> None:
+        self.past.select(places)
+        self.tapped.select(places)
+
 
 class SequentialDrafter(ModuleDrafter):
     """Drafts from a chain of modules, depth by depth as in training."""
@@ -113,3 +122,7 @@ class SequentialDrafter(ModuleDrafter):
         if self.shape is not None:
             return comb(torch.cat(logits[:limit], dim=1), self.shape)
         return Draft.joined(drafts).cut(limit)
+
+    def select(self, places: Sequence[int]) -> None:
+        super().select(places)
+        self.read = [self.read[place] for place in places]

@@ -37,6 +37,11 @@ class KeptStates:
             self.states = pad(self.states, (0, 0, 0, missing + SPARE))
         self.states.scatter_(1, positions.unsqueeze(-1).expand_as(states), states)
 
+    def select(self, places: Sequence[int]) -> None:
+        """Keep some rows alone."""
+        if self.states is not None:
+            self.states = self.states[list(places)]
+
     def __getitem__(self, positions: Tensor) -> Tensor:
         """(B, P) → (B, P, D); anything at positions that were not kept."""
         assert self.states is not None
