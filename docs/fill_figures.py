@@ -117,7 +117,7 @@ def engine_speed(result: Result) -> list[list[str]]:
 
 def load(result: Result) -> list[list[str]]:
     table = [["requests", "how many", "errors", "identical", "median", "p99", "tokens/s"]]
-    for row in (row for row in result.rows if "request" in row):
+    for row in (row for row in result.rows if "requests" in row):
         answered = "prompts" in row
         table.append(
             [
