@@ -126,7 +126,7 @@ def measure(
 
 def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[Row], Row]:
     """All ways in one type: their rows, a row for each change, and how usual such gaps are."""
-    model = common.load_model(arguments.model, arguments.device, dtype)
+    model = common.load_model(arguments.model, arguments.device, dtype, by_columns=False)
     tokenizer, count = common.tokenizer_of(arguments.model, model), arguments.max_new_tokens
     prompts = common.load_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed

@@ -23,7 +23,7 @@ from foretoken.loading import load_causal_lm
 UNFIT = {"bloom"}
 """Families that are refused: Bloom normalises its embedding."""
 SERVED = [name for name in families.FAMILIES if name not in UNFIT]
-RECURRENT = {"qwen3_next", "qwen3_5_text", "mamba", "lfm2"}
+RECURRENT = {"qwen3_next", "qwen3_5_text", "mamba", "lfm2", "lfm2_conv"}
 """Families whose cache holds a state from which no token can be taken back."""
 LEARNED_POSITIONS = {"gpt2", "opt"}
 DOCUMENTS_LEAK = RECURRENT | {"falcon", "falcon_alibi", "opt", "gpt_oss"}

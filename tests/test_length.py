@@ -149,6 +149,16 @@ def test_useless_drafts_cost_nothing_in_the_next_text() -> None:
     assert second.chosen == [0]
 
 
+def test_steps_of_fewer_rows_are_not_compared_with_those_of_all() -> None:
+    auto = AutoLength(1)
+    for number in range(200):
+        length = auto.choose()
+        seconds = 1.0 + length if number < 50 else None  # from then on cheap, for other reasons
+        auto.record([Step(length, 0, (0,))], length, seconds)
+    assert auto.expected_seconds(1) == 2.0
+    assert auto.chosen[-20:].count(0) > 17
+
+
 def test_it_notices_that_drafts_have_become_good() -> None:
     auto = AutoLength(2)
     for number in range(1200):

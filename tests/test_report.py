@@ -422,8 +422,8 @@ def test_command_line(
     command = ["foretoken", "report", str(results), "--out", str(out), "--figures", str(figures)]
     monkeypatch.setattr("sys.argv", command)
     main()
-    assert "Report with 13 figures" in capsys.readouterr().out
-    assert len(list(figures.glob("*.svg"))) == len(list(figures.glob("*.png"))) == 13
+    assert "Report with 14 figures" in capsys.readouterr().out
+    assert len(list(figures.glob("*.svg"))) == len(list(figures.glob("*.png"))) == 14
     page = out.read_text(encoding="utf-8")
     assert "<script" not in page
     assert json.dumps(report_files.ORIGIN["git_sha"]).strip('"') in page

@@ -31,6 +31,7 @@ LEAKING = [
     "qwen3_5_text",
     "mamba",
     "lfm2",
+    "lfm2_conv",
 ]
 DEPTH = 2
 SIZE = 24

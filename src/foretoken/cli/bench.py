@@ -64,7 +64,7 @@ def bench(
 
     Example: foretoken bench tiny-mtp
     """
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
     tokenizer = common.tokenizer_of(model, loaded)
     context = loaded.backbone.max_length
     room = None if context is None else context - max_new_tokens

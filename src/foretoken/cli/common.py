@@ -92,12 +92,19 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype | str:
     return DTYPES[name]
 
 
-def load_model(name: str, device: str = "auto", dtype: str = "auto") -> MTPModel:
-    """A model on its device, ready to decode."""
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", *, by_columns: bool = True
+) -> MTPModel:
+    """A model on its device, ready to decode.
+
+    `by_columns` stores weights as is fastest for a few rows; passes of one width want them by rows,
+    where what is computed for a row does not depend on its place.
+    """
     quiet_transformers()
     where = pick_device(device)
     model = MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
-    store_by_columns(model)
+    if by_columns:
+        store_by_columns(model)
     return model
 
 

@@ -78,7 +78,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
     tokenizer = common.tokenizer_of(model, loaded)
     given = given_prompt(document, tokenizer)
     text = document.text if given is None else str(tokenizer.decode(given))

@@ -151,6 +151,11 @@ class Batch:
         places = zip(self.room, self.present, strict=True)
         return max((room for room, row in places if self.active[row]), default=1) - 1
 
+    @property
+    def complete(self) -> bool:
+        """Whether passes still hold all rows."""
+        return len(self.present) == self.rows
+
     def end(self, row: int) -> None:
         """Emit nothing more for a row; the others go on.
 

@@ -65,17 +65,19 @@ class AutoLength:
         self.chosen.append(self._next())
         return self.chosen[-1]
 
-    def record(self, steps: Sequence[Step], length: int, seconds: float) -> None:
+    def record(self, steps: Sequence[Step], length: int, seconds: float | None) -> None:
         """Learn from a step of `length`.
 
         Args:
             steps: of the rows.
             length: how deep was drafted.
-            seconds: drafting and verifying took.
+            seconds: drafting and verifying took; None where some rows had left, since lengths are
+                compared by steps of as many rows.
         """
         measured = self.measured
         measured.steps += 1
-        measured.seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
+        if seconds is not None:
+            measured.seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
         for step in steps:
             for depth in range(min(step.drafted, step.accepted + 1)):
                 seen = measured.accepted.setdefault(depth, deque(maxlen=REMEMBERED))

@@ -119,7 +119,8 @@ def _decode(
             steps = batch.commit(draft, verdict)
             passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
             if length is not None and drafted is not None:
-                length.record(steps, drafted, time.perf_counter() - began)
+                took = time.perf_counter() - began if batch.complete else None
+                length.record(steps, drafted, took)
             yield steps
             if not any(batch.active):
                 return
