@@ -159,6 +159,17 @@ def test_steps_of_fewer_rows_are_not_compared_with_those_of_all() -> None:
     assert auto.chosen[-20:].count(0) > 17
 
 
+def test_in_a_batch_drafting_has_to_gain_more() -> None:
+    costs, rates = [1.0, 1.4], [0.5]  # 7 % for one row alone
+    for rows, best in ((1, 1), (8, 0)):
+        known = simulate(costs, rates, 600).measured
+        auto = AutoLength(1, known, rows)
+        for _ in range(100):
+            length = auto.choose()
+            auto.record([Step(length, 0, (0,))], length, None)
+        assert max(set(auto.chosen[:20]), key=auto.chosen[:20].count) == best
+
+
 def test_it_notices_that_drafts_have_become_good() -> None:
     auto = AutoLength(2)
     for number in range(1200):

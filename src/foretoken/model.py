@@ -386,7 +386,7 @@ class MTPModel(nn.Module):
         if draft_length == "auto":
             alike = (type(drafter).__name__, drafter.longest, batch.rows, sampling.temperature)
             measured = self._measured.setdefault(alike, Measured())
-            length = AutoLength(drafter.longest, measured)
+            length = AutoLength(drafter.longest, measured, batch.rows)
         self.eval()
         return decode(
             self.backbone,
