@@ -30,6 +30,9 @@ from foretoken.errors import BackboneError, ForetokenError
 
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this, so that few shapes occur."""
+FIXED_SEEN = 64
+"""Slots that a compiled pass sees come in multiples of this, or of an eighth of a larger power of two:
+attention over slots that nobody has written costs as much as any, and few shapes are wanted."""
 
 
 class Past(Protocol):
@@ -86,15 +89,21 @@ class Slots:
 
     Attributes:
         capacity: S, slots per row.
-        where: those that a pass writes: a stretch, or (B, W).
-        seen: how many from the first on the pass can see.
+        where: those that a pass writes: a stretch, or rows (B, 1) and slots (B, W).
+        visible: (S',) those that the pass can see: the first ones.
         length: what transformers is told that there is; positions are given in any case.
     """
 
     capacity: int
-    where: Tensor | slice = field(default_factory=lambda: slice(0))
-    seen: int = 0
+    where: tuple[Tensor, Tensor] | slice = field(default_factory=lambda: slice(0))
+    visible: Tensor = field(default_factory=lambda: torch.arange(0))
     length: int = 0
+
+    @property
+    def seen(self) -> int:
+        """How many slots from the first on the pass can see. A tensor's shape, so that a compiled
+        pass can be one for all numbers."""
+        return self.visible.shape[0]
 
 
 class SlottedPast:
@@ -119,6 +128,8 @@ class SlottedPast:
     ) -> None:
         if fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
+        if compiled:
+            capacity += 1  # that no pass sees: torch would compile "all slots" apart
         self.fixed, self.compiled = fixed, compiled
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
@@ -148,7 +159,7 @@ class SlottedPast:
         self.width, start, slots = width, read[0], self.slots
         self._reserve(max(read) + width)
         first = not any(read)
-        slots.seen = slots.capacity if self.fixed and not first else max(read) + width
+        slots.visible = self._visible(max(read) + width, first)
         slots.length = 0 if self.fixed else max(self.read)
         steps = torch.arange(width, device=self.device)
         if len(set(read)) == 1 and (first or not self.fixed):
@@ -156,7 +167,8 @@ class SlottedPast:
             places = (steps + start).expand(self.rows, -1)
         else:
             begin = torch.tensor(read, device=self.device).unsqueeze(1)
-            slots.where = places = begin + steps
+            places = begin + steps
+            slots.where = self._rows(), places
         tree = draft is not None and draft.parents is not None
         if tree:
             assert draft is not None
@@ -170,6 +182,17 @@ class SlottedPast:
             return given  # one token sees everything
         given["attention_mask"] = self._mask(places[:, :1], positions, draft if tree else None)
         return given
+
+    def _visible(self, needed: int, first: bool) -> Tensor:
+        """The slots that a pass sees, which needs as many."""
+        if self.compiled and not first:
+            step = max(FIXED_SEEN, 1 << (needed.bit_length() - 4))
+            seen = min(-(-needed // step) * step, self.slots.capacity)
+            visible = torch.arange(seen, device=self.device)
+            torch._dynamo.maybe_mark_dynamic(visible, 0)
+            return visible
+        seen = self.slots.capacity if self.fixed and not first else needed
+        return torch.arange(seen, device=self.device)
 
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         if path is not None:
@@ -198,12 +221,16 @@ class SlottedPast:
         """Bring the nodes on the accepted path to the slots of their positions."""
         if self._moves is not None:
             for layer in self.layers:
-                layer.move(*self._moves)
+                layer.move(self._rows(), *self._moves)
             self._moves = None
+
+    def _rows(self) -> Tensor:
+        """(B, 1)"""
+        return torch.arange(self.rows, device=self.device).unsqueeze(1)
 
     def _mask(self, begin: Tensor, positions: Tensor, tree: Draft | None) -> Any:
         """What each token sees, added to attention's scores: (B, 1, W, S'), by kind of layer."""
-        slots = torch.arange(self.slots.seen, device=self.device)
+        slots = self.slots.visible
         if tree is None:
             visible = slots <= positions.unsqueeze(-1)
             places = slots.view(1, 1, -1)
@@ -221,7 +248,10 @@ class SlottedPast:
             if window is not None:
                 near = visible & (positions.unsqueeze(-1) - places < window)
             mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
-            masks[kind] = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
+            mask = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
+            if self.compiled:
+                torch._dynamo.maybe_mark_dynamic(mask, 3)
+            masks[kind] = mask
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -255,8 +285,8 @@ class SlottedLayer(CacheLayerMixin):
             if isinstance(where, slice):
                 stored[:, :, where] = new
             else:
-                rows = torch.arange(len(where), device=where.device).unsqueeze(1)
-                stored[rows, :, where] = new.transpose(1, 2)
+                rows, places = where
+                stored[rows, :, places] = new.transpose(1, 2)
             found.append(stored[:, :, :seen])
         return found[0], found[1]
 
@@ -271,13 +301,11 @@ class SlottedLayer(CacheLayerMixin):
         if self.is_initialized:
             self.keys, self.values = self.keys[list(places)], self.values[list(places)]
 
-    def move(self, source: Tensor, target: Tensor) -> None:
-        """Copy slots `source` (B, W) to slots `target` (B, W)."""
+    def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` (B, W) of each of `rows` (B, 1) to its slots `target` (B, W)."""
         if self.is_initialized:
             for stored in (self.keys, self.values):
-                shape = (stored.shape[0], stored.shape[1], source.shape[1], stored.shape[3])
-                moved = stored.gather(2, source[:, None, :, None].expand(shape))
-                stored.scatter_(2, target[:, None, :, None].expand(shape), moved)
+                stored[rows, :, target] = stored[rows, :, source]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.slots.seen, 0

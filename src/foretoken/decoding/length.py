@@ -25,8 +25,10 @@ TIMED = 9
 TRIAL = 12
 """Steps at full length to begin with, so that acceptance is known a little."""
 EXPLORE = 24
-"""Steps between two that are drafted at another length, to see whether things have changed: one in
-24 that takes half as long again costs 2 %."""
+"""Steps before one at another length, to see whether things have changed; twice as many each time
+that changes nothing."""
+EXPLORE_LEAST = 192
+"""Steps after which another length is tried in any case: two that take twice as long cost 1 %."""
 UNEVEN = 0.03
 """What drafting has to gain for each further row of a batch: rows that draft end at different
 steps, and a step of the last few costs nearly what one of all does."""
@@ -40,11 +42,19 @@ class Measured:
         seconds: that steps took, by length.
         accepted: whether the draft's token stood, by depth, where those before it did.
         steps: how many there were.
+        best: the length that was found best.
+        interval: steps before another one is tried.
+        due: the step at which that is.
+        tries: how many there were.
     """
 
     seconds: dict[int, deque[float]] = field(default_factory=dict)
     accepted: dict[int, deque[bool]] = field(default_factory=dict)
     steps: int = 0
+    best: int | None = None
+    interval: int = EXPLORE
+    due: int = EXPLORE
+    tries: int = 0
 
 
 class AutoLength:
@@ -76,11 +86,13 @@ class AutoLength:
             steps: of the rows.
             length: how deep was drafted.
             seconds: drafting and verifying took; None where some rows had left, since lengths are
-                compared by steps of as many rows.
+                compared by steps of as many rows. What a first draft takes, or the first after
+                steps without one, does not count: the drafter reads then what it has missed.
         """
         measured = self.measured
         measured.steps += 1
-        if seconds is not None:
+        caught_up = length == 0 or any(self.chosen[-2:-1])
+        if seconds is not None and caught_up:
             measured.seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
         for step in steps:
             for depth in range(min(step.drafted, step.accepted + 1)):
@@ -120,7 +132,23 @@ class AutoLength:
         best = max(range(len(rates)), key=rates.__getitem__)
         if rates[best] < rates[0] * self.margin:
             best = 0
-        if steps % EXPLORE == 0:
-            others = [n for n in range(self.longest, -1, -1) if n != best] or [best]
-            return others[steps // EXPLORE % len(others)]
-        return best
+        return self._trial(best) if self._is_due(best) else best
+
+    def _is_due(self, best: int) -> bool:
+        """Whether to try another length than the best."""
+        measured = self.measured
+        if best != measured.best:
+            measured.best, measured.interval = best, EXPLORE
+            measured.due = measured.steps + EXPLORE
+        return measured.steps >= measured.due
+
+    def _trial(self, best: int) -> int:
+        """Another length: for two steps behind steps without a draft, since the first says little."""
+        measured = self.measured
+        others = [n for n in range(self.longest, -1, -1) if n != best] or [best]
+        length = others[measured.tries % len(others)]
+        if best > 0 or measured.steps > measured.due:
+            measured.tries += 1
+            measured.interval = min(2 * measured.interval, EXPLORE_LEAST)
+            measured.due = measured.steps + measured.interval
+        return length

@@ -19,6 +19,10 @@ from foretoken.decoding.drafters import Committed
 from foretoken.decoding.invariance import require_invariance
 from foretoken.decoding.sampling import WIDEST
 
+DRAFT_SLOTS = 32
+"""Set aside behind the last token of each row: near a row's end its drafts reach beyond it. A past
+grows where they need more, which copies it."""
+
 
 @dataclass(frozen=True)
 class Verified:
@@ -54,7 +58,7 @@ class Passes:
 
     Attributes:
         past: what the rows have read.
-        capacity: tokens per row at most.
+        capacity: slots per row: for tokens, and for drafts behind them.
 
     Raises:
         BackboneError: the backbone cannot take a draft back, or has no passes of one shape.
@@ -62,7 +66,7 @@ class Passes:
 
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
-        self.capacity = batch.width + max(batch.room) + (width or 0)
+        self.capacity = batch.width + max(batch.room) + DRAFT_SLOTS
         self.past = new_past(
             backbone, batch.rows, self.capacity, fixed=self.fixed, compiled=compiled
         )
