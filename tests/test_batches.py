@@ -365,6 +365,19 @@ def test_every_row_has_a_tree_of_its_own(read: list[int], fixed: bool) -> None:
                 torch.testing.assert_close(found[row, way[-1]], expected)
 
 
+def test_drafts_at_the_ends_of_rows_copy_nothing(monkeypatch) -> None:
+    """Rows that end earlier go on drafting beyond their ends: there are slots for that."""
+
+    def grow(layer, capacity):
+        raise AssertionError(f"grown to {capacity}")
+
+    monkeypatch.setattr(SlottedLayer, "grow", grow)
+    model = attached("llama", "trunk")
+    rows, mask = padded([3, 9, 5], "left")
+    result = model.generate(rows, mask, max_new_tokens=NEW)
+    assert [len(row) for row in result.continuations] == [NEW, NEW, NEW]
+
+
 def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:
     """Also where a lossy rule would accept whatever is drafted, and where there is less room."""
     tokens = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 7], [0, 8, 9, 8]])

@@ -18,6 +18,7 @@ from foretoken.decoding import (
     TreeShape,
     cache,
     drafter_for,
+    passes,
 )
 
 NEW = 10
@@ -96,6 +97,7 @@ def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -
 def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch) -> None:
     """Drafts at the end of the text need more slots than were set aside, within one `generate`."""
     monkeypatch.setattr(cache, "FIXED_SLOTS", 16)
+    monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     with torch.no_grad():
         for weight in model.parameters():
@@ -106,4 +108,28 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
     )
     tokens_of = [[token for (step,) in some for token in step.tokens] for some in (steps, compiled)]
     assert tokens_of[0] == tokens_of[1]
+    torch.compiler.reset()
+
+
+@pytest.mark.slow
+def test_a_compiled_step_is_one_for_all_numbers_of_slots_that_it_sees(
+    small_llama, monkeypatch
+) -> None:
+    """Empty slots are left out, in stages; torch compiles the step and the heads once for all."""
+    monkeypatch.setattr(cache, "FIXED_SEEN", 8)
+    model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
+    seen = set()
+    enter = cache.SlottedPast.enter
+
+    def entered(past, width, draft=None):
+        given = enter(past, width, draft)
+        seen.add(past.slots.seen)
+        return given
+
+    monkeypatch.setattr(cache.SlottedPast, "enter", entered)
+    torch._dynamo.utils.counters.clear()
+    result = model.generate(tokens, mask, max_new_tokens=40, compiled=True)
+    assert result.steps == model.generate(tokens, mask, max_new_tokens=40).steps
+    assert {16, 24, 32, 40} <= seen
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
     torch.compiler.reset()

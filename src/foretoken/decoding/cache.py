@@ -31,8 +31,8 @@ from foretoken.errors import BackboneError, ForetokenError
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this, so that few shapes occur."""
 FIXED_SEEN = 64
-"""Slots that a compiled pass sees come in multiples of this, or of an eighth of a larger power of two:
-attention over slots that nobody has written costs as much as any, and few shapes are wanted."""
+"""Slots that a compiled pass sees come in multiples of this, or of about an eighth of what they are:
+attention over slots that nobody has written costs as much, but few shapes should occur."""
 
 
 class Past(Protocol):
@@ -101,8 +101,10 @@ class Slots:
 
     @property
     def seen(self) -> int:
-        """How many slots from the first on the pass can see. A tensor's shape, so that a compiled
-        pass can be one for all numbers."""
+        """How many slots from the first on the pass can see.
+
+        It is the shape of a tensor, so that one compiled pass serves for all numbers.
+        """
         return self.visible.shape[0]
 
 
@@ -186,7 +188,7 @@ class SlottedPast:
     def _visible(self, needed: int, first: bool) -> Tensor:
         """The slots that a pass sees, which needs as many."""
         if self.compiled and not first:
-            step = max(FIXED_SEEN, 1 << (needed.bit_length() - 4))
+            step = max(FIXED_SEEN, (1 << needed.bit_length()) >> 4)
             seen = min(-(-needed // step) * step, self.slots.capacity)
             visible = torch.arange(seen, device=self.device)
             torch._dynamo.maybe_mark_dynamic(visible, 0)

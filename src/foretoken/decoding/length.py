@@ -6,7 +6,9 @@ tokens emits
 
     1 + Σ_{k=1..g} Π_{j≤k} α_j
 
-where α_j is the share of steps that accept the j-th token after accepting those before it.
+where α_j is the share of steps that accept the j-th token after accepting those before it. Costs
+are multiples of a step without a draft, and only neighbours are compared: as a text grows steps
+take longer, and other work on the machine comes and goes.
 """
 
 import statistics
@@ -20,16 +22,22 @@ REMEMBERED = 128
 """Steps whose acceptance counts."""
 PRIOR = 2
 """Steps that the first guess at a depth's acceptance counts for."""
-TIMED = 9
-"""Steps of each length whose median time counts."""
+COMPARED = 3
+"""Steps on either side of a change of length whose median times are compared."""
+HOLD = COMPARED + 1
+"""Steps that a length is kept for at least. In the first one behind steps without a draft, a
+drafter reads what it has missed."""
+RATIOS = 5
+"""Comparisons of a length whose median counts."""
 TRIAL = 12
 """Steps at full length to begin with, so that acceptance is known a little."""
 EXPLORE = 24
-"""Steps before one at another length, to see whether things have changed; twice as many each time
-that changes nothing."""
+"""Steps before others at another length, to see whether things have changed; twice as many each
+time that changes nothing."""
 EXPLORE_LEAST = 192
-"""Steps after which another length is tried in any case: two that take twice as long cost 1 %."""
-UNEVEN = 0.03
+"""Steps after which another length is tried in any case: four that take half as long again cost
+1 %."""
+UNEVEN = 0.04
 """What drafting has to gain for each further row of a batch: rows that draft end at different
 steps, and a step of the last few costs nearly what one of all does."""
 
@@ -39,22 +47,35 @@ class Measured:
     """What was seen so far of a drafter, on so many rows: one text after the other learns from it.
 
     Attributes:
-        seconds: that steps took, by length.
+        costs: of steps by length, in steps without a draft.
         accepted: whether the draft's token stood, by depth, where those before it did.
-        steps: how many there were.
-        best: the length that was found best.
+        worth: whether drafting was found to be worth it, once that was asked.
         interval: steps before another one is tried.
-        due: the step at which that is.
+        waited: steps since one was.
         tries: how many there were.
     """
 
-    seconds: dict[int, deque[float]] = field(default_factory=dict)
+    costs: dict[int, deque[float]] = field(default_factory=dict)
     accepted: dict[int, deque[bool]] = field(default_factory=dict)
-    steps: int = 0
-    best: int | None = None
+    worth: bool | None = None
     interval: int = EXPLORE
-    due: int = EXPLORE
+    waited: int = 0
     tries: int = 0
+
+
+@dataclass
+class Run:
+    """Steps of one length, one after the other.
+
+    Attributes:
+        length: how deep was drafted.
+        steps: how many.
+        seconds: that they took, as far as they were timed.
+    """
+
+    length: int
+    steps: int = 0
+    seconds: list[float] = field(default_factory=list)
 
 
 class AutoLength:
@@ -73,31 +94,61 @@ class AutoLength:
         self.longest, self.margin = longest, 1 + UNEVEN * (rows - 1)
         self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
+        self.run, self.run_before = Run(0), Run(0)
 
     def choose(self) -> int:
         """The length of the next step."""
-        self.chosen.append(self._next())
-        return self.chosen[-1]
+        if not self.chosen or self.run.steps >= HOLD:
+            length = self._next()
+            if length != self.run.length:
+                self.run_before, self.run = self.run, Run(length)
+        self.chosen.append(self.run.length)
+        return self.run.length
 
-    def record(self, steps: Sequence[Step], length: int, seconds: float | None) -> None:
-        """Learn from a step of `length`.
+    def record(self, steps: Sequence[Step], seconds: float | None) -> None:
+        """Learn from the step whose length was chosen last.
 
         Args:
             steps: of the rows.
-            length: how deep was drafted.
             seconds: drafting and verifying took; None where some rows had left, since lengths are
-                compared by steps of as many rows. What a first draft takes, or the first after
-                steps without one, does not count: the drafter reads then what it has missed.
+                compared by steps of as many rows.
         """
-        measured = self.measured
-        measured.steps += 1
-        caught_up = length == 0 or any(self.chosen[-2:-1])
-        if seconds is not None and caught_up:
-            measured.seconds.setdefault(length, deque(maxlen=TIMED)).append(seconds)
+        self.measured.waited += 1
         for step in steps:
             for depth in range(min(step.drafted, step.accepted + 1)):
-                seen = measured.accepted.setdefault(depth, deque(maxlen=REMEMBERED))
+                seen = self.measured.accepted.setdefault(depth, deque(maxlen=REMEMBERED))
                 seen.append(step.accepted > depth)
+        run = self.run
+        run.steps += 1
+        # In the first step of a text, and the first draft behind steps without one, the drafter
+        # reads what it has missed: that is not what a step of this length costs.
+        if seconds is not None and run.steps > 1:
+            run.seconds.append(seconds)
+            if len(run.seconds) == COMPARED:
+                self._compare()
+
+    def _compare(self) -> None:
+        """Learn from a change of length."""
+        now, before = self.run, self.run_before
+        if len(before.seconds) < COMPARED:
+            return
+        ratio = statistics.median(now.seconds) / statistics.median(before.seconds[-COMPARED:])
+        if now.length:
+            length, cost = now.length, ratio * self.cost(before.length)
+        else:
+            length, cost = before.length, 1 / ratio
+        self.measured.costs.setdefault(length, deque(maxlen=RATIOS)).append(cost)
+
+    def cost(self, length: int) -> float:
+        """Of a step of `length`, in steps without a draft: its own, else along a straight line."""
+        known = {n: statistics.median(costs) for n, costs in self.measured.costs.items()}
+        known[0] = 1.0
+        if length in known:
+            return known[length]
+        low = max(n for n in known if n < length)
+        high = min((n for n in known if n > length), default=low)
+        slope = (known[high] - known[low]) / (high - low) if high > low else 0.0
+        return known[low] + slope * (length - low)
 
     def expected_tokens(self, length: int) -> float:
         """What a step of `length` emits, per row."""
@@ -110,45 +161,28 @@ class AutoLength:
             total += reach
         return total
 
-    def expected_seconds(self, length: int) -> float:
-        """What a step of `length` takes: the median of its own, else along a straight line."""
-        known = {n: statistics.median(seconds) for n, seconds in self.measured.seconds.items()}
-        if length in known:
-            return known[length]
-        low, high = min(known), max(known)
-        slope = (known[high] - known[low]) / (high - low) if high > low else 0.0
-        return known[low] + slope * (length - low)
+    def gain(self, length: int) -> float:
+        """How much faster than without a draft tokens come with drafts of `length`."""
+        return self.expected_tokens(length) / self.cost(length)
 
     def _next(self) -> int:
-        steps, seconds = self.measured.steps, self.measured.seconds
-        tried = {n: len(seconds.get(n, ())) for n in (0, self.longest)}
-        if tried[0] < 3:
-            return 0
-        if steps < TRIAL or tried[self.longest] < 3:
-            return self.longest
-        rates = [
-            self.expected_tokens(n) / self.expected_seconds(n) for n in range(self.longest + 1)
-        ]
-        best = max(range(len(rates)), key=rates.__getitem__)
-        if rates[best] < rates[0] * self.margin:
+        measured, run = self.measured, self.run
+        if measured.worth is None and (not self.chosen or run.steps < TRIAL):
+            return self.longest if self.chosen else 0
+        best = max(range(self.longest + 1), key=self.gain)
+        if self.gain(best) < self.margin:
             best = 0
-        return self._trial(best) if self._is_due(best) else best
+        if (best > 0) != measured.worth:
+            measured.worth, measured.interval, measured.waited = best > 0, EXPLORE, 0
+        if measured.waited < measured.interval:
+            return best
+        measured.tries += 1
+        measured.interval, measured.waited = min(2 * measured.interval, EXPLORE_LEAST), 0
+        return self._other(best)
 
-    def _is_due(self, best: int) -> bool:
-        """Whether to try another length than the best."""
-        measured = self.measured
-        if best != measured.best:
-            measured.best, measured.interval = best, EXPLORE
-            measured.due = measured.steps + EXPLORE
-        return measured.steps >= measured.due
-
-    def _trial(self, best: int) -> int:
-        """Another length: for two steps behind steps without a draft, since the first says little."""
-        measured = self.measured
-        others = [n for n in range(self.longest, -1, -1) if n != best] or [best]
-        length = others[measured.tries % len(others)]
-        if best > 0 or measured.steps > measured.due:
-            measured.tries += 1
-            measured.interval = min(2 * measured.interval, EXPLORE_LEAST)
-            measured.due = measured.steps + measured.interval
-        return length
+    def _other(self, best: int) -> int:
+        """Another length to try: every other time none at all, which the rest is measured by."""
+        drafts = [n for n in range(self.longest, 0, -1) if n != best]
+        if not drafts or (best > 0 and self.measured.tries % 2):
+            return 0
+        return drafts[self.measured.tries // (1 + (best > 0)) % len(drafts)]

@@ -105,7 +105,7 @@ def _decode(
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
-    draft, drafted, began = Draft.nothing(batch.rows, batch.device), None, 0.0
+    draft, began = Draft.nothing(batch.rows, batch.device), 0.0
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
     with passes.backbone.watch(drafter.layers):
@@ -118,9 +118,8 @@ def _decode(
             # Commit: what stands, in every row; the past forgets the rest.
             steps = batch.commit(draft, verdict)
             passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
-            if length is not None and drafted is not None:
-                took = time.perf_counter() - began if batch.complete else None
-                length.record(steps, drafted, took)
+            if length is not None and began:
+                length.record(steps, time.perf_counter() - began if batch.complete else None)
             yield steps
             if not any(batch.active):
                 return
@@ -128,8 +127,7 @@ def _decode(
             sampler.begin(batch.lengths)
             began, limit = time.perf_counter(), passes.limit(batch)
             if length is not None:
-                drafted = length.choose()
-                limit = min(limit, drafted)
+                limit = min(limit, length.choose())
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed))
             # Let go of rows that have ended.
