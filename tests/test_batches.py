@@ -44,6 +44,7 @@ from foretoken.decoding import (
     TreeShape,
     decode,
     drafter_for,
+    passes,
 )
 from foretoken.decoding.cache import SlottedLayer, SlottedPast, takes_masks
 from test_decoding import RESTORED, SERVED, short_context
@@ -365,17 +366,32 @@ def test_every_row_has_a_tree_of_its_own(read: list[int], fixed: bool) -> None:
                 torch.testing.assert_close(found[row, way[-1]], expected)
 
 
-def test_drafts_at_the_ends_of_rows_copy_nothing(monkeypatch) -> None:
-    """Rows that end earlier go on drafting beyond their ends: there are slots for that."""
+class ForTheFirst(NoDrafter):
+    """Drafts three tokens, of which the first row may take them all and the others none."""
 
-    def grow(layer, capacity):
-        raise AssertionError(f"grown to {capacity}")
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        reach = torch.zeros_like(committed.last)
+        reach[0] = 3
+        return Draft(committed.tokens.new_zeros(len(reach), 3), reach=reach)
 
-    monkeypatch.setattr(SlottedLayer, "grow", grow)
-    model = attached("llama", "trunk")
-    rows, mask = padded([3, 9, 5], "left")
-    result = model.generate(rows, mask, max_new_tokens=NEW)
-    assert [len(row) for row in result.continuations] == [NEW, NEW, NEW]
+
+@pytest.mark.parametrize(("spare", "grows"), [(0, True), (passes.DRAFT_SLOTS, False)])
+def test_slots_are_set_aside_for_drafts_of_rows_that_have_ended(monkeypatch, spare, grows) -> None:
+    """A row that takes three drafted tokens a pass ends early, and its drafts go on behind it."""
+    grown, grow = [], SlottedLayer.grow
+
+    def noted(layer, capacity) -> None:
+        grown.append(capacity)
+        grow(layer, capacity)
+
+    monkeypatch.setattr(SlottedLayer, "grow", noted)
+    monkeypatch.setattr(passes, "DRAFT_SLOTS", spare)
+    rows = torch.tensor([prompt(9)] * 5)
+    result = attached("llama", "none").generate(
+        rows, drafter=ForTheFirst(), rule=MinimumBlock(3), max_new_tokens=NEW
+    )
+    assert not result.steps[-1][0].tokens
+    assert bool(grown) == grows
 
 
 def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:

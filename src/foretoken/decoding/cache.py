@@ -31,8 +31,8 @@ from foretoken.errors import BackboneError, ForetokenError
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this, so that few shapes occur."""
 FIXED_SEEN = 64
-"""Slots that a compiled pass sees come in multiples of this, or of about an eighth of what they are:
-attention over slots that nobody has written costs as much, but few shapes should occur."""
+"""A compiled pass sees a multiple of so many slots, of more where there are many: attention over
+slots that nobody has written costs as much as over others, and few shapes should occur."""
 
 
 class Past(Protocol):
