@@ -394,6 +394,35 @@ def test_slots_are_set_aside_for_drafts_of_rows_that_have_ended(monkeypatch, spa
     assert bool(grown) == grows
 
 
+def test_wide_passes_need_no_more_slots_than_were_set_aside(monkeypatch) -> None:
+    """With other slots they would add in another order."""
+    monkeypatch.setattr(passes, "require_invariance", lambda *_: None)
+    backbone = attached("llama", "none").backbone
+    whole = Batch(backbone, torch.tensor([prompt(40)]), None, 180)
+    wide = passes.Passes(backbone, whole, 64, False)
+    wide.past.keep([40 + 180 - 1])
+    wide.past.enter(64)
+    assert wide.past.slots.capacity == 512
+
+
+@pytest.mark.parametrize("capacity", [34, 300, 4300])
+def test_a_compiled_pass_never_sees_the_last_slot(capacity: int) -> None:
+    """torch would compile "all slots" apart. Passes of one width see the same slots always."""
+    backbone = attached("llama", "none").backbone
+    for more in (0, 300):
+        past = SlottedPast(backbone, 1, capacity, compiled=True)
+        past.keep([capacity - 2 + more])
+        past.enter(2)
+        assert capacity + more <= past.slots.seen < past.slots.capacity
+    past = SlottedPast(backbone, 1, capacity, fixed=True, compiled=True)
+    seen = set()
+    for read in (1, capacity - 2):
+        past.keep([read])
+        past.enter(2)
+        seen.add(past.slots.seen)
+    assert seen == {past.slots.capacity}
+
+
 def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:
     """Also where a lossy rule would accept whatever is drafted, and where there is less room."""
     tokens = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 7], [0, 8, 9, 8]])

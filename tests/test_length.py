@@ -182,6 +182,43 @@ def test_useless_drafts_cost_nothing_in_the_next_text() -> None:
     assert second.chosen == [0]
 
 
+@pytest.mark.parametrize("steps", [3, 8, 15])
+def test_useless_drafts_cost_little_in_short_texts(steps: int) -> None:
+    """No text is long enough for a trial; the texts together are."""
+    measured, chosen = AutoLength(3).measured, []
+    for _ in range(60):
+        auto = simulate([1.0, 1.6, 1.8, 2.0], [0.0] * 3, steps, AutoLength(3, measured))
+        chosen += auto.chosen
+    assert chosen[60:].count(0) > 0.9 * len(chosen[60:])
+
+
+def test_drafts_whose_cost_is_unknown_are_not_risked() -> None:
+    """Rows left before a step with a draft was timed."""
+    auto, step = AutoLength(3), Step(3, 1, (1, 2))
+    for number in range(200):
+        auto.choose()
+        auto.record([step], 1.0 if number < 5 else None)
+    assert auto.chosen[20:].count(0) > 0.9 * 180
+
+
+def test_rows_that_are_decoded_one_by_one_are_timed_apart(monkeypatch) -> None:
+    """The first step of a row reads its prompt with the drafter; it is no neighbour of the last."""
+    timed, margins, record = [], set(), AutoLength.record
+
+    def noted(auto, steps, seconds) -> None:
+        begins = auto.run.steps == 0 and len(auto.chosen) == 1
+        record(auto, steps, seconds)
+        margins.add(auto.margin)
+        if begins:
+            timed.append(len(auto.run.seconds))
+
+    monkeypatch.setattr(AutoLength, "record", noted)
+    rows = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [1, 6, 1, 8]])
+    attached("lfm2", "trunk").generate(rows, max_new_tokens=6, draft_length="auto")
+    assert timed == [0, 0, 0]
+    assert margins == {1.0}
+
+
 def test_steps_of_fewer_rows_are_not_compared_with_those_of_all() -> None:
     auto = AutoLength(1)
     for number in range(200):
@@ -214,9 +251,9 @@ def test_auto_is_an_option_of_generate() -> None:
     assert len(result.draft_lengths) == result.forwards - 1
     assert result.draft_lengths[:3] == [0, 0, 0]
     (measured,) = model._measured.values()
-    known = measured.waited
+    assert measured.worth is None
     model.generate(row, max_new_tokens=NEW, draft_length="auto")
-    assert measured.waited > known  # the next text learns from this one
+    assert measured.worth is not None  # the next text learns from this one
     assert set(result.draft_lengths) > {0}
     with pytest.raises(InputError, match="a compiled step has one shape"):
         model.generate(row, max_new_tokens=NEW, draft_length="auto", compiled=True)

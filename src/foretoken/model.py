@@ -97,7 +97,7 @@ class MTPModel(nn.Module):
         self._base_fingerprint: str | None = None
         self.tokenizer_path: str | None = None
         self.depth_by_depth = True
-        self._measured: dict[tuple[str, int, int, float], Measured] = {}  # for draft length auto
+        self._measured: dict[tuple[Any, ...], Measured] = {}  # for draft length auto
         self.head = None if head is None else self._build(head)
 
     def _build(self, config: HeadConfig) -> Head:
@@ -384,7 +384,8 @@ class MTPModel(nn.Module):
             raise InputError("a drafter that is given has its own draft length.")
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
-            alike = (type(drafter).__name__, drafter.longest, batch.rows, sampling.temperature)
+            kind = type(drafter).__name__
+            alike = (kind, drafter.longest, batch.rows, sampling.temperature, pass_width)
             measured = self._measured.setdefault(alike, Measured())
             length = AutoLength(drafter.longest, measured, batch.rows)
         self.eval()

@@ -116,7 +116,8 @@ class SlottedPast:
         rows: B.
         capacity: S, slots per row to begin with.
         fixed: every pass looks at all slots, so that passes of one width have one shape.
-        compiled: what runs over its passes is compiled.
+        compiled: what runs over its passes is compiled; unless `fixed`, they look at few empty
+            slots, in stages.
     """
 
     def __init__(
@@ -128,11 +129,10 @@ class SlottedPast:
         fixed: bool = False,
         compiled: bool = False,
     ) -> None:
-        if fixed:
+        self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
+        if self.fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
-        if compiled:
-            capacity += 1  # that no pass sees: torch would compile "all slots" apart
-        self.fixed, self.compiled = fixed, compiled
+        capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
         self.context = backbone.max_length or capacity
@@ -159,7 +159,7 @@ class SlottedPast:
 
     def _enter(self, width: int, read: Sequence[int], draft: Draft | None) -> dict[str, Any]:
         self.width, start, slots = width, read[0], self.slots
-        self._reserve(max(read) + width)
+        self._reserve(max(read) + width + self.staged)
         first = not any(read)
         slots.visible = self._visible(max(read) + width, first)
         slots.length = 0 if self.fixed else max(self.read)
@@ -187,9 +187,9 @@ class SlottedPast:
 
     def _visible(self, needed: int, first: bool) -> Tensor:
         """The slots that a pass sees, which needs as many."""
-        if self.compiled and not first:
+        if self.staged and not first:
             step = max(FIXED_SEEN, (1 << needed.bit_length()) >> 4)
-            seen = min(-(-needed // step) * step, self.slots.capacity)
+            seen = min(-(-needed // step) * step, self.slots.capacity - 1)
             visible = torch.arange(seen, device=self.device)
             torch._dynamo.maybe_mark_dynamic(visible, 0)
             return visible
@@ -251,7 +251,7 @@ class SlottedPast:
                 near = visible & (positions.unsqueeze(-1) - places < window)
             mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
-            if self.compiled:
+            if self.staged:
                 torch._dynamo.maybe_mark_dynamic(mask, 3)
             masks[kind] = mask
         return masks if len(masks) > 1 else next(iter(masks.values()))
@@ -543,7 +543,7 @@ def new_past(
             f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
             "lengths apart; decode its rows one by one."
         )
-    if fixed:
+    if fixed or compiled:
         raise BackboneError(
             f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
             "or of one width: it takes no attention mask that lets them see pasts of any length."

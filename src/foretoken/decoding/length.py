@@ -30,7 +30,8 @@ drafter reads what it has missed."""
 RATIOS = 5
 """Comparisons of a length whose median counts."""
 TRIAL = 12
-"""Steps at full length to begin with, so that acceptance is known a little."""
+"""Steps at full length behind the first ones without a draft, in one text or several, so that
+acceptance is known a little."""
 EXPLORE = 24
 """Steps before others at another length, to see whether things have changed; twice as many each
 time that changes nothing."""
@@ -95,6 +96,10 @@ class AutoLength:
         self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
         self.run, self.run_before = Run(0), Run(0)
+
+    def row(self) -> "AutoLength":
+        """For one row by itself."""
+        return AutoLength(self.longest, self.measured)
 
     def choose(self) -> int:
         """The length of the next step."""
@@ -166,15 +171,16 @@ class AutoLength:
         return self.expected_tokens(length) / self.cost(length)
 
     def _next(self) -> int:
-        measured, run = self.measured, self.run
-        if measured.worth is None and (not self.chosen or run.steps < TRIAL):
+        measured = self.measured
+        if measured.worth is None and measured.waited < HOLD + TRIAL:
             return self.longest if self.chosen else 0
-        best = max(range(self.longest + 1), key=self.gain)
+        # What was never timed, in short texts or since rows had left, is not risked.
+        best = max(range(self.longest + 1), key=self.gain) if measured.costs else 0
         if self.gain(best) < self.margin:
             best = 0
         if (best > 0) != measured.worth:
             measured.worth, measured.interval, measured.waited = best > 0, EXPLORE, 0
-        if measured.waited < measured.interval:
+        if not self.chosen or measured.waited < measured.interval:  # a try has a neighbour
             return best
         measured.tries += 1
         measured.interval, measured.waited = min(2 * measured.interval, EXPLORE_LEAST), 0

@@ -92,7 +92,8 @@ def decode(
     for number in range(batch.rows):
         row = batch.row(number)
         passes = Passes(backbone, row, pass_width, compiled)
-        for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), length):
+        chooses = None if length is None else length.row()
+        for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), chooses):
             yield tuple(step if other == number else ENDED for other in range(batch.rows))
 
 

@@ -66,10 +66,9 @@ class Passes:
 
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
-        self.capacity = batch.width + max(batch.room) + DRAFT_SLOTS
-        self.past = new_past(
-            backbone, batch.rows, self.capacity, fixed=self.fixed, compiled=compiled
-        )
+        self.capacity = batch.width + max(batch.room) + max(DRAFT_SLOTS, width or 0)
+        fixed = width is not None
+        self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
         if width is not None:
             require_invariance(backbone, batch.rows, width, self.capacity)
         self._steady = compile_fixed(_verify) if compiled else _verify

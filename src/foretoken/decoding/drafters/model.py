@@ -64,7 +64,7 @@ class ModelDrafter:
         self.sampler = sampler
         compiled = past.compiled and takes_masks(self.model)
         capacity += self.length if compiled else 0  # it then drafts in full to the end
-        self.past = new_past(self.model, rows, capacity, fixed=compiled, compiled=compiled)
+        self.past = new_past(self.model, rows, capacity, compiled=compiled)
         self.read = [0] * rows
         self._compiled = compile_fixed(self._logits) if compiled else None
 
