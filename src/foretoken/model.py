@@ -384,8 +384,8 @@ class MTPModel(nn.Module):
             raise InputError("a drafter that is given has its own draft length.")
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
-            kind = type(drafter).__name__
-            alike = (kind, drafter.longest, batch.rows, sampling.temperature, pass_width)
+            kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
+            alike = (kind, shape, drafter.longest, batch.rows, sampling.temperature, pass_width)
             measured = self._measured.setdefault(alike, Measured())
             length = AutoLength(drafter.longest, measured, batch.rows)
         self.eval()

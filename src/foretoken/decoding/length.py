@@ -34,10 +34,9 @@ TRIAL = 12
 acceptance is known a little."""
 EXPLORE = 24
 """Steps before others at another length, to see whether things have changed; twice as many each
-time that changes nothing."""
-EXPLORE_LEAST = 192
-"""Steps after which another length is tried in any case: four that take half as long again cost
-1 %."""
+time, until drafting begins or ends to be worth it."""
+EXPLORE_AT_MOST = 192
+"""Steps before others at another length at most: four that take half as long again cost 1 %."""
 UNEVEN = 0.04
 """What drafting has to gain for each further row of a batch: rows that draft end at different
 steps, and a step of the last few costs nearly what one of all does."""
@@ -125,8 +124,7 @@ class AutoLength:
                 seen.append(step.accepted > depth)
         run = self.run
         run.steps += 1
-        # In the first step of a text, and the first draft behind steps without one, the drafter
-        # reads what it has missed: that is not what a step of this length costs.
+        # In the first one the drafter may have had more to read.
         if seconds is not None and run.steps > 1:
             run.seconds.append(seconds)
             if len(run.seconds) == COMPARED:
@@ -183,12 +181,13 @@ class AutoLength:
         if not self.chosen or measured.waited < measured.interval:  # a try has a neighbour
             return best
         measured.tries += 1
-        measured.interval, measured.waited = min(2 * measured.interval, EXPLORE_LEAST), 0
+        measured.interval, measured.waited = min(2 * measured.interval, EXPLORE_AT_MOST), 0
         return self._other(best)
 
     def _other(self, best: int) -> int:
         """Another length to try: every other time none at all, which the rest is measured by."""
-        drafts = [n for n in range(self.longest, 0, -1) if n != best]
-        if not drafts or (best > 0 and self.measured.tries % 2):
+        drafts, tries = [n for n in range(self.longest, 0, -1) if n != best], self.measured.tries
+        if not drafts or (best and tries % 2):
             return 0
-        return drafts[self.measured.tries // (1 + (best > 0)) % len(drafts)]
+        turn = tries // 2 if best else tries
+        return drafts[turn % len(drafts)]

@@ -20,8 +20,8 @@ from foretoken.decoding.invariance import require_invariance
 from foretoken.decoding.sampling import WIDEST
 
 DRAFT_SLOTS = 32
-"""Set aside behind the last token of each row: near a row's end its drafts reach beyond it. A past
-grows where they need more, which copies it."""
+"""Set aside behind the last token of each row: near its end drafts reach beyond it. Where they need
+more the past is copied."""
 
 
 @dataclass(frozen=True)
