@@ -163,15 +163,20 @@ class Batch:
         """
         self.active[row] = False
 
-    def let_go(self) -> list[int] | None:
+    def let_go(self, fewest: int = 1) -> list[int] | None:
         """Have passes without the rows that have ended, once they are a quarter of a pass.
+
+        Args:
+            fewest: rows that a pass holds at least, if need be some that have ended.
 
         Returns:
             the places that stay, None: all.
         """
-        stay = [place for place, row in enumerate(self.present) if self.active[row]]
-        if not stay or len(stay) > (1 - CROWD) * len(self.present):
+        ended = [not self.active[row] for row in self.present]
+        count = max(fewest, ended.count(False))
+        if all(ended) or count > (1 - CROWD) * len(ended):
             return None
+        stay = sorted(sorted(range(len(ended)), key=ended.__getitem__)[:count])
         self.present = [self.present[place] for place in stay]
         self.lengths = [self.lengths[place] for place in stay]
         self.room = [self.room[place] for place in stay]

@@ -25,6 +25,7 @@ from transformers.cache_utils import CacheLayerMixin, DynamicLayer, LinearAttent
 
 from foretoken.backbone import Backbone
 from foretoken.backbone.discovery import evaluating, same
+from foretoken.decoding.compiling import varying
 from foretoken.decoding.draft import Draft
 from foretoken.errors import BackboneError, ForetokenError
 
@@ -170,7 +171,7 @@ class SlottedPast:
         else:
             begin = torch.tensor(read, device=self.device).unsqueeze(1)
             places = begin + steps
-            slots.where = self._rows(), places
+            slots.where = varying(self._rows(), 0), varying(places, 0)
         tree = draft is not None and draft.parents is not None
         if tree:
             assert draft is not None
@@ -190,9 +191,7 @@ class SlottedPast:
         if self.staged and not first:
             step = max(FIXED_SEEN, (1 << needed.bit_length()) >> 4)
             seen = min(-(-needed // step) * step, self.slots.capacity - 1)
-            visible = torch.arange(seen, device=self.device)
-            torch._dynamo.maybe_mark_dynamic(visible, 0)
-            return visible
+            return varying(torch.arange(seen, device=self.device), 0)
         seen = self.slots.capacity if self.fixed and not first else needed
         return torch.arange(seen, device=self.device)
 
@@ -251,9 +250,7 @@ class SlottedPast:
                 near = visible & (positions.unsqueeze(-1) - places < window)
             mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
             mask = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
-            if self.staged:
-                torch._dynamo.maybe_mark_dynamic(mask, 3)
-            masks[kind] = mask
+            masks[kind] = varying(mask, 3) if self.staged else mask
         return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
@@ -273,8 +270,12 @@ class SlottedLayer(CacheLayerMixin):
             rows, heads, _, size = states.shape
             return states.new_zeros(rows, heads, self.slots.capacity, size)
 
-        self.keys, self.values = empty(key_states), empty(value_states)
+        self._store(empty(key_states), empty(value_states))
         self.is_initialized = True
+
+    def _store(self, keys: Tensor, values: Tensor) -> None:
+        """Go on with other tensors; any number of rows."""
+        self.keys, self.values = varying(keys, 0), varying(values, 0)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
@@ -296,12 +297,12 @@ class SlottedLayer(CacheLayerMixin):
         """Make room for more slots."""
         if self.is_initialized:
             missing = (0, 0, 0, capacity - self.keys.shape[2])
-            self.keys, self.values = pad(self.keys, missing), pad(self.values, missing)
+            self._store(pad(self.keys, missing), pad(self.values, missing))
 
     def select(self, places: Sequence[int]) -> None:
         """Keep some rows alone."""
         if self.is_initialized:
-            self.keys, self.values = self.keys[list(places)], self.values[list(places)]
+            self._store(self.keys[list(places)], self.values[list(places)])
 
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` (B, W) of each of `rows` (B, 1) to its slots `target` (B, W)."""

@@ -132,7 +132,7 @@ def _decode(
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed))
             # Let go of rows that have ended.
-            if not passes.fixed and (stay := batch.let_go()) is not None:
+            if (stay := batch.let_go(passes.fewest)) is not None:
                 draft = draft.select(stay)
                 for part in (passes.past, sampler, drafter):
                     part.select(stay)

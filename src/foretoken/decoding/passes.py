@@ -66,6 +66,7 @@ class Passes:
 
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
+        self.rows = batch.rows
         self.capacity = batch.width + max(batch.room) + max(DRAFT_SLOTS, width or 0)
         fixed = width is not None
         self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
@@ -84,9 +85,11 @@ class Passes:
         return Verified(logits, output, begin, first)
 
     @property
-    def fixed(self) -> bool:
-        """Whether passes keep one shape: then rows that have ended stay in them."""
-        return self.compiled or self.width is not None
+    def fewest(self) -> int:
+        """Rows that a pass holds at least. One alone would be compiled anew."""
+        if self.width is not None:
+            return self.rows
+        return 2 if self.compiled else 1
 
     def limit(self, batch: Batch) -> int:
         """How deep a draft may go. The backbone adds one token of its own, so leave it room."""
