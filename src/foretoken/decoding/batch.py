@@ -1,7 +1,7 @@
 """The rows of a batch: what stands of each, and where each ends.
 
-Rows that have ended leave the passes when there are enough of them. From then on a row's *place* in
-a pass is another than its number.
+Rows that have ended leave the passes. From then on a row's *place* in a pass is another than its
+number.
 
 Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nodes.
 """
@@ -19,10 +19,6 @@ from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import Verdict
 from foretoken.decoding.draft import Draft
 from foretoken.errors import InputError
-
-CROWD = 0.25
-"""Share of a pass whose rows have to have ended before they leave: what the others have read is
-copied then."""
 
 
 @dataclass(frozen=True)
@@ -164,19 +160,20 @@ class Batch:
         self.active[row] = False
 
     def let_go(self, fewest: int = 1) -> list[int] | None:
-        """Have passes without the rows that have ended, once they are a quarter of a pass.
+        """Have passes without the rows that have ended; the last ones take their places.
 
         Args:
             fewest: rows that a pass holds at least, if need be some that have ended.
 
         Returns:
-            the places that stay, None: all.
+            the places that stay, in their new order; None: all.
         """
-        ended = [not self.active[row] for row in self.present]
-        count = max(fewest, ended.count(False))
-        if all(ended) or count > (1 - CROWD) * len(ended):
+        goes_on = [self.active[row] for row in self.present]
+        count = max(fewest, sum(goes_on))
+        if not any(goes_on) or count >= len(goes_on):
             return None
-        stay = sorted(sorted(range(len(ended)), key=ended.__getitem__)[:count])
+        last = [place for place in range(count, len(goes_on)) if goes_on[place]]
+        stay = [place if goes_on[place] or not last else last.pop() for place in range(count)]
         self.present = [self.present[place] for place in stay]
         self.lengths = [self.lengths[place] for place in stay]
         self.room = [self.room[place] for place in stay]

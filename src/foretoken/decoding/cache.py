@@ -76,7 +76,7 @@ class Past(Protocol):
         ...
 
     def select(self, places: Sequence[int]) -> None:
-        """Go on with the rows at some places alone."""
+        """Go on with the rows at some places alone, in that order."""
         ...
 
 
@@ -300,9 +300,12 @@ class SlottedLayer(CacheLayerMixin):
             self._store(pad(self.keys, missing), pad(self.values, missing))
 
     def select(self, places: Sequence[int]) -> None:
-        """Keep some rows alone."""
+        """Keep some rows alone, moving those of them that are not where they were."""
         if self.is_initialized:
-            self._store(self.keys[list(places)], self.values[list(places)])
+            if moved := [place for place, before in enumerate(places) if place != before]:
+                for stored in (self.keys, self.values):
+                    stored[moved] = stored[[places[place] for place in moved]]
+            self._store(self.keys[: len(places)], self.values[: len(places)])
 
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` (B, W) of each of `rows` (B, 1) to its slots `target` (B, W)."""
