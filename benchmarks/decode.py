@@ -53,6 +53,7 @@ def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exc
         "-compiled": arguments.compile,
         f"-{arguments.dtype}": arguments.dtype != "float32",
         f"-batch{batch}": batch > 1,
+        f"-threads{arguments.threads}": arguments.threads != 1,
         f"-t{temperature:g}": temperature,
         "-loops": not exclude,
     }
