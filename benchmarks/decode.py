@@ -36,6 +36,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--temperatures", type=float, nargs="+", default=[0.0])
     parser.add_argument("--tree", help="4,2,1 or 12: draft trees from the heads too")
+    parser.add_argument("--draft-length", type=int, help="drafts of so many tokens too")
     parser.add_argument("--draft-model", help="compare with this draft model")
     parser.add_argument("--compile", action="store_true", help="a compiled step too")
     parser.add_argument("--dtype", default="float32")
@@ -49,6 +50,7 @@ def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exc
     parts = {
         f"-{Path(arguments.data).name.partition('.')[0].lower()}": ":" not in arguments.data,
         "-tree": arguments.tree,
+        f"-length{arguments.draft_length}": arguments.draft_length,
         "-draft-model": arguments.draft_model,
         "-compiled": arguments.compile,
         f"-{arguments.dtype}": arguments.dtype != "float32",
@@ -77,6 +79,7 @@ def measure(
         compiled=arguments.compile,
         draft=(drafting.load_draft_model(draft, model), draft) if draft else None,
         tree=arguments.tree,
+        draft_length=arguments.draft_length,
         batch_size=batch,
     )
     with common.progress_bar("Decoding") as progress:

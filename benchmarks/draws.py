@@ -1,15 +1,19 @@
 """100,000 sampled continuations of every drafter and rule against exact enumeration.
 
-    python benchmarks/draws.py
+    python benchmarks/draws.py --jobs 2
 
-The toy of `tests/test_sampling.py` (five tokens, three drawn, temperature and top-p on), decoded a
-thousand rows at a time: `p_value` is that of a chi-square test. Each row draws with a seed of its
-own, so that batches of 1 and 5 should draw the very same: `identical` counts on how many of
-`prompts` seeds they do. `pytest -m long tests/test_sampling.py` draws all of it in batches of 1 and
-5 too, which takes hours.
+The toy of `tests/test_sampling.py` (five tokens, three drawn, temperature and top-p on), decoded in
+batches of several sizes: `p_value` is that of a chi-square test. Each row draws with a seed of its
+own, so that batches of any size should draw the very same: `identical` counts on how many of the
+seeds they draw what batches of a thousand do.
+
+Batches of one take hours. The result file is written after every measurement, and what it holds
+already is not measured again; move it away to begin anew. The commits of all runs are among its
+settings.
 """
 
 import argparse
+import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretoken.provenance import provenance, write_result
+from foretoken.provenance import provenance, read_result, write_result
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -26,15 +30,17 @@ sys.path.insert(0, str(ROOT / "tests"))
 import test_sampling as toy  # noqa: E402
 from test_acceptance import p_value  # noqa: E402
 
+LARGE = 1000
+"""The batch size with which others are compared."""
 
-def continuations(name: str, rule: str, seeds: range, rows: int) -> Tensor:
-    """(len(seeds), LENGTH) drawn in batches of `rows`."""
-    kind = name.split()[0]
-    owner, found = toy.model(kind if kind in toy.HEADS else "parallel"), []
-    prompts = torch.tensor([toy.PROMPT]).expand(rows, -1)
-    for first in seeds[::rows]:
+
+def continuations(name: str, rule: str, draws: int, batch: int) -> Tensor:
+    """(draws, LENGTH), with seeds 0, 1, … in batches of `batch`."""
+    kind, found = name.split()[0], []
+    owner = toy.model(kind if kind in toy.HEADS else "parallel")
+    for first in range(0, draws, batch):
         result = owner.generate(
-            prompts,
+            torch.tensor([toy.PROMPT]).expand(min(batch, draws - first), -1),
             max_new_tokens=toy.LENGTH,
             sampling=replace(toy.SAMPLED, seeds=first),
             drafter=toy.drafter(name),
@@ -44,38 +50,62 @@ def continuations(name: str, rule: str, seeds: range, rows: int) -> Tensor:
     return torch.cat(found)
 
 
-def measure(name: str, rule: str, draws: int, again: int) -> dict[str, Any]:
-    large = continuations(name, rule, range(draws), 1000)
-    number = (large * toy.V ** torch.arange(toy.LENGTH - 1, -1, -1)).sum(1)
+def measure(task: tuple[str, str, int, int]) -> dict[str, Any]:
+    name, rule, draws, batch = task
+    found = continuations(*task)
+    number = (found * toy.V ** torch.arange(toy.LENGTH - 1, -1, -1)).sum(1)
     p = p_value(torch.bincount(number, minlength=toy.V**toy.LENGTH), toy.exact())
-    same = torch.ones(again, dtype=torch.bool)
-    for rows in (1, 5):
-        same &= (continuations(name, rule, range(again), rows) == large[:again]).all(1)
+    large = found if batch == LARGE else continuations(name, rule, draws, LARGE)
     return {
-        "drafter": name, "rule": rule, "draws": draws, "p_value": p,
-        "prompts": again, "identical": int(same.sum()),
+        "drafter": name, "rule": rule, "batch": batch, "draws": draws, "p_value": p,
+        "identical": int((found == large).all(1).sum()),
     }  # fmt: skip
+
+
+def place(row: dict[str, Any]) -> tuple[int, int, int]:
+    """Of a measurement in the result file."""
+    return -row["batch"], toy.DRAFTERS.index(row["drafter"]), list(toy.RULES).index(row["rule"])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--draws", type=int, default=100_000)
-    parser.add_argument("--again", type=int, default=1000, help="seeds drawn in small batches too")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch-sizes", type=int, nargs="+", default=[LARGE, 5, 1])
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/draws.json"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rows = []
-    for name in toy.DRAFTERS:
-        for rule in toy.RULES:
-            rows.append(measure(name, rule, arguments.draws, arguments.again))
-            print(rows[-1], flush=True)
+    torch.set_num_threads(1)
+
+    origin = provenance(0, "cpu", torch.float32)
     settings = {
-        **{k: v for k, v in vars(arguments).items() if k != "out"},
         "temperature": toy.TEMPERATURE, "top_p": toy.TOP_P, "length": toy.LENGTH,
+        "draws": arguments.draws,
     }  # fmt: skip
-    write_result(arguments.out, "draws", settings, rows, provenance(0, "cpu", torch.float32))
+    rows, commits = [], {str(origin["git_sha"])}
+    if arguments.out.exists():
+        earlier = read_result(arguments.out)
+        commits |= set(earlier.settings.pop("commits", []))
+        if earlier.settings != settings:
+            parser.error(f"{arguments.out} has other settings: move it away, or give another --out")
+        rows = earlier.rows
+    made = {(row["drafter"], row["rule"], row["batch"]) for row in rows}
+    tasks = [
+        (name, rule, arguments.draws, batch)
+        for batch in arguments.batch_sizes
+        for name in toy.DRAFTERS
+        for rule in toy.RULES
+        if (name, rule, batch) not in made
+    ]
+    settings["commits"] = sorted(commits)
+    workers = multiprocessing.get_context("spawn").Pool(arguments.jobs, torch.set_num_threads, [1])
+    with workers:
+        for number, row in enumerate(workers.imap_unordered(measure, tasks), start=1):
+            rows = sorted([*rows, row], key=place)
+            write_result(arguments.out, "draws", settings, rows, origin)
+            print(f"{number} of {len(tasks)}: {row}", flush=True)
     print(f"Least p-value of {len(rows)}: {min(row['p_value'] for row in rows):.4f}")
+    apart = sum(row["draws"] - row["identical"] for row in rows)
+    print(f"Draws that depend on the size of the batch: {apart}")
 
 
 if __name__ == "__main__":

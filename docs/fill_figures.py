@@ -149,10 +149,20 @@ def marginalization(result: Result) -> list[list[str]]:
 
 
 def draws(result: Result) -> list[list[str]]:
-    table = [["drafter", *(f"{rule}, p" for rule in ("speculative", "exact"))]]
-    cells = {(row["drafter"], row["rule"]): f"{row['p_value']:.3f}" for row in result.rows}
+    """p-values of the largest batches, and on how many draws smaller ones agree with them."""
+    sizes = sorted({int(_number(row["batch"])) for row in result.rows}, reverse=True)
+    rules = ("speculative", "exact")
+    table = [["drafter", *(f"{rule}, p" for rule in rules), *(f"same by {n}" for n in sizes[1:])]]
+    cells = {(row["drafter"], row["rule"], row["batch"]): row for row in result.rows}
     for name in dict.fromkeys(str(row["drafter"]) for row in result.rows):
-        table.append([name, cells[name, "speculative"], cells[name, "exact"]])
+        line = [name, *(f"{cells[name, rule, sizes[0]]['p_value']:.3f}" for rule in rules)]
+        for size in sizes[1:]:
+            rows = [cells[name, rule, size] for rule in rules if (name, rule, size) in cells]
+            same, of = (
+                sum(int(_number(row[key])) for row in rows) for key in ("identical", "draws")
+            )
+            line.append(f"{same:,} of {of:,}" if rows else "–")
+        table.append(line)
     return table
 
 
@@ -173,13 +183,12 @@ TABLES: dict[str, Callable[[Result], list[list[str]]]] = {
 def predicted(paths: list[Path]) -> list[list[str]]:
     everything = comparisons([Source(str(path), read_result(path)) for path in paths])
     found = [one for one in everything if one.quantity == "tokens_per_forward"]
-    by_head = {(one.who, one.length): one for one in found}
+    cells = {(one.who, one.length): f"{one.reached:.2f}, {one.verdict}" for one in found}
     ranges = {one.length: f"{one.low:.2f} to {one.high:.2f}" for one in found}
     lengths = sorted(ranges)
     table = [["heads", *(f"draft length {g}: predicted {ranges[g]}" for g in lengths)]]
     for who in dict.fromkeys(one.who for one in found):
-        cells = (by_head[who, g] for g in lengths)
-        table.append([who, *(f"{one.reached:.2f}, {one.verdict}" for one in cells)])
+        table.append([who, *(cells.get((who, length), "–") for length in lengths)])
     return table
 
 

@@ -46,7 +46,8 @@ from foretoken.decoding import (
     drafter_for,
     passes,
 )
-from foretoken.decoding.cache import SlottedLayer, SlottedPast, takes_masks
+from foretoken.decoding.cache import SlottedPast, takes_masks
+from foretoken.decoding.cache.slotted import SlottedLayer
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 
@@ -192,7 +193,7 @@ def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str) -> None:
             alive.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foretoken.decoding.cache.SlottedLayer", Watched)
+        patch.setattr("foretoken.decoding.cache.slotted.SlottedLayer", Watched)
         gc.collect()
         gc.disable()
         try:
@@ -427,7 +428,9 @@ def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:
     """Also where a lossy rule would accept whatever is drafted, and where there is less room."""
     tokens = torch.tensor([[1, 2, 3, 1], [4, 5, 6, 7], [0, 8, 9, 8]])
     output = attached("llama", "none").backbone(tokens)
-    committed = Committed(tokens, [4, 4, 4], [0, 0, 0], output, torch.tensor([2, 2, 2]), None)
+    committed = Committed(
+        tokens, [4, 4, 4], [0, 0, 0], output, torch.tensor([2, 2, 2]), None, [8, 8, 1]
+    )
     draft = LookupDrafter(3, 1).draft(committed, 2)
     assert draft.tokens[0].tolist() == [2, 3]
     assert draft.deepest.tolist() == [2, 0, 2]

@@ -508,12 +508,12 @@ def test_bench_in_passes_of_one_width_and_of_one_draft_length(place: Path) -> No
     assert 0 < max(step.drafted for step in outputs[3].steps) <= 3  # of 10
 
 
-def test_bench_compiles_plain_and_heads(place: Path) -> None:
+def test_bench_compiles_all_of_ours(place: Path) -> None:
     model = ft.MTPModel.from_pretrained(place / "whole")
     methods = bench.methods_of(model, compiled=True, tree="4")
     compiled = [method for method in methods if method.facts["compiled"]]
-    names = ["plain-compiled", "parallel-compiled", "parallel-tree-compiled"]
-    assert [method.name for method in compiled] == names
+    names = ["plain", "parallel", "parallel-tree", "prompt-lookup"]
+    assert [method.name for method in compiled] == [f"{name}-compiled" for name in names]
     assert all(method.compiled for method in compiled)
     assert not any(method.facts["compiled"] for method in methods if method not in compiled)
 
@@ -1060,7 +1060,7 @@ BAD = [
     (f"{GENERATE} --stop=", "can never appear"),
     (f"{GENERATE} --draft-length two", "--draft-length two: give a number of tokens, or auto"),
     (f"{GENERATE} --plain --draft-length auto", "there is no draft"),
-    ("generate {place}/whole --prompt x --draft-length auto --compile", "has one shape"),
+    ("generate {place}/whole --prompt x --draft-length auto --compile", "would time compilations"),
     (f"{GENERATE} --pass-width 0", "pass_width is 0"),
     ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
     (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),

@@ -1,9 +1,12 @@
 """The compiled step says what the uncompiled one says.
 
-Compiling takes its time: one case always, the others with `pytest -m long tests/test_compiled.py`.
+Compiling takes its time: of drafters and rows one case always, the others with
+`pytest -m long tests/test_compiled.py`.
 """
 
 import copy
+import itertools
+from collections.abc import Iterator, Sequence
 
 import pytest
 import torch
@@ -11,18 +14,29 @@ from torch import Tensor
 
 import foretoken as ft
 from foretoken.decoding import (
+    Draft,
     Drafter,
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
     TreeShape,
-    cache,
+    compiling,
     drafter_for,
     passes,
 )
+from foretoken.decoding.cache import slotted
 
 NEW = 10
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])
+
+
+@pytest.fixture(autouse=True)
+def forget() -> Iterator[None]:
+    """What was compiled."""
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    yield
+    torch.compiler.reset()
 
 
 def batch(rows: int) -> tuple[Tensor, Tensor]:
@@ -69,7 +83,6 @@ def test_a_compiled_step_changes_no_token(small_llama, name: str, rows: int) -> 
         for compiled in (False, True)
     )
     assert compiled == steps
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
@@ -90,13 +103,12 @@ def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -
         assert compiled == steps
         said.append(steps)
     assert len({repr(steps) for steps in said}) == 3
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
 def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch) -> None:
     """Drafts at the end of the text need more slots than were set aside, within one `generate`."""
-    monkeypatch.setattr(cache, "FIXED_SLOTS", 16)
+    monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
     monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     with torch.no_grad():
@@ -108,17 +120,16 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
     )
     tokens_of = [[token for (step,) in some for token in step.tokens] for some in (steps, compiled)]
     assert tokens_of[0] == tokens_of[1]
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
 def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, monkeypatch) -> None:
     """Empty slots and rows that have ended are left out; torch compiles step and heads once for
     all, but for a row alone, which therefore keeps a neighbour."""
-    monkeypatch.setattr(cache, "FIXED_SEEN", 8)
+    monkeypatch.setattr(slotted, "FIXED_SEEN", 8)
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
     slots, rows = set(), set()
-    enter = cache.SlottedPast.enter
+    enter = slotted.SlottedPast.enter
 
     def entered(past, width, draft=None):
         given = enter(past, width, draft)
@@ -128,11 +139,110 @@ def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, m
 
     new = [8, 24, 40]
     expected = model.generate(tokens, mask, max_new_tokens=new).continuations
-    monkeypatch.setattr(cache.SlottedPast, "enter", entered)
-    torch._dynamo.utils.counters.clear()
+    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
     result = model.generate(tokens, mask, max_new_tokens=new, compiled=True)
     assert result.continuations == expected
     assert {16, 24, 32, 40} <= slots
     assert rows == {2, 3}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
-    torch.compiler.reset()
+
+
+def drawn(model: ft.MTPModel, seed: int = 0) -> None:
+    """Weights at random, so that it says many things."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.normal_()
+
+
+class Unsteady(NoDrafter):
+    """Trees of changing size, which this model never accepts: it repeats its prompt."""
+
+    def __init__(self, lengths: Sequence[int]) -> None:
+        self.lengths, self.longest = lengths, max(lengths)
+
+    def start(self, *args) -> None:
+        self.left = itertools.cycle(self.lengths)
+
+    def draft(self, committed, limit: int) -> Draft:
+        tokens = (committed.tokens[:, :1] + 1).expand(-1, min(next(self.left), limit))
+        return Draft(tokens, torch.arange(tokens.shape[1]).expand(len(tokens), -1))
+
+
+@pytest.mark.slow
+def test_a_shape_comes_back_after_slots_were_added(small_llama, monkeypatch) -> None:
+    """What was compiled for fewer slots no longer fits, though the arguments look the same."""
+    monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
+    monkeypatch.setattr(slotted, "FIXED_SEEN", 8)
+    monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
+    model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
+    steps, compiled = (
+        model.generate(
+            tokens,
+            max_new_tokens=8,
+            stop_tokens=(),
+            drafter=Unsteady([0, 0, 20, 0]),
+            compiled=compiled,
+        ).row_steps
+        for compiled in (False, True)
+    )
+    assert [s.tokens for s in compiled] == [s.tokens for s in steps]
+
+
+@pytest.mark.slow
+def test_too_many_shapes_run_uncompiled(small_llama, monkeypatch) -> None:
+    monkeypatch.setattr(compiling, "SHAPES", 2)
+    model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
+    drafter = Unsteady([1, 2, 3, 4])
+    steps, compiled = (
+        model.generate(
+            tokens, max_new_tokens=12, stop_tokens=(), drafter=drafter, compiled=compiled
+        ).steps
+        for compiled in (False, True)
+    )
+    assert compiled == steps
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
+
+
+@pytest.mark.slow
+def test_lookup_has_two_shapes(small_llama, monkeypatch) -> None:
+    """Drafts as long as they may be, filled up, and none."""
+    model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
+    drawn(model)
+    enter, widths = slotted.SlottedPast.enter, []
+
+    def entered(past, width, draft=None):
+        widths[-1].add(width)
+        return enter(past, width, draft)
+
+    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
+    found = []
+    for compiled in (False, True):
+        widths.append(set())
+        found.append(
+            model.generate(
+                tokens, mask, max_new_tokens=20, stop_tokens=(), drafter=LookupDrafter(5, 1),
+                compiled=compiled,
+            ).steps
+        )  # fmt: skip
+    assert found[0] == found[1]
+    assert len(widths[0]) > 3
+    prompt = tokens.shape[1]
+    assert widths[1] - {prompt} <= {1, 6}
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("other", [None, NoDrafter()])
+def test_compiled_streams_may_take_turns(small_llama, other: Drafter | None) -> None:
+    """The hooks that the first one needs are gone when it has ended."""
+    model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
+    drawn(model)
+    expected = model.generate(tokens, max_new_tokens=24, stop_tokens=()).continuations[0]
+    first = model.stream(tokens, max_new_tokens=8, stop_tokens=(), drafter=other, compiled=True)
+    second = model.stream(tokens, max_new_tokens=24, stop_tokens=(), compiled=True)
+    found: list[list[int]] = [[], []]
+    for steps in itertools.zip_longest(first, second):
+        for said, step in zip(found, steps, strict=True):
+            said += step[0].tokens if step else ()
+    assert found == [expected[:8], expected]

@@ -21,8 +21,7 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
-from foretoken.decoding import cache as cache_module
-from foretoken.decoding.cache import require_rollback
+from foretoken.decoding.cache import require_rollback, restoring
 from foretoken.errors import BackboneError, InputError
 from foretoken.loading import load_causal_lm, load_tokenizer
 
@@ -414,7 +413,7 @@ def test_rounding_is_no_reason_to_refuse(family: str, monkeypatch: pytest.Monkey
     for seed in range(4):
         for dtype in (torch.float32, torch.bfloat16):
             require_rollback(Backbone(families.moved(families.build(family).to(dtype), 0.03, seed)))
-    monkeypatch.setattr(cache_module, "_copied", lambda state: {})
+    monkeypatch.setattr(restoring, "_copied", lambda state: {})
     for dtype in (torch.float32, torch.bfloat16):
         if (family, dtype) == ("lfm2_conv", torch.bfloat16):
             continue  # two rejected tokens in a short convolution look like rounding there

@@ -6,7 +6,6 @@ than training.
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
 
 import foretoken as ft
@@ -80,37 +80,43 @@ def work(jobs: list[dict], command: list[str]) -> None:
     assert not torch.distributed.is_initialized()
 
 
-def launch(jobs: list[dict], command: list[str], output: Path) -> None:
-    """Start two processes that do `work`, and wait for them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+def launch(jobs: list[dict], command: list[str], output: Path) -> str:
+    """What two processes that do `work` print, one after the other.
+
+    They meet as under torchrun: the store that they share is not one of theirs, so that its port is
+    never free in between and it outlives both.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo", "WORLD_SIZE": "2",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
     }  # fmt: skip
     words = [sys.executable, "-W", "error", __file__, json.dumps(jobs), json.dumps(command)]
-    with output.open("w") as file:
-        processes = [
-            subprocess.Popen(
-                words,
-                env={**environment, "RANK": rank, "LOCAL_RANK": rank},
-                stdout=file,
-                stderr=subprocess.STDOUT,
+    files = [output.with_suffix(f".{rank}") for rank in range(2)]
+    processes = []
+    for rank, file in enumerate(files):
+        ranks = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        with file.open("w") as out:
+            processes.append(
+                subprocess.Popen(
+                    words, env={**environment, **ranks}, stdout=out, stderr=subprocess.STDOUT
+                )
             )
-            for rank in ("0", "1")
-        ]
+    give_up = time.monotonic() + 240
+    codes: list[int | None] = [None, None]
     try:
-        give_up = time.monotonic() + 240
-        while not any(process.poll() for process in processes) and time.monotonic() < give_up:
-            if [process.poll() for process in processes] == [0, 0]:
-                return
+        while not any(codes) and codes != [0, 0] and time.monotonic() < give_up:
             time.sleep(0.1)
+            codes = [process.poll() for process in processes]
     finally:
         for process in processes:
             process.kill()
             process.wait()
-    raise AssertionError(output.read_text()[-3000:])
+    said = [file.read_text() for file in files]
+    ends = [f"exit code {code}: {text[-2000:]}" for code, text in zip(codes, said, strict=True)]
+    assert codes == [0, 0], "\n\n".join(ends)  # None: still running, and killed
+    return "".join(said)
 
 
 def check(name: str, run: Path, expected: Path, model: ft.MTPModel) -> None:
@@ -151,7 +157,7 @@ def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
         "--steps", "2", "--batch-size", "2", "--block-size", "16", "--save-every", "0",
         "--set", f"fsdp={kind == 'shards'}", "--device", "cpu", "--out", str(tmp_path / "command"),
     ]  # fmt: skip
-    launch(jobs, command, tmp_path / "output")
+    said = launch(jobs, command, tmp_path / "output")
     run(tmp_path / "2 to 1", long)
 
     for name, options in RUNS[kind].items():
@@ -161,7 +167,7 @@ def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
             for way in ("1 to 2", "2 to 1"):
                 check(way, tmp_path / way, tmp_path / "plain alone", model)
     assert ft.MTPModel.from_pretrained(tmp_path / "command" / "model").depth == 1
-    assert (tmp_path / "output").read_text().count("2 steps, 64 tokens") == 1  # heard once
+    assert said.count("2 steps, 64 tokens") == 1  # heard once
 
 
 def test_a_step_is_divided_evenly() -> None:

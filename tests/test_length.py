@@ -24,6 +24,7 @@ from foretoken.decoding import (
     decode,
     drafter_for,
 )
+from foretoken.decoding.length import HOLD
 from foretoken.errors import InputError
 from test_decoding import SHAPES, Checked, attached, prompts, reference
 
@@ -182,6 +183,56 @@ def test_useless_drafts_cost_nothing_in_the_next_text() -> None:
     assert second.chosen == [0]
 
 
+def test_useless_drafts_are_tried_at_the_start_of_a_text_alone() -> None:
+    """There a drafter has little to catch up with; in the rest of the text it need not keep up."""
+    measured, costs, tries, rested = AutoLength(3).measured, [1.0, 1.3, 1.4, 1.5], [], []
+    for text in range(40):
+        auto = AutoLength(3, measured, steps=128)
+        for _ in range(128):
+            simulate(costs, [0.0] * 3, 1, auto)
+            rested.append(auto.resting)
+            if text > 1 and auto.chosen[-1]:
+                tries.append(len(auto.chosen))
+                assert not auto.resting
+    assert 0 < len(tries) < 0.03 * len(rested)
+    assert max(tries) <= 2 * HOLD
+    assert sum(rested[256:]) > 0.9 * len(rested[256:])
+    # That drafts have become good is noticed all the same.
+    for _ in range(12):
+        auto = simulate(costs, [0.9] * 3, 128, AutoLength(3, measured, steps=128))
+    assert auto.chosen.count(3) > 100
+
+
+def test_long_texts_are_looked_at_again() -> None:
+    auto = simulate([1.0, 1.3, 1.4, 1.5], [0.0] * 3, 1000, AutoLength(3, steps=2000))
+    tries = [step for step, length in enumerate(auto.chosen) if step > 200 and length]
+    assert tries
+    assert not auto.resting
+
+
+def test_a_drafter_of_no_use_is_not_asked() -> None:
+    model, row = ft.MTPModel(families.build("llama")), prompts("llama")[1]
+
+    class Asked(NoDrafter):
+        longest, times = 1, 0
+
+        def draft(self, committed, limit):
+            self.times += 1
+            return super().draft(committed, limit)
+
+    asked, options = Asked(), {"max_new_tokens": NEW, "draft_length": "auto"}
+    model.generate(row, drafter=asked, **options)
+    assert asked.times == NEW - 1
+    (measured,) = model._measured.values()
+    measured.costs[1], measured.accepted[0] = deque([2.0] * 5), deque([False] * 20)
+    measured.worth, measured.interval, measured.waited = False, 192, 100
+    assert model.generate(row, drafter=asked, **options).new_tokens == reference("llama", 1)
+    assert asked.times == NEW - 1
+    measured.waited = 190
+    model.generate(row, drafter=asked, **options)
+    assert NEW - 1 < asked.times <= NEW - 1 + 2 * HOLD
+
+
 @pytest.mark.parametrize("steps", [3, 8, 15])
 def test_useless_drafts_cost_little_in_short_texts(steps: int) -> None:
     """No text is long enough for a trial; the texts together are."""
@@ -265,7 +316,7 @@ def test_auto_is_an_option_of_generate() -> None:
     model.generate(row, max_new_tokens=NEW, draft_length="auto")
     assert measured.worth is not None  # the next text learns from this one
     assert set(result.draft_lengths) > {0}
-    with pytest.raises(InputError, match="a compiled step has one shape"):
+    with pytest.raises(InputError, match="would time compilations"):
         model.generate(row, max_new_tokens=NEW, draft_length="auto", compiled=True)
     for wrong in (0, 4, -1):
         with pytest.raises(InputError, match="draft length"):

@@ -23,6 +23,7 @@ import families
 import foretoken as ft
 from foretoken.backbone import Backbone
 from foretoken.decoding import (
+    Batch,
     Draft,
     Exact,
     Generation,
@@ -32,10 +33,11 @@ from foretoken.decoding import (
     Sampling,
     SpeculativeSampling,
     TreeShape,
+    decode,
     drafter_for,
 )
 from foretoken.decoding.sampling import Sampler
-from foretoken.decoding.tree import comb
+from foretoken.decoding.tree import comb, tree
 from foretoken.errors import InputError
 from test_acceptance import p_value
 
@@ -70,9 +72,23 @@ HEADS = {
 }
 
 
+def disturbed(owner: ft.MTPModel, seed: int = 0) -> ft.MTPModel:
+    """With heads that draft in a way of their own: new ones of all kinds nearly agree."""
+    noise = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in owner.require_head().parameters():
+            parameter += 0.3 * torch.randn(parameter.shape, generator=noise)
+    return owner.eval()
+
+
 @cache
 def model(kind: str) -> ft.MTPModel:
-    return ft.MTPModel(toy(0), HEADS[kind]).eval()
+    return disturbed(ft.MTPModel(toy(0), HEADS[kind]), list(HEADS).index(kind))
+
+
+@cache
+def another() -> Backbone:
+    return Backbone(toy(1))
 
 
 def drafter(name: str):
@@ -84,7 +100,7 @@ def drafter(name: str):
         return LookupDrafter(2, 1)
     backbone = model("parallel").backbone
     if kind == "model":
-        return ModelDrafter(backbone, Backbone(toy(1)), 2, tree)
+        return ModelDrafter(backbone, another(), 2, tree)
     owner = model(kind)
     return drafter_for(owner.backbone, owner.require_head(), 2, tree)
 
@@ -222,6 +238,37 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
         assert alone.new_tokens == together.continuations[row]
 
 
+@pytest.mark.parametrize(
+    "shape", [None, TreeShape((2, 2, 1)), TreeShape(nodes=2), TreeShape(nodes=9)]
+)
+@pytest.mark.parametrize("kind", [*HEADS, "model"])
+def test_nor_on_where_they_end(kind: str, shape: TreeShape | None) -> None:
+    """Near the end of a row there is room for less of a draft than beside it."""
+    config = HEADS.get(kind, HEADS["parallel"])
+    depth = config.depth if getattr(config, "shared", False) else 4
+    owner = disturbed(ft.MTPModel(toy(0), replace(config, depth=depth)))
+    backbone = owner.backbone
+    if kind == "model":
+        one = ModelDrafter(backbone, another(), 4, shape)
+    else:
+        one = drafter_for(backbone, owner.require_head(), 4, shape)
+    texts, limits, seeds = (
+        [PROMPT, [2, 0, 0, 3, 1], [4, 0, 2, 2, 1]] * 2,
+        [3, 40, 12, 5, 2, 4],
+        range(6),
+    )
+
+    def drawn(rows: slice) -> list[list[int]]:
+        batch = Batch(backbone, torch.tensor(texts[rows]), None, limits[rows])
+        sampling = Sampling(temperature=1.0, seeds=list(seeds[rows]))
+        list(decode(backbone, batch, one, SpeculativeSampling(), sampling))
+        return batch.continuations
+
+    together = drawn(slice(None))
+    assert [len(row) for row in together] == limits
+    assert together == [drawn(slice(row, row + 1))[0] for row in range(len(texts))]
+
+
 class NoTwos(LogitsProcessor):
     """Forbids a token after itself: a rule that looks at the text."""
 
@@ -349,7 +396,7 @@ def test_a_dynamic_tree_has_at_most_the_nodes_that_there_are(name: str) -> None:
     owner = model(name if name in HEADS else "parallel")
     shape, backbone = TreeShape(nodes=4 * V), owner.backbone
     if name == "model":
-        wide = ModelDrafter(backbone, Backbone(toy(1)), 2, shape)
+        wide = ModelDrafter(backbone, another(), 2, shape)
     else:
         wide = drafter_for(backbone, owner.require_head(), 2, shape)
     prompt = torch.tensor([PROMPT])
@@ -360,11 +407,39 @@ def test_a_dynamic_tree_has_at_most_the_nodes_that_there_are(name: str) -> None:
     )
 
 
+@pytest.mark.parametrize("grow", [tree, comb])
+@pytest.mark.parametrize(
+    "shape",
+    [*(TreeShape(nodes=n) for n in (1, 2, 3, 7, 12, 30)), TreeShape((2, 6, 1)), TreeShape((1, 4))],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", ["any", "equal", "masked"])
+def test_what_a_row_drafts_within_its_reach_does_not_depend_on_others(kind, grow, shape) -> None:
+    logits = 3 * torch.randn(9, 4, 60, generator=torch.Generator().manual_seed(0))
+    if kind == "equal":  # many are, as in bfloat16
+        logits = logits.round().bfloat16()
+    if kind == "masked":
+        logits[..., 2:] = -torch.inf
+    reach = [0, 1, 2, 3, 4, 9, 1, 2, 3]
+    together = grow(logits, shape, reach)
+    assert (together.parents <= torch.arange(together.size)).all()
+    for row, deep in enumerate(reach):
+        counted = together.depths[row, 1:] <= deep
+        alone = grow(logits[row : row + 1, :deep], shape, [deep]) if deep else None
+        assert counted.sum() == (0 if alone is None else alone.size)
+        if alone is not None:
+            assert torch.equal(alone.tokens[0], together.tokens[row][: alone.size])
+            assert torch.equal(alone.parents[0], together.parents[row][: alone.size])
+            assert counted[: alone.size].all()
+            twins = list(zip(alone.parents[0].tolist(), alone.tokens[0].tolist(), strict=True))
+            assert len(set(twins)) == len(twins)
+
+
 def test_beside_a_chain_are_others_than_its_own_tokens() -> None:
     """Also where several are equally likely: the chain has gone on from `argmax`."""
     logits = torch.randint(0, 2, (6, 3, 40), generator=torch.Generator().manual_seed(0)).float()
     for shape in (TreeShape(widths=(3, 3, 3)), TreeShape(nodes=9), TreeShape(widths=(1, 1))):
-        draft = comb(logits, shape)
+        draft = comb(logits, shape, [3] * 6)
         for row in range(6):
             node = 0
             for depth in range(3):

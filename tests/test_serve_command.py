@@ -22,7 +22,7 @@ from test_cli import fine, refused
 def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
     environment = {**os.environ, "FORETOKEN_API_KEY": "sesame"}
     command = [sys.executable, "-m", "foretoken", "serve", "tiny-mtp", "--port", "0"]
-    command += ["--json", str(tmp_path / "serve.json")]
+    command += ["--json", str(tmp_path / "serve.json"), "--draft-length", "auto"]
     with subprocess.Popen(
         [*command, "--model-name", "small"], env=environment, stdout=subprocess.PIPE, text=True
     ) as process:
@@ -36,7 +36,8 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
             assert process.stdout.readline().startswith("Result file: ")
             result = read_result(tmp_path / "serve.json")
             assert result.settings["url"] == f"{found[1]}/v1"
-            assert result.rows == [{"model": "small", "method": "parallel", "depth": 3}]
+            served = {"model": "small", "method": "parallel", "depth": 3, "draft_length": "auto"}
+            assert result.rows == [served]
             asked: dict[str, Any] = {"model": "small", "prompt": "def main(", "temperature": 0}
             headers = {"Authorization": "Bearer sesame"}
             transport = httpx.HTTPTransport(retries=5)
@@ -58,6 +59,11 @@ def test_help_sends_production_elsewhere() -> None:
     text = " ".join(fine("serve", "--help").split())
     assert "Production traffic belongs on vLLM" in text
     assert "foretoken export MODEL --to LAYOUT --out DIR" in text
+
+
+def test_no_length_is_chosen_for_drafts_that_nobody_makes() -> None:
+    asked = ("--port", 0, "--drafter", "none", "--draft-length", "auto")
+    assert "without a drafter there is no draft" in refused("serve", "tiny-mtp", *asked)
 
 
 def test_what_cannot_be_served_is_said_before_anything_is_loaded(

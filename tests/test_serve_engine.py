@@ -14,7 +14,7 @@ import torch
 
 import families
 import foretoken as ft
-from foretoken.decoding import NoDrafter, Sampling, StopTokens, drafter_for
+from foretoken.decoding import Batch, NoDrafter, Sampling, StopTokens, drafter_for
 from foretoken.errors import InputError
 from foretoken.serve import Engine, Job, Limits, Metrics, Progress, Settings
 from foretoken.serve.jobs import Closed, QueueFull
@@ -74,9 +74,11 @@ def model() -> ft.MTPModel:
 
 
 @contextmanager
-def engine_of(model: ft.MTPModel, drafter: Any = None, **limits: int) -> Iterator[Engine]:
+def engine_of(
+    model: ft.MTPModel, drafter: Any = None, *, auto_length: bool = False, **limits: int
+) -> Iterator[Engine]:
     drafter = drafter or drafter_for(model.backbone, model.require_head())
-    engine = Engine(model, drafter, Limits(**limits), Metrics())
+    engine = Engine(model, drafter, Limits(**limits), Metrics(), auto_length=auto_length)
     try:
         yield engine
     finally:
@@ -102,6 +104,24 @@ def test_rows_of_any_length_say_what_each_says_alone(model: ft.MTPModel) -> None
         for row in rows:
             engine.submit(row.job)
         assert [row.all() for row in rows] == [alone(model, row) for row in rows]
+
+
+def test_lengths_are_chosen_by_what_earlier_batches_measured() -> None:
+    model = ft.attach(families.build("llama"), "parallel", depth=3)
+    rows = [Row(prompt(n), tokens=60) for n in range(8)]
+    with engine_of(model, auto_length=True, max_batch=2) as engine:
+        for row in rows:
+            engine.submit(row.job)
+        assert [row.all() for row in rows] == [alone(model, row) for row in rows]
+    two = Batch(model.backbone, torch.tensor([prompt(0), prompt(1)]), None, 60)
+    greedily, warm = (
+        model.auto_length(engine.drafter, two, Sampling(temperature=temperature)).measured
+        for temperature in (0.0, 0.5)
+    )
+    assert greedily.worth is not None
+    assert set(greedily.costs) <= {1, 2, 3}
+    assert warm.worth is None
+    assert not warm.waited
 
 
 def test_requests_that_wait_together_share_a_batch(model: ft.MTPModel) -> None:

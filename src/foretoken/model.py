@@ -356,11 +356,11 @@ class MTPModel(nn.Module):
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
             draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
                 every step of any drafter as long as brings most tokens per second, down to 0;
-                what earlier calls with as many rows have measured counts.
+                what earlier calls like this one have measured counts (see `auto_length`).
             rule: what of a draft is accepted; by default what leaves the output as it is.
             pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
-            compiled: run passes of one shape, compiled by torch: minutes once, then faster steps.
+            compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
         """
         if stop_strings and tokenizer is None:
             raise InputError("stop strings need the tokenizer too.")
@@ -371,8 +371,8 @@ class MTPModel(nn.Module):
             raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
         if compiled and draft_length == "auto":
             raise InputError(
-                "a compiled step has one shape, and draft length 'auto' changes it from step to "
-                "step; choose a length, or leave the step uncompiled."
+                "draft length 'auto' would time compilations, not steps; choose a length, or leave "
+                "the step uncompiled."
             )
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
@@ -384,10 +384,7 @@ class MTPModel(nn.Module):
             raise InputError("a drafter that is given has its own draft length.")
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
-            kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
-            alike = (kind, shape, drafter.longest, batch.rows, sampling.temperature, pass_width)
-            measured = self._measured.setdefault(alike, Measured())
-            length = AutoLength(drafter.longest, measured, batch.rows)
+            length = self.auto_length(drafter, batch, sampling, pass_width)
         self.eval()
         return decode(
             self.backbone,
@@ -399,6 +396,19 @@ class MTPModel(nn.Module):
             pass_width=pass_width,
             compiled=compiled,
         )
+
+    def auto_length(
+        self, drafter: Drafter, batch: Batch, sampling: Sampling, pass_width: int | None = None
+    ) -> AutoLength:
+        """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
+
+        They are alike with the same drafter, as many rows, and about the same temperature.
+        """
+        kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
+        warmth = (sampling.greedy, round(sampling.temperature, 1))
+        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width)
+        measured = self._measured.setdefault(alike, Measured())
+        return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
 
     @property
     def stop_tokens(self) -> tuple[int, ...]:

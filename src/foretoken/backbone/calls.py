@@ -68,7 +68,7 @@ class BackboneOutput:
     positions: Tensor | None = None
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """What hooks saw in the last forward pass."""
 

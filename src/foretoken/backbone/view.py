@@ -281,6 +281,11 @@ class Backbone:
                 self.model._init_weights
             )  # children first, as transformers does: parents may correct
 
+    @property
+    def watchers(self) -> tuple[Trace, ...]:
+        """Those that `watch` has open."""
+        return tuple(self._open)
+
     @contextmanager
     def watch(self, layers: Iterable[int]) -> Iterator[Trace]:
         """Record, while the model runs, what enters `layers` and how the last block is called.

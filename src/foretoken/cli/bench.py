@@ -48,7 +48,7 @@ def bench(
     ] = None,
     pass_width: drafting.PassWidth = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Measure plain and heads with a compiled step too.")
+        bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
     ] = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -138,7 +138,7 @@ def methods_of(
     Args:
         model: that decodes.
         sampling: greedy by default.
-        compiled: show plain decoding, heads and draft model with a compiled step too.
+        compiled: show ours with a compiled step too, where draft lengths are not chosen.
         draft: a draft model, and its name.
         tree: a shape, to draft trees from the heads too.
         draft_length: to draft so many tokens from the heads too, or `"auto"`.
@@ -166,18 +166,16 @@ def methods_of(
         if draft_length is not None:
             drafter = drafting.drafter("heads", model, draft_length)
             add(f"{kind}-{draft_length}", drafter, draft_length=draft_length)
-    if compiled:  # its steps have one shape
-        ours += [method.compile() for method in ours if not method.auto]
     add("prompt-lookup", LookupDrafter(PROMPT_LOOKUP), source="lookup")
     theirs = [Transformers(model, sampling=sampling)]
     if batch_size == 1:
         theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
     if draft is not None:
         add("draft-model", ModelDrafter(model.backbone, draft[0].backbone), source=draft[1])
-        if compiled:
-            ours.append(ours[-1].compile())
         if batch_size == 1:
             theirs.append(Transformers(model, draft=draft, sampling=sampling))
+    if compiled:
+        ours += [method.compile() for method in ours if not method.auto]
     return [*ours, *theirs]
 
 

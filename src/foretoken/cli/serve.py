@@ -68,36 +68,42 @@ def serve(
         grace_seconds=grace_seconds,
     )
     shape, length = drafting.parse_tree(tree), drafting.parse_length(draft_length)
-    if length == "auto":
-        raise InputError("batches change while a server runs; give --draft-length a number.")
     if api_key is not None and not api_key.strip():
         raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
     if json is not None and api_key is not None and os.environ.get(API_KEY) != api_key:
         raise InputError(
             f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
         )
-    listening = _listen(host, port)
-    loaded = common.load_model(model, device, dtype)
-    name = drafting.drafter_name(drafter, loaded)
-    service = serving.Service(
-        loaded,
-        common.tokenizer_of(model, loaded),
-        model_name or _name(model),
-        drafting.drafter(name, loaded, length, shape),
-        drafting.method_name(name, loaded),
-        limits,
-        api_key,
-    )
-    running = serving.server(service, host, port)
-    where = f"http://{_shown(host)}:{listening.getsockname()[1]}"
-    common.console.print(f"{service.name} at {where}/v1, the page at {where}/")
-    common.console.print(serving.PRODUCTION)
-    if api_key is None and not _local(host):
-        common.console.print(f"Anybody who reaches {host} can use it; --api-key keeps others out.")
-    row = {"model": service.name, "method": service.drafter_name, "depth": service.drafter.longest}
-    settings = {"url": f"{where}/v1", "page": f"{where}/", **asdict(limits)}
-    common.save_json(json, "serve", loaded, None, settings, [row])
-    running.run(sockets=[listening])
+    with _listen(host, port) as listening:
+        loaded = common.load_model(model, device, dtype)
+        name = drafting.drafter_name(drafter, loaded)
+        service = serving.Service(
+            loaded,
+            common.tokenizer_of(model, loaded),
+            model_name or _name(model),
+            drafting.drafter(name, loaded, length, shape),
+            drafting.method_name(name, loaded),
+            limits,
+            api_key,
+            auto_length=length == "auto",
+        )
+        running = serving.server(service, host, port)
+        where = f"http://{_shown(host)}:{listening.getsockname()[1]}"
+        common.console.print(f"{service.name} at {where}/v1, the page at {where}/")
+        common.console.print(serving.PRODUCTION)
+        if api_key is None and not _local(host):
+            common.console.print(
+                f"Anybody who reaches {host} can use it; --api-key keeps others out."
+            )
+        row = {
+            "model": service.name,
+            "method": service.drafter_name,
+            "depth": service.drafter.longest,
+            "draft_length": length,
+        }
+        settings = {"url": f"{where}/v1", "page": f"{where}/", **asdict(limits)}
+        common.save_json(json, "serve", loaded, None, settings, [row])
+        running.run(sockets=[listening])
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -142,10 +142,15 @@ class Batch:
         self.tokens = self.tokens.to(self.device)
 
     @property
+    def reach(self) -> list[int]:
+        """How many tokens a draft has room for, by place: one more is the backbone's own."""
+        return [max(0, room - 1) for room in self.room]
+
+    @property
     def limit(self) -> int:
-        """How many more tokens the row with most room may draft: one is the backbone's own."""
-        places = zip(self.room, self.present, strict=True)
-        return max((room for room, row in places if self.active[row]), default=1) - 1
+        """How many tokens a draft has room for in the row that has most, of those that go on."""
+        places = zip(self.reach, self.present, strict=True)
+        return max((reach for reach, row in places if self.active[row]), default=0)
 
     @property
     def complete(self) -> bool:
@@ -208,11 +213,10 @@ class Batch:
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
 
     def within(self, draft: Draft) -> Draft:
-        """The draft, which counts in each row as far as there is room: one token is not drafted."""
-        room = [max(0, room - 1) for room in self.room]
-        if min(room) >= draft.size:
+        """The draft, which counts in each row as far as there is room."""
+        if min(self.reach) >= draft.size:
             return draft
-        reach = torch.tensor(room, device=self.device)
+        reach = torch.tensor(self.reach, device=self.device)
         return replace(
             draft, reach=reach if draft.reach is None else torch.minimum(reach, draft.reach)
         )

@@ -1,12 +1,16 @@
 """Compiled functions for passes of fixed shape."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import is_dataclass
 from functools import wraps
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch._dynamo.exc import FailOnRecompileLimitHit
+from transformers import Cache
+
+from foretoken.backbone import Backbone
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -14,32 +18,43 @@ SHAPES = 64
 """Shapes that one function may be compiled for: draft lengths × batches × capacities × models."""
 
 
-def compile_fixed(function: Function) -> Function:
+def compile_fixed(function: Function, backbone: Backbone) -> Function:
     """`function`, compiled for each shape that it meets; on a GPU replayed from CUDA graphs.
 
     One row is compiled apart, any other number of them together; the first tensor has a line for
-    each row, and so have others as long. For one `generate`, in which nothing changes but numbers
-    and the shapes of tensors in the arguments. PyTorch's guards (is every weight still what it
-    was?) take as long as a tenth of a small model's pass, so they are checked when a shape comes
-    for the first time, and not again.
+    each row, and so have others as long. For one `generate`, in which nothing changes but numbers,
+    the shapes of tensors in the arguments, and who watches `backbone`, which runs in it: other
+    streams may begin and end. PyTorch's guards (is every weight still what it was?) take as long as
+    a tenth of a small model's pass, so they are checked where one of these is new, and not again.
+    Shapes beyond the limit run uncompiled.
     """
     on_gpu = torch.cuda.is_available()
     compiled = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
-    checked: set[tuple[torch.Size, ...]] = set()
+    ways: dict[Hashable, Callable[..., Any]] = {}
+
+    def unguarded(*args: Any, **kwargs: Any) -> Any:
+        with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
+            return compiled(*args, **kwargs)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         tensors = list(_tensors((args, kwargs)))
         shapes = tuple(tensor.shape for tensor in tensors)
-        if shapes in checked:
-            with torch.compiler.set_stance(skip_guard_eval_unsafe=True):
-                return compiled(*args, **kwargs)
+        case = backbone.watchers, shapes
+        if case in ways:
+            return ways[case](*args, **kwargs)
         for tensor in tensors:
             if tensor.shape[:1] == shapes[0][:1]:
                 varying(tensor, 0)
-        with torch._dynamo.config.patch(recompile_limit=SHAPES):
-            found = compiled(*args, **kwargs)
-        checked.add(shapes)
+        try:
+            with torch._dynamo.config.patch(
+                recompile_limit=SHAPES, fail_on_recompile_limit_hit=True
+            ):
+                found = compiled(*args, **kwargs)
+        except FailOnRecompileLimitHit:
+            ways[case] = function
+            return function(*args, **kwargs)
+        ways[case] = unguarded
         return found
 
     return call  # type: ignore[return-value]
@@ -52,9 +67,11 @@ def varying(tensor: Tensor, dimension: int) -> Tensor:
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:
-    """In a value."""
+    """In a value; of a cache, whose layers are alike, the first keys."""
     if isinstance(value, Tensor):
         yield value
+    elif isinstance(value, Cache):
+        yield from _tensors(getattr(value.layers[0], "keys", None))
     elif isinstance(value, (tuple, list)):
         for part in value:
             yield from _tensors(part)

@@ -62,8 +62,10 @@ class Draft:
         """
         if self.parents is not None:
             raise InputError("passes of one width verify chains, not trees; leave out one of them.")
-        reach = self.tokens.new_full(self.tokens.shape[:1], self.size)
         filling = size - self.size
+        if not filling:
+            return self
+        reach = self.tokens.new_full(self.tokens.shape[:1], self.size)
         return Draft(
             pad(self.tokens, (0, filling)),
             probabilities=(

@@ -11,6 +11,7 @@ are multiples of a step without a draft, and only neighbours are compared: as a 
 take longer, and other work on the machine comes and goes.
 """
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ from foretoken.decoding.batch import Step
 
 REMEMBERED = 128
 """Steps whose acceptance counts."""
+RECENT = 2
+"""Of them, where none drafted lately: one try shows that drafts have become good."""
 PRIOR = 2
 """Steps that the first guess at a depth's acceptance counts for."""
 COMPARED = 3
@@ -35,8 +38,8 @@ acceptance is known a little."""
 EXPLORE = 24
 """Steps before others at another length, to see whether things have changed; twice as many each
 time, until drafting begins or ends to be worth it."""
-EXPLORE_AT_MOST = 192
-"""Steps before others at another length at most: four that take half as long again cost 1 %."""
+EXPLORE_AT_MOST = 768
+"""Steps before others at another length at most: some texts."""
 UNEVEN = 0.04
 """What drafting has to gain for each further row of a batch: rows that draft end at different
 steps, and a step of the last few costs nearly what one of all does."""
@@ -85,20 +88,41 @@ class AutoLength:
         longest: the longest draft, or how deep a tree is.
         measured: in earlier texts, and in this one.
         rows: of the batch.
+        steps: that there can be; None: any number.
 
     Attributes:
         chosen: the lengths so far, in order.
     """
 
-    def __init__(self, longest: int, measured: Measured | None = None, rows: int = 1) -> None:
-        self.longest, self.margin = longest, 1 + UNEVEN * (rows - 1)
+    def __init__(
+        self,
+        longest: int,
+        measured: Measured | None = None,
+        rows: int = 1,
+        steps: int | None = None,
+    ) -> None:
+        self.longest, self.margin, self.steps = longest, 1 + UNEVEN * (rows - 1), steps
         self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
         self.run, self.run_before = Run(0), Run(0)
 
     def row(self) -> "AutoLength":
         """For one row by itself."""
-        return AutoLength(self.longest, self.measured)
+        return AutoLength(self.longest, self.measured, steps=self.steps)
+
+    @property
+    def resting(self) -> bool:
+        """Whether nothing is drafted any more: a drafter need not keep up."""
+        useless = self.measured.worth is False and not self.run.length
+        return useless and not self._due(self._left)
+
+    @property
+    def _left(self) -> float:
+        return math.inf if self.steps is None else self.steps - len(self.chosen)
+
+    def _due(self, ahead: float = 0) -> bool:
+        """Whether another length is tried, now or so many steps ahead."""
+        return self.measured.waited + ahead >= self.measured.interval
 
     def choose(self) -> int:
         """The length of the next step."""
@@ -178,10 +202,16 @@ class AutoLength:
             best = 0
         if (best > 0) != measured.worth:
             measured.worth, measured.interval, measured.waited = best > 0, EXPLORE, 0
-        if not self.chosen or measured.waited < measured.interval:  # a try has a neighbour
+        # A try has a neighbour. One that would come later in a text without drafts comes at its
+        # start, where a drafter has little to catch up with.
+        early = not best and len(self.chosen) == HOLD <= self._left < math.inf
+        if not self.chosen or not self._due(self._left if early else 0):
             return best
         measured.tries += 1
         measured.interval, measured.waited = min(2 * measured.interval, EXPLORE_AT_MOST), 0
+        if not best:
+            for depth, seen in measured.accepted.items():
+                measured.accepted[depth] = deque(list(seen)[-RECENT:], maxlen=REMEMBERED)
         return self._other(best)
 
     def _other(self, best: int) -> int:

@@ -17,7 +17,7 @@ from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import ENDED, Batch, Step
 from foretoken.decoding.cache import takes_masks
 from foretoken.decoding.draft import Draft
-from foretoken.decoding.drafters import Drafter
+from foretoken.decoding.drafters import Drafter, NoDrafter
 from foretoken.decoding.length import AutoLength
 from foretoken.decoding.passes import Passes
 from foretoken.decoding.sampling import Sampler, Sampling
@@ -81,7 +81,7 @@ def decode(
     Rows of a backbone that cannot tell them apart are continued one after another. `length` chooses
     how far every draft goes; without it that is the drafter's affair. `pass_width` makes every pass
     but the first so many tokens wide, whatever is drafted (see `foretoken.decoding.invariance`).
-    `compiled` runs every pass but the first in one shape, compiled by torch; the first time takes
+    `compiled` runs every pass but the first compiled by torch, in few shapes; the first time takes
     its minutes.
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
@@ -129,8 +129,9 @@ def _decode(
             began, limit = time.perf_counter(), passes.limit(batch)
             if length is not None:
                 limit = min(limit, length.choose())
+                drafter = NoDrafter() if length.resting else drafter
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
-            draft = passes.fitted(batch.within(proposed))
+            draft = passes.fitted(batch.within(proposed), drafter.longest)
             # Let go of rows that have ended.
             if (stay := batch.let_go(passes.fewest)) is not None:
                 draft = draft.select(stay)

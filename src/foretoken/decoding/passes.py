@@ -43,7 +43,9 @@ class Verified:
     def committed(self, batch: Batch, verdict: Verdict) -> Committed:
         """What a drafter is shown once the verdict is committed."""
         last = self.first + verdict.last
-        return Committed(batch.tokens, batch.lengths, self.begin, self.output, last, verdict.path)
+        return Committed(
+            batch.tokens, batch.lengths, self.begin, self.output, last, verdict.path, batch.reach
+        )
 
 
 class Passes:
@@ -54,7 +56,7 @@ class Passes:
         batch: whose rows are continued.
         width: of every pass but the first, whatever is drafted (see
             `foretoken.decoding.invariance`); None: what is drafted.
-        compiled: run every pass but the first in one shape, compiled by torch.
+        compiled: run every pass but the first compiled by torch, in few shapes.
 
     Attributes:
         past: what the rows have read.
@@ -72,7 +74,7 @@ class Passes:
         self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
         if width is not None:
             require_invariance(backbone, batch.rows, width, self.capacity)
-        self._steady = compile_fixed(_verify) if compiled else _verify
+        self._steady = compile_fixed(_verify, backbone) if compiled else _verify
 
     def verify(self, batch: Batch, draft: Draft, layers: tuple[int, ...]) -> Verified:
         """One pass over what the backbone has not read, and the draft; `layers` are kept."""
@@ -96,9 +98,16 @@ class Passes:
         widest = (self.width or WIDEST) - 1
         return widest if self.compiled else min(widest, batch.limit)
 
-    def fitted(self, draft: Draft) -> Draft:
-        """A draft as wide as every pass, where they have one width."""
-        return draft if self.width is None else draft.padded(self.width - 1)
+    def fitted(self, draft: Draft, longest: int) -> Draft:
+        """A draft as wide as every pass, where they have one width.
+
+        Compiled passes have the width of the `longest` chain, as far as anything is drafted.
+        """
+        if self.width is not None:
+            return draft.padded(self.width - 1)
+        if self.compiled and draft.size and draft.parents is None:
+            return draft.padded(max(draft.size, min(longest, WIDEST - 1)))
+        return draft
 
 
 def _verify(

@@ -6,6 +6,7 @@ joint probability is then the product of its tokens' own.
 Shapes: B rows, K depths, V vocabulary, N drafted tokens.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -61,28 +62,34 @@ def chain(logits: Tensor, sampler: Sampler, first: int = 0, *, chosen: bool = Fa
     return Draft(draw(probabilities, uniforms), probabilities=probabilities)
 
 
-def tree(logits: Tensor, shape: TreeShape) -> Draft:
-    """The likeliest tokens as a tree, (B, K, V); see `TreeShape`."""
+def tree(logits: Tensor, shape: TreeShape, reach: Sequence[int]) -> Draft:
+    """The likeliest tokens as a tree, (B, K, V).
+
+    Args:
+        logits: (B, K, V), of every depth.
+        shape: widths by depth, or how many nodes in all.
+        reach: how deep each row's draft can count. What a row drafts within it is the same
+            whatever the others' reach is, and however many depths there are.
+    """
     if shape.widths:
-        return _static(logits, shape.widths[: logits.shape[1]])
-    return _dynamic(logits, shape.nodes)
+        return _static(logits, shape.widths)
+    return _dynamic(logits, shape.nodes, reach)
 
 
-def comb(logits: Tensor, shape: TreeShape) -> Draft:
+def comb(logits: Tensor, shape: TreeShape, reach: Sequence[int]) -> Draft:
     """The chain of likeliest tokens, and at every depth the next likeliest as leaves beside it.
 
     For drafters whose depths read the token before: only the chain's own logits are known. A
-    dynamic tree takes the leaves of highest joint probability.
+    dynamic tree takes as much of the chain as it has nodes for, then the leaves of highest joint
+    probability.
 
-    Args:
-        logits: (B, K, V), along the chain.
-        shape: widths by depth, or how many nodes in all.
+    The arguments are those of `tree`, `logits` along the chain.
     """
     depth, vocab = logits.shape[1:]
     if shape.widths:
         widths = [*shape.widths[:depth], *[1] * (depth - len(shape.widths))]
-        tokens = _likeliest(logits, max(widths))
-        width = max(widths)
+        width = max(shape.widths)
+        tokens = _likeliest(logits, width)
         places = [level * width + rank for level, w in enumerate(widths) for rank in range(w)]
         order = torch.tensor(places, device=logits.device).expand(len(logits), -1)
     else:
@@ -92,9 +99,8 @@ def comb(logits: Tensor, shape: TreeShape) -> Draft:
         values = logs.gather(-1, tokens)
         before = values[..., :1].cumsum(1) - values[..., :1]
         joint = values + before
-        joint[..., 0] += 1e6  # the chain itself is always whole
-        nodes = min(max(shape.nodes, depth), depth * width)
-        order = joint.flatten(1).topk(nodes).indices.sort(1).values
+        beside = (torch.arange(width, device=logits.device) > 0).long()
+        order = _best(joint, reach, beside)[:, : shape.nodes].sort(1).values
     level = order // width
     place = torch.zeros(len(order), depth * width, dtype=torch.long, device=order.device)
     count = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
@@ -103,19 +109,32 @@ def comb(logits: Tensor, shape: TreeShape) -> Draft:
     return Draft(tokens.flatten(1).gather(1, order), parents)
 
 
+def _best(joint: Tensor, reach: Sequence[int], later: Tensor | int = 0) -> Tensor:
+    """The order in which ways are taken, (B, K, width) → (B, K * width).
+
+    Those within a row's reach come first, then deeper ones, depth by depth; among them those that
+    are not `later` (0 or 1), then the likeliest. Of equal ones the first: so a beginning comes
+    before what goes on from it, and it does not matter how many ways there are.
+    """
+    depths = torch.arange(1, joint.shape[1] + 1, device=joint.device)
+    beyond = (depths - torch.tensor(reach, device=joint.device).unsqueeze(1)).clamp(min=0)
+    turn = (2 * beyond.unsqueeze(-1) + later).expand_as(joint).flatten(1)
+    order = joint.flatten(1).sort(dim=1, descending=True, stable=True).indices
+    return order.gather(1, turn.gather(1, order).sort(dim=1, stable=True).indices)
+
+
 def _likeliest(logits: Tensor, count: int) -> Tensor:
     """The likeliest tokens, best first, (…, V) → (…, count); of equal ones that of `argmax` is it.
 
     `topk` alone may break a tie otherwise, and the chain has gone on from `argmax`.
     """
     best = logits.argmax(-1, keepdim=True)
-    others = logits.scatter(-1, best, -torch.inf).topk(count - 1).indices
-    return torch.cat([best, others], dim=-1)
+    return logits.scatter(-1, best, torch.inf).topk(count).indices
 
 
 def _static(logits: Tensor, widths: tuple[int, ...]) -> Draft:
     best = logits[:, : len(widths)].topk(max(widths), dim=-1).indices
-    depths, ranks, parents = _layout(widths)
+    depths, ranks, parents = _layout(widths[: logits.shape[1]])
     tokens = best[:, depths, ranks]
     return Draft(tokens, torch.tensor(parents, device=tokens.device).expand(len(tokens), -1))
 
@@ -139,7 +158,7 @@ def _layout(widths: tuple[int, ...]) -> tuple[list[int], list[int], list[int]]:
     return depths, ranks, parents
 
 
-def _dynamic(logits: Tensor, nodes: int) -> Draft:
+def _dynamic(logits: Tensor, nodes: int, reach: Sequence[int]) -> Draft:
     """The `nodes` ways of highest joint probability, which contain all their beginnings.
 
     Li et al. 2024, "EAGLE-2" (arXiv 2406.16858), section 4, for independent depths.
@@ -159,10 +178,8 @@ def _dynamic(logits: Tensor, nodes: int) -> Draft:
         all_scores.append(scores)
         all_tokens.append(tokens)
         all_parents.append(parents)
-    joint = torch.cat(all_scores, dim=1)
-    # A way is at most as likely as its beginning; stable, so that the beginning comes first.
-    order = joint.sort(dim=1, descending=True, stable=True).indices[:, :nodes]
-    place = torch.zeros_like(joint, dtype=torch.long)
+    order = _best(torch.stack(all_scores, dim=1), reach)[:, :nodes]
+    place = torch.zeros(rows, depth * width, dtype=torch.long, device=order.device)
     place.scatter_(
         1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand(rows, -1)
     )

@@ -38,10 +38,20 @@ class Engine:
         drafter: that proposes tokens for jobs that want drafts.
         limits: of batch and queue.
         metrics: where is counted what happens.
+        auto_length: have every step draft as far as brings most tokens per second.
     """
 
-    def __init__(self, model: MTPModel, drafter: Drafter, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        model: MTPModel,
+        drafter: Drafter,
+        limits: Limits,
+        metrics: Metrics,
+        *,
+        auto_length: bool = False,
+    ) -> None:
         self.model, self.drafter, self.limits, self.metrics = model.eval(), drafter, limits, metrics
+        self.auto_length = auto_length
         self.batch_size = limits.max_batch if takes_masks(model.backbone) else 1
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []
@@ -130,7 +140,15 @@ class Engine:
         for job in jobs:
             job.began_now()
         written = 0
-        stream = decode(self.model.backbone, batch, drafter, SpeculativeSampling(), sampling)
+        auto = self.auto_length and settings.drafted
+        stream = decode(
+            self.model.backbone,
+            batch,
+            drafter,
+            SpeculativeSampling(),
+            sampling,
+            length=self.model.auto_length(drafter, batch, sampling) if auto else None,
+        )
         with closing(cast("Generator[tuple[Step, ...]]", stream)):
             for steps in stream:
                 self.metrics.forward(steps)

@@ -30,6 +30,8 @@ class Service:
         drafter_name: what it is called.
         limits: what is refused.
         api_key: that requests must bring; None lets everybody in.
+        auto_length: whether every step drafts as far as brings most tokens per second.
+        metrics: where is counted what happens.
     """
 
     model: MTPModel
@@ -39,10 +41,13 @@ class Service:
     drafter_name: str
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = None
+    auto_length: bool = False
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
-        self.engine = Engine(self.model, self.drafter, self.limits, self.metrics)
+        self.engine = Engine(
+            self.model, self.drafter, self.limits, self.metrics, auto_length=self.auto_length
+        )
         self.created = int(time.time())
         ends = {*self.model.stop_tokens, self.tokenizer.eos_token_id} - {None}
         self._ends = StopTokens(ends)

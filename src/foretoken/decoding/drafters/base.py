@@ -26,6 +26,7 @@ class Committed:
         output: that pass.
         last: (B,) the place in that pass of the last token of it that stands.
         path: (B, W) the places of those that stand, where the draft was a tree; None: the first.
+        reach: how deep a draft can count, by row: further there is no room.
     """
 
     tokens: Tensor
@@ -34,6 +35,7 @@ class Committed:
     output: BackboneOutput
     last: Tensor
     path: Tensor | None
+    reach: Sequence[int]
 
 
 class Drafter(Protocol):

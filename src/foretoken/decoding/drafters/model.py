@@ -54,6 +54,7 @@ class ModelDrafter:
             raise InputError(f"draft length {length}: draft at least 1 token.")
         if shape is not None:
             shape.check(backbone.vocab_size)
+            length = min(length, shape.nodes or length)
         self.model, self.length, self.shape = model, length, shape
 
     @property
@@ -63,10 +64,9 @@ class ModelDrafter:
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
         compiled = past.compiled and takes_masks(self.model)
-        capacity += self.length if compiled else 0  # it then drafts in full to the end
         self.past = new_past(self.model, rows, capacity, compiled=compiled)
         self.read = [0] * rows
-        self._compiled = compile_fixed(self._logits) if compiled else None
+        self._compiled = compile_fixed(self._logits, self.model) if compiled else None
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
@@ -101,7 +101,8 @@ class ModelDrafter:
             window, last = drafts[-1].tokens, torch.zeros_like(last)
         self.read = [length + len(drafts) - 1 for length in lengths]  # not its last token
         if self.shape is not None:
-            draft = comb(torch.cat(logits, dim=1), self.shape)
+            reach = [min(pair) for pair in zip(room, committed.reach, strict=True)]
+            draft = comb(torch.cat(logits, dim=1), self.shape, reach)
         else:
             draft = Draft.joined(drafts)
         if min(room) >= limit:

@@ -45,6 +45,7 @@ class ParallelDrafter:
             raise InputError(f"draft length {length}: these heads draft 1 to {head.depth} tokens.")
         if shape is not None:
             shape.check(backbone.vocab_size)
+            length = min(length, len(shape.widths) or shape.nodes)
         self.backbone, self.head, self.shape = backbone, head, shape
         self.depths = range(1, length + 1)
 
@@ -61,7 +62,7 @@ class ParallelDrafter:
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
-        self._compiled = compile_fixed(self._logits) if past.compiled else None
+        self._compiled = compile_fixed(self._logits, self.backbone) if past.compiled else None
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
@@ -75,7 +76,9 @@ class ParallelDrafter:
             steady = self._compiled if any(committed.begin) else None
             logits = (steady or self._logits)(output, last)
         logits = logits[:, :limit]
-        return chain(logits, self.sampler) if self.shape is None else tree(logits, self.shape)
+        if self.shape is not None:
+            return tree(logits, self.shape, committed.reach)
+        return chain(logits, self.sampler)
 
     def select(self, places: Sequence[int]) -> None:
         for states in self.kept.values():

@@ -65,7 +65,7 @@ class RolloutDrafter(ModuleDrafter):
             drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
         self.past.keep(read)
         if self.shape is not None:
-            return comb(torch.cat(logits, dim=1), self.shape)
+            return comb(torch.cat(logits, dim=1), self.shape, committed.reach)
         return Draft.joined(drafts)
 
     def _step(self, hidden: Tensor, ahead: Tensor, places: Tensor, depth: int) -> Tensor:

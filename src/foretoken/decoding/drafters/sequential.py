@@ -54,6 +54,7 @@ class ModuleDrafter:
             )
         if shape is not None:
             shape.check(backbone.vocab_size)
+            length = min(length, shape.nodes or length)
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
 
     @property
@@ -120,7 +121,7 @@ class SequentialDrafter(ModuleDrafter):
             drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
             tokens.scatter_(1, begin + ends + 1 + depth, drafts[-1].tokens)
         if self.shape is not None:
-            return comb(torch.cat(logits[:limit], dim=1), self.shape)
+            return comb(torch.cat(logits[:limit], dim=1), self.shape, committed.reach)
         return Draft.joined(drafts).cut(limit)
 
     def select(self, places: Sequence[int]) -> None:

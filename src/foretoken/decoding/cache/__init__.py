@@ -1,0 +1,15 @@
+"""What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
+
+from foretoken.decoding.cache.past import Past, new_past
+from foretoken.decoding.cache.restoring import RestoringPast, recurrent_layers, require_rollback
+from foretoken.decoding.cache.slotted import SlottedPast, takes_masks
+
+__all__ = [
+    "Past",
+    "RestoringPast",
+    "SlottedPast",
+    "new_past",
+    "recurrent_layers",
+    "require_rollback",
+    "takes_masks",
+]
