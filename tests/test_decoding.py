@@ -95,6 +95,7 @@ class Oracle:
     def __init__(self, prompt, continuation, lengths, right, inner=None) -> None:
         self.begin, self.continuation = prompt.shape[1], continuation
         self.lengths, self.right, self.inner = lengths, right, inner
+        self.longest = max(lengths)
         self.layers = inner.layers if inner else ()
         self.expected: list[tuple[int, int]] = []
 
