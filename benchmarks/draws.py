@@ -7,9 +7,10 @@ batches of several sizes: `p_value` is that of a chi-square test. Each row draws
 own, so that batches of any size should draw the very same: `identical` counts on how many of the
 seeds they draw what batches of a thousand do.
 
-Batches of one take hours. The result file is written after every measurement, and what it holds
-already is not measured again; move it away to begin anew. The commits of all runs are among its
-settings.
+Batches of one take hours, and where tokens are chosen, not drawn, only the first rule is measured
+there: `SpeculativeSampling` is `Exact` then. The result file is written after every measurement,
+and what it holds already is not measured again; move it away to begin anew. The commits of all runs
+are among its settings.
 """
 
 import argparse
@@ -71,6 +72,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--draws", type=int, default=100_000)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[LARGE, 5, 1])
+    parser.add_argument(
+        "--drafters",
+        nargs="+",
+        default=toy.DRAFTERS,
+        choices=toy.DRAFTERS,
+        metavar="NAME",
+        help="of tests/test_sampling.py; default: all",
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each")
     parser.add_argument("--out", type=Path, default=Path("results/draws.json"))
     arguments = parser.parse_args()
@@ -92,8 +101,8 @@ def main() -> None:
     tasks = [
         (name, rule, arguments.draws, batch)
         for batch in arguments.batch_sizes
-        for name in toy.DRAFTERS
-        for rule in toy.RULES
+        for name in arguments.drafters
+        for rule in (toy.RULES if batch > 1 or toy.draws_tokens(name) else ["speculative"])
         if (name, rule, batch) not in made
     ]
     settings["commits"] = sorted(commits)

@@ -65,7 +65,7 @@ class Checked:
     def __init__(self, model: ft.MTPModel, continuation: list[int], begin: int) -> None:
         self.model, self.continuation, self.begin, self.rounds = model, continuation, begin, 0
         self.inner = drafter_for(model.backbone, model.head)
-        self.layers = self.inner.layers
+        self.layers, self.longest = self.inner.layers, self.inner.longest
 
     def start(self, past, sampler, rows, capacity) -> None:
         self.inner.start(past, sampler, rows, capacity)
@@ -142,7 +142,7 @@ def drafter_log(model: ft.MTPModel, row: Tensor) -> list[int]:
     inner = drafter_for(model.backbone, model.head)
 
     class Noted:
-        layers = inner.layers
+        layers, longest = inner.layers, inner.longest
         start = inner.start
 
         def draft(self, committed: Committed, limit: int) -> Draft:

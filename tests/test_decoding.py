@@ -125,7 +125,7 @@ class Checked:
     def __init__(self, model: ft.MTPModel) -> None:
         self.model, self.drafts = model, 0
         self.inner = drafter_for(model.backbone, model.require_head())
-        self.layers = self.inner.layers
+        self.layers, self.longest = self.inner.layers, self.inner.longest
 
     def start(self, past, sampler, rows, capacity) -> None:
         self.inner.start(past, sampler, rows, capacity)
@@ -236,7 +236,7 @@ class CheckedModel:
     layers: tuple[int, ...] = ()
 
     def __init__(self, inner: ModelDrafter, width: int) -> None:
-        self.inner, self.width = inner, width
+        self.inner, self.width, self.longest = inner, width, inner.longest
 
     def start(self, past, sampler, rows, capacity) -> None:
         self.inner.start(past, sampler, rows, capacity)

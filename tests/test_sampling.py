@@ -116,6 +116,11 @@ DRAFTERS = [
 RULES = {"speculative": SpeculativeSampling(), "exact": Exact()}
 
 
+def draws_tokens(name: str) -> bool:
+    """Whether a drafter draws its tokens; where it chooses them both rules are one function."""
+    return " " not in name and name not in ("none", "lookup")
+
+
 @cache
 def exact() -> torch.Tensor:
     """The probability of each of the V^LENGTH continuations, one plain forward per prefix."""
@@ -157,6 +162,28 @@ def test_the_toy_is_worth_testing() -> None:
     assert (likely == 0).any()  # cut off by top-p
     assert (likely > 0.005).sum() > 12
     assert likely.max() < 0.3
+
+
+class Counted(SpeculativeSampling):
+    """Counts the drafts whose tokens were drawn, and the others."""
+
+    def __init__(self) -> None:
+        self.drawn = self.chosen = 0
+
+    def __call__(self, draft, logits, uniforms=None):
+        if draft.size and draft.probabilities is None:
+            self.chosen += 1
+        elif draft.size:
+            self.drawn += 1
+        return super().__call__(draft, logits, uniforms)
+
+
+@pytest.mark.parametrize("name", DRAFTERS)
+def test_which_drafters_draw_their_tokens(name: str) -> None:
+    rule = Counted()
+    draws(name, rule, 8, 8)
+    assert bool(rule.drawn) == draws_tokens(name)
+    assert bool(rule.chosen) != draws_tokens(name) or name == "none"
 
 
 @pytest.mark.parametrize("rule", RULES)
