@@ -385,7 +385,8 @@ class MTPModel(nn.Module):
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
             length = self.auto_length(drafter, batch, sampling, pass_width)
-        self.eval()
+        if any(module.training for module in self.modules()):  # eval() takes far longer to see
+            self.eval()
         return decode(
             self.backbone,
             batch,

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import (
     LogitsProcessor,
-    LogitsProcessorList,
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
@@ -85,11 +84,11 @@ class Sampler:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
         self.seeds = seeds
         self.random = torch.empty(rows, 3, 0)
-        self.by_history = LogitsProcessorList(sampling.processors)
+        self.by_history: list[LogitsProcessor] = list(sampling.processors)
         if sampling.repetition_penalty != 1:
             penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
             self.by_history.insert(0, penalty)
-        self.by_scores = LogitsProcessorList()
+        self.by_scores: list[LogitsProcessor] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
                 self.by_scores.append(TemperatureLogitsWarper(sampling.temperature))
@@ -161,7 +160,9 @@ class Sampler:
                     before = draft.ancestors[row, node, 1:]
                     tokens = torch.cat([prefix, draft.tokens[row][before]]).unsqueeze(0)
                     score = logits[row, node, None]
-                    logits[row, node] = self.by_history(cast(Any, tokens), score)[0]
+                    for processor in self.by_history:
+                        score = processor(cast(Any, tokens), score)
+                    logits[row, node] = score[0]
         return self.warped(logits)
 
     def warped(self, logits: Tensor) -> Tensor:
@@ -169,7 +170,9 @@ class Sampler:
         if not self.by_scores or not logits.numel():
             return logits
         flat = logits.flatten(0, 1).float()
-        return self.by_scores(cast(Any, None), flat).view(logits.shape)
+        for processor in self.by_scores:
+            flat = processor(cast(Any, None), flat)
+        return flat.view(logits.shape)
 
 
 def _mixed(seed: int, length: int) -> int:
