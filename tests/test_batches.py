@@ -180,8 +180,15 @@ def drafter(family: str, name: str, length: int | None = None) -> Drafter:
 # -- memory ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", DRAFTERS)
-def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "compiled"),
+    [
+        *((name, False) for name in DRAFTERS),
+        pytest.param("parallel", True, marks=pytest.mark.slow),
+        pytest.param("model", True, marks=pytest.mark.long),
+    ],
+)
+def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str, compiled: bool) -> None:
     """Not when Python next looks for cycles, which is seldom, and by numbers of objects."""
     model, one = attached("llama", "none"), drafter("llama", name)
     rows, mask = padded([5, 1, 13], "right")
@@ -194,11 +201,15 @@ def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("foretoken.decoding.cache.slotted.SlottedLayer", Watched)
+        options = {"max_new_tokens": NEW, "drafter": one, "compiled": compiled}
+        if compiled:  # torch.compile leaves cycles of its own
+            model.generate(rows, mask, **options)
+            alive.clear()
         gc.collect()
         gc.disable()
         try:
-            model.generate(rows, mask, max_new_tokens=NEW, drafter=one)
-            del one
+            model.generate(rows, mask, **options)
+            del one, options
             assert alive
             assert not [layer for layer in alive if layer() is not None]
         finally:

@@ -19,6 +19,7 @@ from foretoken.decoding import (
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
+    Step,
     TreeShape,
     compiling,
     drafter_for,
@@ -238,11 +239,12 @@ def test_compiled_streams_may_take_turns(small_llama, other: Drafter | None) -> 
     """The hooks that the first one needs are gone when it has ended."""
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     drawn(model)
-    expected = model.generate(tokens, max_new_tokens=24, stop_tokens=()).continuations[0]
-    first = model.stream(tokens, max_new_tokens=8, stop_tokens=(), drafter=other, compiled=True)
-    second = model.stream(tokens, max_new_tokens=24, stop_tokens=(), compiled=True)
-    found: list[list[int]] = [[], []]
-    for steps in itertools.zip_longest(first, second):
-        for said, step in zip(found, steps, strict=True):
-            said += step[0].tokens if step else ()
-    assert found == [expected[:8], expected]
+    options = [{"max_new_tokens": 8, "drafter": other}, {"max_new_tokens": 24}]
+    expected = [model.generate(tokens, stop_tokens=(), **given).steps for given in options]
+    streams = [model.stream(tokens, stop_tokens=(), **given, compiled=True) for given in options]
+    found: list[list[tuple[Step, ...]]] = [[], []]
+    for turn in itertools.zip_longest(*streams):
+        for steps, step in zip(found, turn, strict=True):
+            steps += [step] if step else []
+    assert found == expected
+    assert any(step.accepted for (step,) in found[1])

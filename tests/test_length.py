@@ -100,10 +100,14 @@ def test_the_output_is_the_same_for_any_lengths(lengths, kind, family) -> None:
 
 
 def simulate(
-    costs: list[float], rates: list[float], rounds: int, auto: AutoLength | None = None
+    costs: list[float],
+    rates: list[float],
+    rounds: int,
+    auto: AutoLength | None = None,
+    chance: random.Random | None = None,
 ) -> AutoLength:
     """Steps of given cost by length, whose drafts are accepted by depth at given rates."""
-    chance, auto = random.Random(0), auto or AutoLength(len(rates))
+    chance, auto = chance or random.Random(0), auto or AutoLength(len(rates))
     for _ in range(rounds):
         length = auto.choose()
         accepted = 0
@@ -186,10 +190,11 @@ def test_useless_drafts_cost_nothing_in_the_next_text() -> None:
 def test_useless_drafts_are_tried_at_the_start_of_a_text_alone() -> None:
     """There a drafter has little to catch up with; in the rest of the text it need not keep up."""
     measured, costs, tries, rested = AutoLength(3).measured, [1.0, 1.3, 1.4, 1.5], [], []
+    chance = random.Random(0)
     for text in range(40):
         auto = AutoLength(3, measured, steps=128)
         for _ in range(128):
-            simulate(costs, [0.0] * 3, 1, auto)
+            simulate(costs, [0.0] * 3, 1, auto, chance)
             rested.append(auto.resting)
             if text > 1 and auto.chosen[-1]:
                 tries.append(len(auto.chosen))
@@ -201,6 +206,21 @@ def test_useless_drafts_are_tried_at_the_start_of_a_text_alone() -> None:
     for _ in range(12):
         auto = simulate(costs, [0.9] * 3, 128, AutoLength(3, measured, steps=128))
     assert auto.chosen.count(3) > 100
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_drafter_that_was_let_go_is_not_asked_again(seed: int) -> None:
+    """Whatever is measured later in that text: it has not read what was written since."""
+    measured, chance, rested = AutoLength(3).measured, random.Random(seed), 0
+    for _ in range(100):
+        auto, let_go = AutoLength(3, measured, steps=20), False
+        for _ in range(20):
+            simulate([1.0, 1.5, 1.7, 1.9], [0.2] * 3, 1, auto, chance)
+            let_go = let_go or auto.resting
+            assert auto.resting == let_go
+            assert not let_go or auto.chosen[-1] == 0
+            rested += let_go
+    assert rested > 0.5 * 100 * 20
 
 
 def test_long_texts_are_looked_at_again() -> None:

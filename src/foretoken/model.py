@@ -403,7 +403,8 @@ class MTPModel(nn.Module):
     ) -> AutoLength:
         """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
 
-        They are alike with the same drafter, as many rows, and about the same temperature.
+        They are alike with a drafter of the same kind, shape and depth, as many rows, about the
+        same temperature, and passes as wide.
         """
         kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
         warmth = (sampling.greedy, round(sampling.temperature, 1))

@@ -68,7 +68,7 @@ class BackboneOutput:
     positions: Tensor | None = None
 
 
-@dataclass(eq=False)
+@dataclass(eq=False)  # each is itself alone: compiled passes remember who watched
 class Trace:
     """What hooks saw in the last forward pass."""
 

@@ -48,7 +48,8 @@ def bench(
     ] = None,
     pass_width: drafting.PassWidth = None,
     compiled: Annotated[
-        bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
+        bool,
+        typer.Option("--compile", help="Measure all of ours but `auto` with a compiled step too."),
     ] = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",

@@ -92,6 +92,7 @@ class AutoLength:
 
     Attributes:
         chosen: the lengths so far, in order.
+        resting: nothing is drafted any more in this text; its drafter need not keep up.
     """
 
     def __init__(
@@ -105,16 +106,11 @@ class AutoLength:
         self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
         self.run, self.run_before = Run(0), Run(0)
+        self.resting = False
 
     def row(self) -> "AutoLength":
         """For one row by itself."""
         return AutoLength(self.longest, self.measured, steps=self.steps)
-
-    @property
-    def resting(self) -> bool:
-        """Whether nothing is drafted any more: a drafter need not keep up."""
-        useless = self.measured.worth is False and not self.run.length
-        return useless and not self._due(self._left)
 
     @property
     def _left(self) -> float:
@@ -126,11 +122,13 @@ class AutoLength:
 
     def choose(self) -> int:
         """The length of the next step."""
-        if not self.chosen or self.run.steps >= HOLD:
+        if not self.resting and (not self.chosen or self.run.steps >= HOLD):
             length = self._next()
             if length != self.run.length:
                 self.run_before, self.run = self.run, Run(length)
         self.chosen.append(self.run.length)
+        useless = self.measured.worth is False and not self.run.length
+        self.resting = self.resting or (useless and not self._due(self._left))
         return self.run.length
 
     def record(self, steps: Sequence[Step], seconds: float | None) -> None:

@@ -109,10 +109,11 @@ def _decode(
     draft, began = Draft.nothing(batch.rows, batch.device), 0.0
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
-    with passes.backbone.watch(drafter.layers):
+    layers = drafter.layers
+    with passes.backbone.watch(layers):
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
-            verified = passes.verify(batch, draft, drafter.layers)
+            verified = passes.verify(batch, draft, layers)
             # Accept: a way through the draft, and the backbone's own token after it.
             scores = sampler.scores(verified.logits, draft, batch.prefixes)
             verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))

@@ -66,7 +66,9 @@ class ModelDrafter:
         compiled = past.compiled and takes_masks(self.model)
         self.past = new_past(self.model, rows, capacity, compiled=compiled)
         self.read = [0] * rows
-        self._compiled = compile_fixed(self._logits, self.model) if compiled else None
+        # Of the class: a method bound to `self` would keep it, and its past, in a cycle.
+        logits = ModelDrafter._logits
+        self._steady = compile_fixed(logits, self.model) if compiled else logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         device, lengths = committed.last.device, committed.lengths
@@ -90,9 +92,9 @@ class ModelDrafter:
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
         for depth in range(limit):
-            steady = self._compiled if any(self.past.read) else None
+            run = self._steady if any(self.past.read) else ModelDrafter._logits
             given = self.past.enter(window.shape[1])
-            logits.append((steady or self._logits)(window, last, given))
+            logits.append(run(self, window, last, given))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
             if depth == 0:
                 self.past.keep(lengths)

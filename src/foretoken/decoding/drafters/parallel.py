@@ -62,7 +62,9 @@ class ParallelDrafter:
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
-        self._compiled = compile_fixed(self._logits, self.backbone) if past.compiled else None
+        # Of the class: a method bound to `self` would keep it, and its caches, in a cycle.
+        logits = ParallelDrafter._logits
+        self._steady = compile_fixed(logits, self.backbone) if past.compiled else logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
         output, last = committed.output, committed.last
@@ -73,8 +75,8 @@ class ParallelDrafter:
         if self.behind is not None:
             logits = self._catch_up(committed)
         else:
-            steady = self._compiled if any(committed.begin) else None
-            logits = (steady or self._logits)(output, last)
+            run = self._steady if any(committed.begin) else ParallelDrafter._logits
+            logits = run(self, output, last)
         logits = logits[:, :limit]
         if self.shape is not None:
             return tree(logits, self.shape, committed.reach)
