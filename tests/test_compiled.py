@@ -14,6 +14,7 @@ from torch import Tensor
 
 import foretoken as ft
 from foretoken.decoding import (
+    AutoLength,
     Draft,
     Drafter,
     LookupDrafter,
@@ -231,6 +232,32 @@ def test_lookup_has_two_shapes(small_llama, monkeypatch) -> None:
     prompt = tokens.shape[1]
     assert widths[1] - {prompt} <= {1, 6}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+@pytest.mark.slow
+def test_lengths_are_chosen_in_a_compiled_step_too(small_llama, monkeypatch) -> None:
+    """Steps that compile are not timed."""
+    model, tokens = ft.attach(small_llama, "parallel", depth=1).eval(), torch.tensor([[3] * 8])
+    options = {"max_new_tokens": 40, "stop_tokens": (), "draft_length": "auto"}
+    expected, record = model.generate(tokens, **options).continuations, AutoLength.record
+    timed: list[float | None] = []
+
+    def noted(auto: AutoLength, steps: list[Step], seconds: float | None) -> None:
+        timed.append(seconds)
+        record(auto, steps, seconds)
+
+    monkeypatch.setattr(AutoLength, "record", noted)
+    for _ in range(2):
+        result = model.generate(tokens, **options, compiled=True)
+        assert result.continuations == expected
+        assert set(result.draft_lengths) == {0, 1}
+    first, second = timed[: len(timed) // 2], timed[len(timed) // 2 :]
+    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert 0 < first.count(None) <= compilations
+    assert None not in second
+    uncompiled, compiled = model._measured.values()  # each learns apart
+    assert uncompiled is not compiled
+    assert compiled.costs
 
 
 @pytest.mark.slow

@@ -336,8 +336,6 @@ def test_auto_is_an_option_of_generate() -> None:
     model.generate(row, max_new_tokens=NEW, draft_length="auto")
     assert measured.worth is not None  # the next text learns from this one
     assert set(result.draft_lengths) > {0}
-    with pytest.raises(InputError, match="would time compilations"):
-        model.generate(row, max_new_tokens=NEW, draft_length="auto", compiled=True)
     for wrong in (0, 4, -1):
         with pytest.raises(InputError, match="draft length"):
             model.generate(row, max_new_tokens=NEW, draft_length=wrong)

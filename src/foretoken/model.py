@@ -369,11 +369,6 @@ class MTPModel(nn.Module):
             stops.append(StopStrings(stop_strings, tokenizer))
         if pass_width is not None and not 1 <= pass_width <= WIDEST:
             raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
-        if compiled and draft_length == "auto":
-            raise InputError(
-                "draft length 'auto' would time compilations, not steps; choose a length, or leave "
-                "the step uncompiled."
-            )
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
             fixed = None if draft_length == "auto" else draft_length
@@ -384,7 +379,7 @@ class MTPModel(nn.Module):
             raise InputError("a drafter that is given has its own draft length.")
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
-            length = self.auto_length(drafter, batch, sampling, pass_width)
+            length = self.auto_length(drafter, batch, sampling, pass_width, compiled)
         if any(module.training for module in self.modules()):  # eval() takes far longer to see
             self.eval()
         return decode(
@@ -399,16 +394,21 @@ class MTPModel(nn.Module):
         )
 
     def auto_length(
-        self, drafter: Drafter, batch: Batch, sampling: Sampling, pass_width: int | None = None
+        self,
+        drafter: Drafter,
+        batch: Batch,
+        sampling: Sampling,
+        pass_width: int | None = None,
+        compiled: bool = False,
     ) -> AutoLength:
         """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
 
         They are alike with a drafter of the same kind, shape and depth, as many rows, about the
-        same temperature, and passes as wide.
+        same temperature, passes as wide, and compiled or not as these.
         """
         kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
         warmth = (sampling.greedy, round(sampling.temperature, 1))
-        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width)
+        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width, compiled)
         measured = self._measured.setdefault(alike, Measured())
         return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
 

@@ -48,8 +48,7 @@ def bench(
     ] = None,
     pass_width: drafting.PassWidth = None,
     compiled: Annotated[
-        bool,
-        typer.Option("--compile", help="Measure all of ours but `auto` with a compiled step too."),
+        bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
     ] = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
@@ -139,7 +138,7 @@ def methods_of(
     Args:
         model: that decodes.
         sampling: greedy by default.
-        compiled: show ours with a compiled step too, where draft lengths are not chosen.
+        compiled: show ours with a compiled step too.
         draft: a draft model, and its name.
         tree: a shape, to draft trees from the heads too.
         draft_length: to draft so many tokens from the heads too, or `"auto"`.
@@ -176,7 +175,7 @@ def methods_of(
         if batch_size == 1:
             theirs.append(Transformers(model, draft=draft, sampling=sampling))
     if compiled:
-        ours += [method.compile() for method in ours if not method.auto]
+        ours += [method.compile() for method in ours]
     return [*ours, *theirs]
 
 

@@ -60,6 +60,11 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     return call  # type: ignore[return-value]
 
 
+def compilations() -> int:
+    """How often torch has compiled something so far: a step that waits for it tells no speed."""
+    return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
 def varying(tensor: Tensor, dimension: int) -> Tensor:
     """The tensor; what is compiled for it serves for any size of a dimension, if it can."""
     torch._dynamo.maybe_mark_dynamic(tensor, dimension)

@@ -137,7 +137,7 @@ class AutoLength:
         Args:
             steps: of the rows.
             seconds: drafting and verifying took; None where some rows had left, since lengths are
-                compared by steps of as many rows.
+                compared by steps of as many rows, or where something was compiled.
         """
         self.measured.waited += 1
         for step in steps:

@@ -16,6 +16,7 @@ from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import ENDED, Batch, Step
 from foretoken.decoding.cache import takes_masks
+from foretoken.decoding.compiling import compilations
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Drafter, NoDrafter
 from foretoken.decoding.length import AutoLength
@@ -106,7 +107,7 @@ def _decode(
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
-    draft, began = Draft.nothing(batch.rows, batch.device), 0.0
+    draft, began, compiled = Draft.nothing(batch.rows, batch.device), 0.0, 0
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
@@ -121,18 +122,20 @@ def _decode(
             steps = batch.commit(draft, verdict)
             passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
             if length is not None and began:
-                length.record(steps, time.perf_counter() - began if batch.complete else None)
+                counts = batch.complete and compilations() == compiled
+                length.record(steps, time.perf_counter() - began if counts else None)
             yield steps
             if not any(batch.active):
                 return
             # Draft: what may follow.
             sampler.begin(batch.lengths)
-            began, limit = time.perf_counter(), passes.limit(batch)
+            began, compiled = time.perf_counter(), compilations()
+            limit = passes.limit(batch)
             if length is not None:
                 limit = min(limit, length.choose())
                 drafter = NoDrafter() if length.resting else drafter
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
-            draft = passes.fitted(batch.within(proposed), drafter.longest)
+            draft = passes.fitted(batch.within(proposed), min(limit, drafter.longest))
             # Let go of rows that have ended.
             if (stay := batch.let_go(passes.fewest)) is not None:
                 draft = draft.select(stay)

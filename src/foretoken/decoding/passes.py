@@ -101,7 +101,7 @@ class Passes:
     def fitted(self, draft: Draft, longest: int) -> Draft:
         """A draft as wide as every pass, where they have one width.
 
-        Compiled passes have the width of the `longest` chain, as far as anything is drafted.
+        Compiled passes have that of the `longest` chain that there can be, where any is drafted.
         """
         if self.width is not None:
             return draft.padded(self.width - 1)
