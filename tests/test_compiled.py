@@ -27,6 +27,7 @@ from foretoken.decoding import (
     passes,
 )
 from foretoken.decoding.cache import slotted
+from foretoken.decoding.drafters import parallel
 
 NEW = 10
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])
@@ -236,28 +237,51 @@ def test_lookup_has_two_shapes(small_llama, monkeypatch) -> None:
 
 @pytest.mark.slow
 def test_lengths_are_chosen_in_a_compiled_step_too(small_llama, monkeypatch) -> None:
-    """Steps that compile are not timed."""
+    """Steps that compile are known as such, and none does in the second text."""
     model, tokens = ft.attach(small_llama, "parallel", depth=1).eval(), torch.tensor([[3] * 8])
     options = {"max_new_tokens": 40, "stop_tokens": (), "draft_length": "auto"}
     expected, record = model.generate(tokens, **options).continuations, AutoLength.record
-    timed: list[float | None] = []
+    compiling: list[list[bool]] = []
 
-    def noted(auto: AutoLength, steps: list[Step], seconds: float | None) -> None:
-        timed.append(seconds)
-        record(auto, steps, seconds)
+    def noted(auto: AutoLength, steps: list[Step], seconds: float, compiled: bool) -> None:
+        compiling[-1].append(compiled)
+        record(auto, steps, seconds, compiled)
 
     monkeypatch.setattr(AutoLength, "record", noted)
     for _ in range(2):
+        compiling.append([])
         result = model.generate(tokens, **options, compiled=True)
         assert result.continuations == expected
         assert set(result.draft_lengths) == {0, 1}
-    first, second = timed[: len(timed) // 2], timed[len(timed) // 2 :]
-    compilations = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-    assert 0 < first.count(None) <= compilations
-    assert None not in second
+    assert 0 < sum(compiling[0]) <= torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    assert not any(compiling[1])
     uncompiled, compiled = model._measured.values()  # each learns apart
     assert uncompiled is not compiled
     assert compiled.costs
+
+
+def test_a_chosen_length_is_the_width_of_its_pass(small_llama, monkeypatch) -> None:
+    model, tokens = ft.attach(small_llama, "parallel", depth=3).eval(), torch.tensor([[3] * 8])
+    enter, widths = slotted.SlottedPast.enter, []
+
+    def entered(past, width, draft=None):
+        widths.append(width)
+        return enter(past, width, draft)
+
+    def chosen(auto: AutoLength) -> int:
+        auto.chosen.append(len(auto.chosen) % 4)
+        return auto.chosen[-1]
+
+    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
+    monkeypatch.setattr(AutoLength, "choose", chosen)
+    for module in (passes, parallel):  # the shapes alone
+        monkeypatch.setattr(module, "compile_fixed", lambda function, backbone: function)
+    result = model.generate(
+        tokens, max_new_tokens=20, stop_tokens=(), draft_length="auto", compiled=True
+    )
+    assert set(result.draft_lengths) == {0, 1, 2, 3}
+    chosen_widths = [number % 4 + 1 for number in range(result.forwards - 1)]
+    assert widths[-result.forwards :] == [8, *chosen_widths]  # some tries come first
 
 
 @pytest.mark.slow

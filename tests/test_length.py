@@ -171,6 +171,21 @@ def test_only_neighbours_are_compared() -> None:
         assert auto.cost(length) == pytest.approx(1 + 0.1 * length, rel=0.1)
 
 
+def test_steps_that_compile_are_left_out_of_a_trial() -> None:
+    """The first two of every length do, and take as long as thousands."""
+    auto, begun = AutoLength(3), dict.fromkeys(range(4), 0)
+    for _ in range(400):
+        length = auto.choose()
+        begun[length] += 1
+        compiled = begun[length] <= 2
+        auto.record([Step(length, 0, (1,))], 1000.0 if compiled else 1 + 0.5 * length, compiled)
+        if begun[2] and not length:
+            break
+    assert begun[2] == 2 + HOLD
+    assert auto.cost(2) == 2
+    assert list(auto.measured.costs[2])
+
+
 def test_a_busy_moment_is_forgotten() -> None:
     """Steps without a draft were compared while something else ran; later ones put it right."""
     auto = AutoLength(3)
@@ -276,9 +291,9 @@ def test_rows_that_are_decoded_one_by_one_are_timed_apart(monkeypatch) -> None:
     """The first step of a row reads its prompt with the drafter; it is no neighbour of the last."""
     timed, margins, record = [], set(), AutoLength.record
 
-    def noted(auto, steps, seconds) -> None:
+    def noted(auto, *given) -> None:
         begins = auto.run.steps == 0 and len(auto.chosen) == 1
-        record(auto, steps, seconds)
+        record(auto, *given)
         margins.add(auto.margin)
         if begins:
             timed.append(len(auto.run.seconds))

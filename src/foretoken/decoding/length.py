@@ -131,19 +131,22 @@ class AutoLength:
         self.resting = self.resting or (useless and not self._due(self._left))
         return self.run.length
 
-    def record(self, steps: Sequence[Step], seconds: float | None) -> None:
+    def record(self, steps: Sequence[Step], seconds: float | None, compiled: bool = False) -> None:
         """Learn from the step whose length was chosen last.
 
         Args:
             steps: of the rows.
             seconds: drafting and verifying took; None where some rows had left, since lengths are
-                compared by steps of as many rows, or where something was compiled.
+                compared by steps of as many rows.
+            compiled: something was, in that step: it counts for nothing but acceptance.
         """
         self.measured.waited += 1
         for step in steps:
             for depth in range(min(step.drafted, step.accepted + 1)):
                 seen = self.measured.accepted.setdefault(depth, deque(maxlen=REMEMBERED))
                 seen.append(step.accepted > depth)
+        if compiled:
+            return
         run = self.run
         run.steps += 1
         # In the first one the drafter may have had more to read.

@@ -122,8 +122,8 @@ def _decode(
             steps = batch.commit(draft, verdict)
             passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
             if length is not None and began:
-                counts = batch.complete and compilations() == compiled
-                length.record(steps, time.perf_counter() - began if counts else None)
+                seconds = time.perf_counter() - began if batch.complete else None
+                length.record(steps, seconds, compilations() != compiled)
             yield steps
             if not any(batch.active):
                 return

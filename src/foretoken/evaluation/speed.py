@@ -366,7 +366,6 @@ def _take_turns(
     for turn in range(repeats):
         for offset in range(len(methods)):
             index = (first + turn + offset) % len(methods)
-            _forget_peak(batch.tokens.device)
             outcomes[index], took = _timed(methods[index], batch)
             seconds[index].append(took)
             records[index].peak = max(records[index].peak, _peak(batch.tokens.device))
@@ -385,8 +384,9 @@ def _take_turns(
 
 
 def _timed(method: Method, batch: _Prompts) -> tuple[Continuation, float]:
-    """What it says, and the seconds that takes; asked once more where anything was compiled."""
+    """What it says, and the seconds that takes; asked again until nothing is compiled."""
     while True:
+        _forget_peak(batch.tokens.device)
         compiled, began = compilations(), time.perf_counter()
         outcome = method(batch.tokens, batch.count, batch.mask)
         _synchronize(batch.tokens.device)

@@ -92,7 +92,9 @@ class ModelDrafter:
         last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
         for depth in range(limit):
-            run = self._steady if any(self.past.read) else ModelDrafter._logits
+            # Prompts, and what it catches up with where nothing was drafted, have any width.
+            steady = any(self.past.read) and window.shape[1] <= 2
+            run = self._steady if steady else ModelDrafter._logits
             given = self.past.enter(window.shape[1])
             logits.append(run(self, window, last, given))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
