@@ -42,6 +42,19 @@ def forget() -> Iterator[None]:
     torch.compiler.reset()
 
 
+@pytest.fixture
+def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Of all passes from now on."""
+    enter, found = slotted.SlottedPast.enter, []
+
+    def entered(past, width, draft=None):
+        found.append(width)
+        return enter(past, width, draft)
+
+    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
+    return found
+
+
 def batch(rows: int) -> tuple[Tensor, Tensor]:
     """Prompts padded in front, and their mask."""
     width = max(map(len, PROMPTS[:rows]))
@@ -208,30 +221,24 @@ def test_too_many_shapes_run_uncompiled(small_llama, monkeypatch) -> None:
 
 
 @pytest.mark.slow
-def test_lookup_has_two_shapes(small_llama, monkeypatch) -> None:
+def test_lookup_has_two_shapes(small_llama, widths) -> None:
     """Drafts as long as they may be, filled up, and none."""
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
     drawn(model)
-    enter, widths = slotted.SlottedPast.enter, []
-
-    def entered(past, width, draft=None):
-        widths[-1].add(width)
-        return enter(past, width, draft)
-
-    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
-    found = []
+    found, shapes = [], []
     for compiled in (False, True):
-        widths.append(set())
+        widths.clear()
         found.append(
             model.generate(
                 tokens, mask, max_new_tokens=20, stop_tokens=(), drafter=LookupDrafter(5, 1),
                 compiled=compiled,
             ).steps
         )  # fmt: skip
+        shapes.append(set(widths))
     assert found[0] == found[1]
-    assert len(widths[0]) > 3
+    assert len(shapes[0]) > 3
     prompt = tokens.shape[1]
-    assert widths[1] - {prompt} <= {1, 6}
+    assert shapes[1] - {prompt} <= {1, 6}
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
@@ -260,19 +267,13 @@ def test_lengths_are_chosen_in_a_compiled_step_too(small_llama, monkeypatch) -> 
     assert compiled.costs
 
 
-def test_a_chosen_length_is_the_width_of_its_pass(small_llama, monkeypatch) -> None:
+def test_a_chosen_length_is_the_width_of_its_pass(small_llama, widths, monkeypatch) -> None:
     model, tokens = ft.attach(small_llama, "parallel", depth=3).eval(), torch.tensor([[3] * 8])
-    enter, widths = slotted.SlottedPast.enter, []
-
-    def entered(past, width, draft=None):
-        widths.append(width)
-        return enter(past, width, draft)
 
     def chosen(auto: AutoLength) -> int:
         auto.chosen.append(len(auto.chosen) % 4)
         return auto.chosen[-1]
 
-    monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
     monkeypatch.setattr(AutoLength, "choose", chosen)
     for module in (passes, parallel):  # the shapes alone
         monkeypatch.setattr(module, "compile_fixed", lambda function, backbone: function)
