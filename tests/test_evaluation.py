@@ -38,8 +38,8 @@ from foretoken.evaluation import (
 from foretoken.evaluation.calibration import calibrate, calibration_rows
 from foretoken.evaluation.harness import run_harness
 from foretoken.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
+from foretoken.evaluation.methods import Continuation
 from foretoken.evaluation.rules import RULES, accepted_by_rule
-from foretoken.evaluation.speed import Continuation
 from foretoken.tally import Tally
 
 # -- loops --------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from foretoken.cli import common, drafting
 from foretoken.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
 from foretoken.errors import InputError
 from foretoken.evaluation import Foretoken, SpeedTable, Transformers, compare
-from foretoken.evaluation.speed import Method, share_by_length
+from foretoken.evaluation.methods import Method
+from foretoken.evaluation.speed import share_by_length
 from foretoken.model import MTPModel
 
 PROMPT_LOOKUP = 10

@@ -2,13 +2,8 @@
 
 from foretoken.evaluation.depths import DepthTable, measure_heads, measure_marginals
 from foretoken.evaluation.loops import loop_start
-from foretoken.evaluation.speed import (
-    Foretoken,
-    SpeedTable,
-    Transformers,
-    acceptance_by_depth,
-    compare,
-)
+from foretoken.evaluation.methods import Foretoken, Transformers
+from foretoken.evaluation.speed import SpeedTable, acceptance_by_depth, compare
 
 __all__ = [
     "DepthTable",
