@@ -40,6 +40,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--draft-model", help="compare with this draft model")
     parser.add_argument("--compile", action="store_true", help="a compiled step too")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--skip-loops", action="store_true", help="leave out the second file")
     parser.add_argument("--out", type=Path, default=Path("results"))
     return parser.parse_args()
@@ -54,6 +55,7 @@ def file_name(arguments: argparse.Namespace, batch: int, temperature: float, exc
         "-draft-model": arguments.draft_model,
         "-compiled": arguments.compile,
         f"-{arguments.dtype}": arguments.dtype != "float32",
+        f"-{arguments.device}": arguments.device != "cpu",
         f"-batch{batch}": batch > 1,
         f"-threads{arguments.threads}": arguments.threads != 1,
         f"-t{temperature:g}": temperature,
@@ -114,11 +116,12 @@ def measure(
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    model = common.load_model(arguments.model, "cpu", arguments.dtype)
+    model = common.load_model(arguments.model, arguments.device, arguments.dtype)
     tokenizer = common.tokenizer_of(arguments.model, model)
     prompts = common.load_prompts(
         arguments.data, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
+    prompts = [prompt.to(model.backbone.device) for prompt in prompts]
     for batch in arguments.batch_sizes:
         for temperature in arguments.temperatures:
             for exclude in (True,) if temperature or arguments.skip_loops else (True, False):

@@ -10,6 +10,7 @@ import gc
 import weakref
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
+from torch.nn.functional import pad
 from transformers import (
     AutoModelForCausalLM,
     GPTNeoConfig,
@@ -28,6 +30,7 @@ from transformers import (
 import families
 import foretoken as ft
 from foretoken.backbone import Backbone
+from foretoken.cli.common import load_prompts
 from foretoken.decoding import (
     Batch,
     Committed,
@@ -48,6 +51,7 @@ from foretoken.decoding import (
 )
 from foretoken.decoding.cache import SlottedPast, takes_masks
 from foretoken.decoding.cache.slotted import SlottedLayer
+from foretoken.loading import load_causal_lm
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 
@@ -357,6 +361,56 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
         own = Batch(model.backbone, torch.tensor([prompt(lengths[row])]), None, limit)
         work = decode(model.backbone, own, one, SpeculativeSampling(), replace(sampling, seeds=row))
         assert [token for (step,) in work for token in step.tokens] == drawn
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel", "residual"])
+def test_a_row_that_has_ended_may_stay_beside_heads_of_one_depth(kind: str) -> None:
+    """It has nothing left to read, however long the others go on."""
+    model, lengths, limits = attached("llama", "none"), [5, 9, 7], [1, 12, 4]
+    own = ft.attach(model.lm, kind, depth=1).eval()
+    rows, mask = padded(lengths, "right")
+    alone = [
+        own.generate(torch.tensor([prompt(length)]), max_new_tokens=limit, drafter=NoDrafter())
+        for length, limit in zip(lengths, limits, strict=True)
+    ]
+    batch = own.generate(rows, mask, max_new_tokens=limits, pass_width=2)
+    assert batch.continuations == [one.new_tokens for one in alone]
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", ["stories260K", "TinyStories-656K"])
+@pytest.mark.parametrize("prompts", ["HumanEval.jsonl.gz", "mbpp.jsonl"])
+def test_real_weights_continue_real_prompts_as_in_transformers(
+    data_dir: Path, name: str, prompts: str
+) -> None:
+    where, new = data_dir / "models" / name, 32
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(where / "tokenizer.json"))
+    torch.manual_seed(0)
+    lm = load_causal_lm(where, dtype=torch.float32)
+    model = ft.attach(lm, "sequential", depth=3, init="copy").eval()
+    whole = load_prompts(str(data_dir / "prompts" / prompts), tokenizer, 40, 7, seed=0)
+    found = [row[:, : 40 - 3 * number] for number, row in enumerate(whole)]
+    expected = [
+        lm.generate(
+            row, attention_mask=torch.ones_like(row), max_new_tokens=new, do_sample=False,
+            eos_token_id=None,
+        )[0, row.shape[1] :].tolist()
+        for row in found
+    ]  # fmt: skip
+    width = max(row.shape[1] for row in found)
+    rows = torch.cat([pad(row, (width - row.shape[1], 0)) for row in found])
+    mask = torch.cat([pad(torch.ones_like(row), (width - row.shape[1], 0)) for row in found])
+    heads = model.require_head()
+    for one in (
+        drafter_for(model.backbone, heads),
+        drafter_for(model.backbone, heads, shape=TreeShape(nodes=8)),
+        LookupDrafter(5),
+        ModelDrafter(model.backbone, model.backbone, 3),
+        ModelDrafter(model.backbone, model.backbone, 3, TreeShape(widths=(2, 2))),
+    ):
+        options = {"max_new_tokens": new, "stop_tokens": (), "drafter": one}
+        assert model.generate(rows, mask, **options).continuations == expected
+        assert model.generate(found[0], **options).new_tokens == expected[0]
 
 
 @pytest.mark.parametrize("read", [[6, 6], [6, 4]])

@@ -165,6 +165,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     small.save_pretrained(place / "small")
     letters = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate("abc")}, merges=[]))
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "small")
+    backbone().save_pretrained(place / "foreign")
+    PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "foreign")
     model = ft.attach(backbone(), "parallel", depth=2, init="copy")
     model.save_pretrained(place / "whole", tokenizer=TOKENIZER)
     model.save_pretrained(place / "heads", backbone_path=str(place / "plain"))
@@ -1064,6 +1066,7 @@ BAD = [
     ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
     (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),
     (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/small", "vocabulary of 50 tokens"),
+    (f"{GENERATE} --drafter {{place}}/foreign", "tokens other numbers than the model's own"),
     (f"{BENCH} --max-new-tokens 8 --draft-length 2", "the model has none"),
     ("generate {place}/small --prompt abc --stop abcx", "'abcx' can never appear"),
     (f"{GENERATE[:-1]}", "the prompt is empty"),

@@ -370,7 +370,41 @@ def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> No
             model.generate(row[:, :1].repeat(1, length), max_new_tokens=1)
 
 
+@pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
+def test_what_is_restored_is_not_read_ever_longer(family: str, monkeypatch) -> None:
+    """A state goes back to before a rejected draft, and what stands is read again: at most so much
+    that a text takes as long as it is, not its square."""
+    widths, model = [], attached(family, "plain")
+    call = Backbone.__call__
+
+    def recorded(self, tokens, **options):
+        widths.append(tokens.shape[1])
+        return call(self, tokens, **options)
+
+    class Wrong(NoDrafter):
+        longest = 3
+
+        def draft(self, committed, limit):
+            own = committed.tokens[:, committed.lengths[0] - 1, None]
+            return Draft((own + 1).remainder(families.VOCAB).expand(-1, min(limit, self.longest)))
+
+    row, new = prompts(family)[1], 60
+    monkeypatch.setattr(Backbone, "__call__", recorded)
+    result = model.generate(row, max_new_tokens=new, stop_tokens=(), drafter=Wrong())
+    assert result.new_tokens == reference(family, 1, new)
+    assert max(widths[1:]) <= 16
+    assert sum(step.drafted > 0 for step in result.row_steps) > new // 2
+
+
 # -- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("family", ["qwen3_next", "falcon_alibi"])
+def test_a_tree_that_cannot_be_verified_is_refused(family: str) -> None:
+    model = attached(family, "trunk")
+    tree = drafter_for(model.backbone, model.require_head(), shape=TreeShape(nodes=4))
+    with pytest.raises(BackboneError, match=r"ForCausalLM cannot verify trees.*draft chains"):
+        model.stream(prompts(family)[0], max_new_tokens=4, drafter=tree)
 
 
 @pytest.mark.parametrize(

@@ -542,11 +542,23 @@ def test_draft_models_in_both_loops() -> None:
     expected = Foretoken(model, plain=True)(prompt, 12).rows
     ours = ModelDrafter(model.backbone, draft.backbone)
     assert Foretoken(model, "draft-model", drafter=ours, source="x")(prompt, 12).rows == expected
-    theirs = Transformers(model, draft=(draft, "x"))
+    theirs = Transformers(model, draft=(draft, "x", ours.length))
     assert (theirs.name, theirs.facts["drafter"]) == ("transformers-draft-model", "x")
     found = theirs(prompt, 12)
     assert found.rows == expected
     assert found.forwards <= 12  # of the model, not of the draft model
+
+
+def test_both_loops_are_given_the_same_drafts(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ft.MTPModel(families.build("llama")).eval()
+    draft = ft.MTPModel(families.moved(families.build("llama"), 0.05)).eval()
+    prompt, config = families.prompt(), draft.lm.generation_config
+    ours = Foretoken(model, drafter=ModelDrafter(model.backbone, draft.backbone, 3), name="ours")
+    passes = ours(prompt, 40).forwards
+    assert 10 < passes < 40
+    theirs = Transformers(model, draft=(draft, "x", 3))(prompt, 40).forwards
+    assert abs(theirs - passes) <= 1  # near the end ours drafts no more than there is room for
+    assert draft.lm.generation_config is config
 
 
 def test_sampled_methods_repeat_themselves_and_are_not_compared() -> None:

@@ -79,6 +79,18 @@ def test_heads_that_were_left_out_catch_up(family: str, shape: str) -> None:
         assert checked.drafts > 0
 
 
+@pytest.mark.parametrize("family", ["mistral", "gemma3_text"])
+def test_heads_that_were_left_out_catch_up_behind_a_sliding_window(family: str) -> None:
+    """From the first token on, over more than the window: transformers makes the mask for that."""
+    model = attached(family, "trunk")
+    row = prompts(family)[2]
+    assert row.shape[1] > families.WINDOW
+    checked = CheckedWhereAsked(model)
+    steps = run(model, row, checked, Told([0, 3]))
+    assert [token for step in steps for token in step.tokens] == reference(family, 2)[:NEW]
+    assert checked.drafts > 0
+
+
 @settings(max_examples=15)
 @given(
     lengths=st.lists(st.integers(0, 4), min_size=1, max_size=6),

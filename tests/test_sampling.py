@@ -15,8 +15,10 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
     TemperatureLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 import families
@@ -388,6 +390,19 @@ def test_a_draft_beyond_the_random_numbers_is_refused() -> None:
     assert sampler.uniforms(256).shape == (2, 2, 256)
     with pytest.raises(InputError, match="256 tokens were drafted; sampling judges at most 255"):
         sampler.uniforms(257)
+
+
+def test_processors_that_know_more_than_a_rows_tokens_are_refused() -> None:
+    owner, rows = ft.MTPModel(families.build("llama")).eval(), torch.tensor([PROMPT, PROMPT])
+    by_call = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, owner.lm)
+    with pytest.raises(InputError, match=r"Unbatched.* has to be called once for every token"):
+        owner.generate(rows[:1], max_new_tokens=2, sampling=Sampling(processors=[by_call]))
+    constrained = PrefixConstrainedLogitsProcessor(lambda row, tokens: [len(tokens) % 5], 1)
+    sampling = Sampling(processors=[constrained])
+    with pytest.raises(InputError, match=r"PrefixConstrained.* asks which row it"):
+        owner.generate(rows, max_new_tokens=2, sampling=sampling)
+    alone = owner.generate(rows[:1], max_new_tokens=6, sampling=sampling, drafter=LookupDrafter(2))
+    assert alone.new_tokens == [(len(PROMPT) + n) % 5 for n in range(6)]
 
 
 def test_processors_compute_in_float32_whatever_the_weights_are() -> None:

@@ -43,8 +43,9 @@ from foretoken.decoding import (
     drafter_for,
     store_by_rows,
 )
+from foretoken.decoding.cache import takes_masks
 from foretoken.decoding.sampling import WIDEST
-from foretoken.errors import CheckpointError, HeadError, InputError
+from foretoken.errors import BackboneError, CheckpointError, HeadError, InputError
 from foretoken.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretoken.loading import cast_parameters, load_causal_lm, resolve
 from foretoken.objective import (
@@ -377,6 +378,11 @@ class MTPModel(nn.Module):
             )
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
+        if getattr(drafter, "shape", None) is not None and not takes_masks(self.backbone):
+            raise BackboneError(
+                f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask that "
+                "tells branches apart; draft chains."
+            )
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
             length = self.auto_length(drafter, batch, sampling, pass_width, compiled)

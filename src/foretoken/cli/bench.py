@@ -172,9 +172,10 @@ def methods_of(
     if batch_size == 1:
         theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
     if draft is not None:
-        add("draft-model", ModelDrafter(model.backbone, draft[0].backbone), source=draft[1])
+        small = ModelDrafter(model.backbone, draft[0].backbone)
+        add("draft-model", small, source=draft[1])
         if batch_size == 1:
-            theirs.append(Transformers(model, draft=draft, sampling=sampling))
+            theirs.append(Transformers(model, draft=(*draft, small.length), sampling=sampling))
     if compiled:
         ours += [method.compile() for method in ours]
     return [*ours, *theirs]

@@ -23,7 +23,8 @@ from foretoken.decoding import (
     drafter_for,
 )
 from foretoken.decoding.cache import takes_masks
-from foretoken.errors import InputError
+from foretoken.errors import CheckpointError, InputError
+from foretoken.loading import load_tokenizer
 from foretoken.model import MTPModel
 
 Temperature = Annotated[
@@ -208,10 +209,32 @@ def drafter(
 
 
 def load_draft_model(name: str, model: MTPModel) -> MTPModel:
-    """A draft model on the device and in the type of the model that it drafts for."""
+    """A draft model on the device and in the type of the model that it drafts for.
+
+    Raises:
+        InputError: the tokenizers beside them give tokens different numbers.
+    """
     common.quiet_transformers()
     backbone = model.backbone
-    return MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
+    draft = MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
+    numbers = [_numbers(each) for each in (model, draft)]
+    as_many = draft.backbone.vocab_size == backbone.vocab_size  # else `ModelDrafter` refuses it
+    if as_many and None not in numbers and numbers[0] != numbers[1]:
+        raise InputError(
+            f"{name}: its tokenizer gives tokens other numbers than the model's own; a draft model "
+            "needs the same vocabulary."
+        )
+    return draft
+
+
+def _numbers(model: MTPModel) -> dict[str, int] | None:
+    """Of the tokens of a model's tokenizer; None: there is none beside it."""
+    if model.tokenizer_path is None:
+        return None
+    try:
+        return load_tokenizer(model.tokenizer_path).get_vocab()
+    except CheckpointError:
+        return None
 
 
 def method_name(drafter: str, model: MTPModel) -> str:

@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import Verdict
 from foretoken.decoding.draft import Draft
+from foretoken.decoding.transfer import to_device
 from foretoken.errors import InputError
 
 
@@ -204,19 +205,19 @@ class Batch:
     def behind(self, read: Sequence[int]) -> Tensor:
         """(P,) how many tokens stand behind the first `read` of each row."""
         ends = zip(self.lengths, read, strict=True)
-        return torch.tensor([length - start for length, start in ends], device=self.device)
+        return to_device([length - start for length, start in ends], self.device)
 
     def unread(self, read: Sequence[int]) -> Tensor:
         """(P, U) tokens behind the first `read` of each row, and filling where there are fewer."""
         count = max(length - start for length, start in zip(self.lengths, read, strict=True))
-        begin = torch.tensor(read, device=self.device).unsqueeze(1)
+        begin = to_device(read, self.device).unsqueeze(1)
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
 
     def within(self, draft: Draft) -> Draft:
         """The draft, which counts in each row as far as there is room."""
         if min(self.reach) >= draft.size:
             return draft
-        reach = torch.tensor(self.reach, device=self.device)
+        reach = to_device(self.reach, self.device)
         return replace(
             draft, reach=reach if draft.reach is None else torch.minimum(reach, draft.reach)
         )
@@ -224,7 +225,7 @@ class Batch:
     def commit(self, draft: Draft, verdict: Verdict) -> tuple[Step, ...]:
         """Add what a verdict lets stand; a step for every row, also those that passes let go.
 
-        The one place where the host waits for the device.
+        Here the host waits for what the device has computed.
         """
         standing = draft.tokens
         if verdict.path is not None:
@@ -255,9 +256,8 @@ class Batch:
         if (missing := max(lengths) - self.tokens.shape[1]) > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))
         for place, new in enumerate(emitted):
-            self.tokens[place, self.lengths[place] : lengths[place]] = torch.tensor(
-                new, dtype=torch.long, device=self.device
-            )
+            written = slice(self.lengths[place], lengths[place])
+            self.tokens[place, written] = to_device(new, self.device)
         self.lengths = lengths
 
 

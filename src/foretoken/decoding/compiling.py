@@ -19,7 +19,10 @@ SHAPES = 64
 
 
 def compile_fixed(function: Function, backbone: Backbone) -> Function:
-    """`function`, compiled for each shape that it meets; on a GPU replayed from CUDA graphs.
+    """`function`, compiled for each shape that it meets.
+
+    On a GPU torch is asked for CUDA graphs too; that has not been run on one yet, and torch leaves
+    them out where what it captures changes a tensor that may move, as a cache may.
 
     One row is compiled apart, any other number of them together; the first tensor has a line for
     each row, and so have others as long. For one `generate`, in which nothing changes but numbers,

@@ -22,6 +22,7 @@ from torch.nn.functional import pad
 from foretoken.backbone import Backbone
 from foretoken.backbone.discovery import evaluating
 from foretoken.decoding.cache import SlottedPast
+from foretoken.decoding.cache.slotted import FIXED_SLOTS
 from foretoken.errors import BackboneError
 
 _found: "WeakKeyDictionary[Any, dict[tuple[int, ...], bool]]" = WeakKeyDictionary()
@@ -39,6 +40,7 @@ def require_invariance(backbone: Backbone, rows: int, width: int, capacity: int)
     Raises:
         BackboneError: it does.
     """
+    capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS  # as many as there will be
     shape, found = (rows, width, capacity), _found.setdefault(backbone.model, {})
     if shape not in found:
         found[shape] = _try_out(backbone, *shape)

@@ -22,6 +22,10 @@ from foretoken.decoding.sampling import WIDEST
 DRAFT_SLOTS = 32
 """Set aside behind the last token of each row: near its end drafts reach beyond it. Where they need
 more the past is copied."""
+REREAD = 8
+"""Tokens that a pass reads once more at most, with a draft behind them. A past that takes back more
+than was rejected (a recurrent state) is read again until a whole pass stands, which one without a
+draft does."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,9 @@ class Passes:
     def limit(self, batch: Batch) -> int:
         """How deep a draft may go. The backbone adds one token of its own, so leave it room."""
         widest = (self.width or WIDEST) - 1
+        standing = zip(batch.lengths, self.past.read, strict=True)
+        if max(length - 1 - read for length, read in standing) > REREAD:
+            return 0
         return widest if self.compiled else min(widest, batch.limit)
 
     def fitted(self, draft: Draft, longest: int) -> Draft:

@@ -13,17 +13,29 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 from transformers import (
+    ClassifierFreeGuidanceLogitsProcessor,
     LogitsProcessor,
     MinPLogitsWarper,
+    PrefixConstrainedLogitsProcessor,
     RepetitionPenaltyLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
 
 from foretoken.decoding.draft import Draft
 from foretoken.errors import InputError
 
+BY_PLACE = (PrefixConstrainedLogitsProcessor,)
+"""Processors that ask which row of a batch they see, where ours see one row at a time."""
+BY_CALL = (
+    ClassifierFreeGuidanceLogitsProcessor,
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
+"""Processors that count on being called once per token, on the whole batch, in order."""
 WIDEST = 256
 """Nodes of a draft that have random numbers."""
 COLDEST = 1e-6
@@ -40,7 +52,8 @@ class Sampling:
         top_p: draw from the smallest set of tokens with this probability.
         min_p: leave out tokens less likely than this share of the likeliest one.
         repetition_penalty: divides the scores of tokens that are there already; also when greedy.
-        processors: any of transformers' `LogitsProcessor`; they see a row's tokens without padding.
+        processors: any of transformers' `LogitsProcessor` whose scores depend on a row's tokens and
+            logits alone. They see one row at a time, without padding, and drafted tokens too.
         seeds: of the rows, one each, or one number for the first; the others follow it.
     """
 
@@ -82,6 +95,7 @@ class Sampler:
         seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != rows:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
+        _require_local(sampling.processors, rows)
         self.seeds = seeds
         self.random = torch.empty(rows, 3, 0)
         self.by_history: list[LogitsProcessor] = list(sampling.processors)
@@ -173,6 +187,19 @@ class Sampler:
         for processor in self.by_scores:
             flat = processor(cast(Any, None), flat)
         return flat.view(logits.shape)
+
+
+def _require_local(processors: Sequence[LogitsProcessor], rows: int) -> None:
+    """Refuse processors of transformers whose scores depend on more than a row's tokens."""
+    for processor in processors:
+        name = type(processor).__name__
+        if isinstance(processor, BY_CALL):
+            raise InputError(
+                f"{name} has to be called once for every token, in order, and cannot score drafts; "
+                "use transformers' generate."
+            )
+        if rows > 1 and isinstance(processor, BY_PLACE):
+            raise InputError(f"{name} asks which row it is given; decode one prompt at a time.")
 
 
 def _mixed(seed: int, length: int) -> int:

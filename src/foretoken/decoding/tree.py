@@ -16,6 +16,7 @@ from torch import Tensor
 from foretoken.decoding.acceptance import draw
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.errors import InputError
 
 
@@ -91,7 +92,7 @@ def comb(logits: Tensor, shape: TreeShape, reach: Sequence[int]) -> Draft:
         width = max(shape.widths)
         tokens = _likeliest(logits, width)
         places = [level * width + rank for level, w in enumerate(widths) for rank in range(w)]
-        order = torch.tensor(places, device=logits.device).expand(len(logits), -1)
+        order = to_device(places, logits.device).expand(len(logits), -1)
     else:
         width = min(shape.nodes, vocab)
         tokens = _likeliest(logits, width)
@@ -117,7 +118,7 @@ def _best(joint: Tensor, reach: Sequence[int], later: Tensor | int = 0) -> Tenso
     before what goes on from it, and it does not matter how many ways there are.
     """
     depths = torch.arange(1, joint.shape[1] + 1, device=joint.device)
-    beyond = (depths - torch.tensor(reach, device=joint.device).unsqueeze(1)).clamp(min=0)
+    beyond = (depths - to_device(reach, joint.device).unsqueeze(1)).clamp(min=0)
     turn = (2 * beyond.unsqueeze(-1) + later).expand_as(joint).flatten(1)
     order = joint.flatten(1).sort(dim=1, descending=True, stable=True).indices
     return order.gather(1, turn.gather(1, order).sort(dim=1, stable=True).indices)
@@ -136,7 +137,7 @@ def _static(logits: Tensor, widths: tuple[int, ...]) -> Draft:
     best = logits[:, : len(widths)].topk(max(widths), dim=-1).indices
     depths, ranks, parents = _layout(widths[: logits.shape[1]])
     tokens = best[:, depths, ranks]
-    return Draft(tokens, torch.tensor(parents, device=tokens.device).expand(len(tokens), -1))
+    return Draft(tokens, to_device(parents, tokens.device).expand(len(tokens), -1))
 
 
 @lru_cache

@@ -4,16 +4,17 @@ Shapes: B rows of a batch, T prompt.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from foretoken.decoding import Drafter, NoDrafter, Sampling, Step
+from foretoken.decoding.drafters.lookup import MATCH
 from foretoken.model import MTPModel
 
 
@@ -131,10 +132,15 @@ class Foretoken:
 class Transformers:
     """transformers' own `generate`, alone, with its prompt lookup or with a draft model.
 
+    It is told to draft what ours drafts: as many tokens, after as many that match, whatever the
+    draft model's confidence. Only where a text has several matches, prompt lookups differ: its own
+    copies from the first one, ours from the last.
+
     Args:
         model: that decodes.
         lookup: how many tokens its prompt lookup drafts.
-        draft: a draft model, and its name. Both this and lookup take one prompt at a time.
+        draft: a draft model, its name, and how many tokens it drafts. Both this and lookup take one
+            prompt at a time.
         sampling: of which it takes the temperature and the first seed; greedy by default.
     """
 
@@ -143,7 +149,7 @@ class Transformers:
         model: MTPModel,
         lookup: int | None = None,
         *,
-        draft: tuple[MTPModel, str] | None = None,
+        draft: tuple[MTPModel, str, int] | None = None,
         sampling: Sampling | None = None,
     ) -> None:
         self.lm, self.lookup, self.draft = model.lm, lookup, draft
@@ -164,21 +170,21 @@ class Transformers:
             nonlocal forwards
             forwards += 1
 
-        # In place of the model's own, from which `generate` would add an end-of-sequence token.
-        own = self.lm.generation_config
-        self.lm.generation_config = self._config(count)
-        handle = self.lm.register_forward_pre_hook(tally)
-        assistant = {"assistant_model": self.draft[0].lm} if self.draft else {}
-        try:
-            with _seeded(self.sampling, prompts.device):
-                output = self.lm.generate(  # type: ignore[operator]
-                    prompts,
-                    attention_mask=torch.ones_like(prompts) if mask is None else mask,
-                    **assistant,
-                )
-        finally:
-            handle.remove()
-            self.lm.generation_config = own
+        with ExitStack() as stack:
+            # Not the model's own config: `generate` would take an end-of-sequence token from it.
+            stack.enter_context(_told(self.lm, self._config(count)))
+            assistant = {}
+            if self.draft is not None:
+                draft, _, length = self.draft
+                assistant["assistant_model"] = draft.lm
+                stack.enter_context(_told(draft.lm, _drafting(length)))
+            stack.enter_context(_seeded(self.sampling, prompts.device))
+            stack.callback(self.lm.register_forward_pre_hook(tally).remove)
+            output = self.lm.generate(  # type: ignore[operator]
+                prompts,
+                attention_mask=torch.ones_like(prompts) if mask is None else mask,
+                **assistant,
+            )
         return Continuation(output[:, prompts.shape[1] :].tolist(), forwards)
 
     def _config(self, count: int) -> GenerationConfig:
@@ -187,9 +193,30 @@ class Transformers:
             max_new_tokens=count,
             do_sample=not self.sampling.greedy,
             prompt_lookup_num_tokens=self.lookup,
+            max_matching_ngram_size=None if self.lookup is None else MATCH,
             pad_token_id=0,
             **({} if self.sampling.greedy else drawn),
         )
+
+
+def _drafting(length: int) -> GenerationConfig:
+    """Of a draft model that always drafts so many tokens."""
+    return GenerationConfig(
+        num_assistant_tokens=length,
+        num_assistant_tokens_schedule="constant",
+        assistant_confidence_threshold=0.0,
+        pad_token_id=0,
+    )
+
+
+@contextmanager
+def _told(lm: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
+    """A model with another generation config."""
+    own, lm.generation_config = lm.generation_config, config
+    try:
+        yield
+    finally:
+        lm.generation_config = own
 
 
 @contextmanager

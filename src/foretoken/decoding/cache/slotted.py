@@ -24,6 +24,7 @@ from foretoken.backbone.discovery import evaluating, same
 from foretoken.decoding.cache.restoring import recurrent_layers
 from foretoken.decoding.compiling import varying
 from foretoken.decoding.draft import Draft
+from foretoken.decoding.transfer import to_device
 
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this, so that few shapes occur."""
@@ -41,7 +42,8 @@ class Slots:
         capacity: S, slots per row.
         where: those that a pass writes: a stretch, or rows (B, 1) and slots (B, W).
         visible: (S',) those that the pass can see: the first ones.
-        length: what transformers is told that there is; positions are given in any case.
+        length: how many tokens transformers is told there are; where no mask is given, it makes one
+            for tokens behind these.
     """
 
     capacity: int
@@ -112,13 +114,13 @@ class SlottedPast:
         self._reserve(max(read) + width + self.staged)
         first = not any(read)
         slots.visible = self._visible(max(read) + width, first)
-        slots.length = 0 if self.fixed else max(self.read)
+        slots.length = 0 if self.fixed else max(read)
         steps = torch.arange(width, device=self.device)
         if len(set(read)) == 1 and (first or not self.fixed):
             slots.where = slice(start, start + width)
             places = (steps + start).expand(self.rows, -1)
         else:
-            begin = torch.tensor(read, device=self.device).unsqueeze(1)
+            begin = to_device(read, self.device).unsqueeze(1)
             places = begin + steps
             slots.where = varying(self._rows(), 0), varying(places, 0)
         tree = draft is not None and draft.parents is not None
@@ -149,7 +151,7 @@ class SlottedPast:
 
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         if path is not None:
-            begin = torch.tensor(self.read, device=self.device).unsqueeze(1)
+            begin = to_device(self.read, self.device).unsqueeze(1)
             to = begin + torch.arange(path.shape[1], device=self.device)
             self._moves = torch.stack([begin + path, to])
         self.read = list(read)
@@ -310,7 +312,7 @@ def _try_masks(backbone: Backbone) -> bool:
         return False
     tokens = torch.arange(2 * 8, device=backbone.device).remainder(backbone.vocab_size).view(2, 8)
     past = SlottedPast(backbone, 2, 16)
-    parents = torch.tensor([[0, 0, 2], [0, 1, 0]], device=backbone.device)
+    parents = to_device([[0, 0, 2], [0, 1, 0]], backbone.device)
     ways = [[[0, 1], [0, 2, 3]], [[0, 1, 2], [0, 3]]]  # nodes from the first to a leaf
     draft = Draft(tokens[:, 1:4], parents)
     try:

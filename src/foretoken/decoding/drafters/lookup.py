@@ -7,14 +7,17 @@ Shapes: B rows, S tokens kept per row.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from foretoken.decoding.cache import Past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.errors import InputError
+
+MATCH = 3
+"""Tokens that have to be the same before what follows them is copied, if so many are anywhere."""
 
 
 class LookupDrafter:
@@ -27,7 +30,7 @@ class LookupDrafter:
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, length: int = 4, match: int = 3) -> None:
+    def __init__(self, length: int = 4, match: int = MATCH) -> None:
         if min(length, match) < 1:
             raise InputError("prompt lookup drafts at least 1 token, after at least 1 that match.")
         self.length, self.match = length, match
@@ -51,7 +54,7 @@ class LookupDrafter:
             row[: len(copied)] = copied
         if min(counts) == max(counts):
             return Draft(tokens)
-        return Draft(tokens, reach=torch.tensor(counts, device=tokens.device))
+        return Draft(tokens, reach=to_device(counts, tokens.device))
 
     def select(self, places: Sequence[int]) -> None:
         """The text is all it reads."""

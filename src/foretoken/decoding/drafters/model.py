@@ -19,6 +19,7 @@ from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.decoding.tree import TreeShape, chain, comb
 from foretoken.errors import InputError
 
@@ -84,12 +85,12 @@ class ModelDrafter:
         self.past.keep(self.read)
         starts = self.past.read
         width = max(length - start for length, start in zip(lengths, starts, strict=True))
-        begin = torch.tensor(starts, device=device).unsqueeze(1)
+        begin = to_device(starts, device).unsqueeze(1)
         places = (begin + torch.arange(width, device=device)).clamp(
             max=committed.tokens.shape[1] - 1
         )
         window = committed.tokens.gather(1, places)
-        last = torch.tensor(lengths, device=device).unsqueeze(1) - begin - 1
+        last = to_device(lengths, device).unsqueeze(1) - begin - 1
         drafts, logits = [], []
         for depth in range(limit):
             # Prompts, and what it catches up with where nothing was drafted, have any width.
@@ -111,7 +112,7 @@ class ModelDrafter:
             draft = Draft.joined(drafts)
         if min(room) >= limit:
             return draft
-        return replace(draft, reach=torch.tensor(room, device=device).clamp(min=0))
+        return replace(draft, reach=to_device(room, device).clamp(min=0))
 
     def select(self, places: Sequence[int]) -> None:
         self.past.select(places)

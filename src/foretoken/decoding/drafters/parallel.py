@@ -18,6 +18,7 @@ from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.drafters.states import KeptStates
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.decoding.tree import TreeShape, chain, tree
 from foretoken.errors import InputError
 from foretoken.heads import FINAL, Head
@@ -102,7 +103,7 @@ class ParallelDrafter:
         assert self.behind is not None
         behind, self.behind, device = self.behind, None, committed.last.device
         counts = [n - 1 - b for n, b in zip(committed.lengths, behind, strict=True)]
-        begin = torch.tensor(behind, device=device).unsqueeze(1)
+        begin = to_device(behind, device).unsqueeze(1)
         positions = begin + torch.arange(max(counts), device=device)
         states = {layer: kept[positions] for layer, kept in self.kept.items()}
         given = self.past.reenter(max(counts), behind)
@@ -112,7 +113,7 @@ class ParallelDrafter:
         )
         final = states.get(FINAL, hidden)
         output = BackboneOutput(final, {k: s for k, s in states.items() if k != FINAL}, call)
-        return self._logits(output, torch.tensor(counts, device=device) - 1)
+        return self._logits(output, to_device(counts, device) - 1)
 
     def _logits(self, output: BackboneOutput, last: Tensor) -> Tensor:
         """Of every depth after place `last` (B,) of a pass, (B, K, V)."""

@@ -18,6 +18,7 @@ from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.drafters.sequential import ModuleDrafter
 from foretoken.decoding.drafters.states import KeptStates, at
 from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.decoding.tree import chain, comb
 from foretoken.heads import FINAL
 
@@ -40,9 +41,9 @@ class RolloutDrafter(ModuleDrafter):
         read = [length - 1 for length in committed.lengths]
         starts = self.past.read
         width = max(end - start for end, start in zip(read, starts, strict=True))
-        begin = torch.tensor(starts, device=last.device).unsqueeze(1)
+        begin = to_device(starts, last.device).unsqueeze(1)
         places = begin + torch.arange(width, device=last.device)  # (B, W)
-        ends = torch.tensor(read, device=last.device).unsqueeze(1) - 1  # (B, 1), positions
+        ends = to_device(read, last.device).unsqueeze(1) - 1  # (B, 1), positions
         following = (places + 1).clamp(max=committed.tokens.shape[1] - 1)
         ahead = self.backbone.embed(committed.tokens.gather(1, following))
         if self.head.zero_first:

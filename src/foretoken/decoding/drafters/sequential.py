@@ -19,7 +19,8 @@ from foretoken.decoding.cache import Past, new_past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.drafters.states import KeptStates, at
-from foretoken.decoding.sampling import Sampler
+from foretoken.decoding.sampling import WIDEST, Sampler
+from foretoken.decoding.transfer import to_device
 from foretoken.decoding.tree import TreeShape, chain, comb
 from foretoken.errors import InputError
 from foretoken.heads import FINAL, SequentialHeads
@@ -52,6 +53,8 @@ class ModuleDrafter:
                 f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
                 "module goes further than it was trained."
             )
+        if length >= WIDEST:
+            raise InputError(f"draft length {length}: a draft is at most {WIDEST - 1} tokens long.")
         if shape is not None:
             shape.check(backbone.vocab_size)
             length = min(length, shape.nodes or length)
@@ -93,10 +96,11 @@ class SequentialDrafter(ModuleDrafter):
         starts = self.past.read
         self.read = [length - 1 for length in committed.lengths]
         width = max(read - start for read, start in zip(self.read, starts, strict=True))
-        begin = torch.tensor(starts, device=last.device).unsqueeze(1)
+        begin = to_device(starts, last.device).unsqueeze(1)
         places = begin + torch.arange(width, device=last.device)  # (B, W)
         hidden = self.tapped[places]
-        ends = torch.tensor(self.read, device=last.device).unsqueeze(1) - begin - 1
+        # A row that has ended may have nothing new to read, and its draft is of no account.
+        ends = (to_device(self.read, last.device).unsqueeze(1) - begin - 1).clamp(min=0)
         given = self.past.enter(width)
         call = self.backbone.block_call(
             hidden,

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from foretoken.decoding.transfer import to_device
+
 SPARE = 64
 """Positions set aside at once."""
 
@@ -29,7 +31,7 @@ class KeptStates:
         """
         if path is not None:
             states = at(states, path)
-        start = torch.tensor(begin, device=states.device).unsqueeze(1)
+        start = to_device(begin, states.device).unsqueeze(1)
         positions = start + torch.arange(states.shape[1], device=states.device)
         if self.states is None:
             self.states = states.new_zeros(states.shape[0], 0, states.shape[2])
