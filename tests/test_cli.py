@@ -1066,7 +1066,7 @@ BAD = [
     ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
     (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),
     (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/small", "vocabulary of 50 tokens"),
-    (f"{GENERATE} --drafter {{place}}/foreign", "tokens other numbers than the model's own"),
+    (f"{GENERATE} --drafter {{place}}/foreign", "the same vocabulary"),
     (f"{BENCH} --max-new-tokens 8 --draft-length 2", "the model has none"),
     ("generate {place}/small --prompt abc --stop abcx", "'abcx' can never appear"),
     (f"{GENERATE[:-1]}", "the prompt is empty"),

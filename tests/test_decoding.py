@@ -392,8 +392,26 @@ def test_what_is_restored_is_not_read_ever_longer(family: str, monkeypatch) -> N
     monkeypatch.setattr(Backbone, "__call__", recorded)
     result = model.generate(row, max_new_tokens=new, stop_tokens=(), drafter=Wrong())
     assert result.new_tokens == reference(family, 1, new)
-    assert max(widths[1:]) <= 16
+    assert max(widths[1:]) <= 16 + 1 + Wrong.longest
     assert sum(step.drafted > 0 for step in result.row_steps) > new // 2
+
+
+def test_nor_by_sequential_heads_that_keep_a_state(monkeypatch) -> None:
+    """They read their last positions again with every draft, whatever was accepted."""
+    widths, model = [], attached("lfm2_conv", "sequential")
+    call = Backbone.block_call
+
+    def recorded(self, hidden, *arguments):
+        widths.append(hidden.shape[1])
+        return call(self, hidden, *arguments)
+
+    row, new = prompts("lfm2_conv")[1], 60
+    monkeypatch.setattr(Backbone, "block_call", recorded)
+    checked = Checked(model)
+    result = model.generate(row, max_new_tokens=new, stop_tokens=(), drafter=checked)
+    assert result.new_tokens == reference("lfm2_conv", 1, new)
+    assert checked.drafts > new
+    assert max(widths) <= 16 + 2 * (model.depth + 1)
 
 
 # -- what is refused ----------------------------------------------------------------------------

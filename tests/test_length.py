@@ -24,7 +24,7 @@ from foretoken.decoding import (
     decode,
     drafter_for,
 )
-from foretoken.decoding.length import HOLD
+from foretoken.decoding.length import HOLD, TRIAL
 from foretoken.errors import InputError
 from test_decoding import SHAPES, Checked, attached, prompts, reference
 
@@ -128,6 +128,17 @@ def simulate(
         step = Step(length, accepted, tuple(range(accepted + 1)))
         auto.record([step], costs[length] * chance.uniform(0.95, 1.05))
     return auto
+
+
+def test_a_draft_that_had_to_be_shorter_tells_no_cost() -> None:
+    for limit, learns in ((3, True), (2, False)):
+        auto = AutoLength(3)
+        for _ in range(HOLD + TRIAL):
+            length = auto.begin(limit)
+            assert length <= limit
+            auto.end([Step(length, length, tuple(range(length + 1)))], complete=True)
+        assert bool(auto.measured.costs) == learns
+        assert set(auto.chosen) == {0, 3}
 
 
 def expected(length: int, costs: list[float], rates: list[float]) -> float:

@@ -395,11 +395,11 @@ def test_a_draft_beyond_the_random_numbers_is_refused() -> None:
 def test_processors_that_know_more_than_a_rows_tokens_are_refused() -> None:
     owner, rows = ft.MTPModel(families.build("llama")).eval(), torch.tensor([PROMPT, PROMPT])
     by_call = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, owner.lm)
-    with pytest.raises(InputError, match=r"Unbatched.* has to be called once for every token"):
+    with pytest.raises(InputError, match=r"Unbatched.* on the whole batch, once for every token"):
         owner.generate(rows[:1], max_new_tokens=2, sampling=Sampling(processors=[by_call]))
     constrained = PrefixConstrainedLogitsProcessor(lambda row, tokens: [len(tokens) % 5], 1)
     sampling = Sampling(processors=[constrained])
-    with pytest.raises(InputError, match=r"PrefixConstrained.* asks which row it"):
+    with pytest.raises(InputError, match=r"PrefixConstrained.* has to know its row"):
         owner.generate(rows, max_new_tokens=2, sampling=sampling)
     alone = owner.generate(rows[:1], max_new_tokens=6, sampling=sampling, drafter=LookupDrafter(2))
     assert alone.new_tokens == [(len(PROMPT) + n) % 5 for n in range(6)]
@@ -431,6 +431,9 @@ def test_no_draft_is_deeper_than_there_are_random_numbers() -> None:
     assert limits == [255]
     with pytest.raises(InputError, match="a pass is 1 to 256 tokens wide"):
         owner.generate(prompt, max_new_tokens=2, pass_width=257)
+    shared = ft.attach(families.build("llama"), "sequential", depth=2, shared=True)
+    with pytest.raises(InputError, match="draft length 256: a draft is at most 255 tokens long"):
+        drafter_for(shared.backbone, shared.require_head(), 256)
 
 
 @pytest.mark.parametrize("name", ["sequential", "model", "parallel"])

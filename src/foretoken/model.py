@@ -434,7 +434,7 @@ class MTPModel(nn.Module):
         Raises:
             InputError: a prompt that is empty or longer than the context, or an option out of its
                 range.
-            BackboneError: the backbone's cache cannot be rolled back.
+            BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
         """
         steps = list(self.stream(input_ids, attention_mask, **options))
         continuations = [

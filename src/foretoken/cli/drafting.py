@@ -212,29 +212,32 @@ def load_draft_model(name: str, model: MTPModel) -> MTPModel:
     """A draft model on the device and in the type of the model that it drafts for.
 
     Raises:
-        InputError: the tokenizers beside them give tokens different numbers.
+        InputError: their tokenizers give a token different numbers.
     """
     common.quiet_transformers()
     backbone = model.backbone
     draft = MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
-    numbers = [_numbers(each) for each in (model, draft)]
-    as_many = draft.backbone.vocab_size == backbone.vocab_size  # else `ModelDrafter` refuses it
-    if as_many and None not in numbers and numbers[0] != numbers[1]:
-        raise InputError(
-            f"{name}: its tokenizer gives tokens other numbers than the model's own; a draft model "
-            "needs the same vocabulary."
-        )
+    if draft.backbone.vocab_size == backbone.vocab_size:  # else `ModelDrafter` refuses it
+        own, its = _numbers(model), _numbers(draft)
+        apart = next((token for token in own if its.get(token, own[token]) != own[token]), None)
+        if apart is not None:
+            raise InputError(
+                f"{name}: token {apart!r} has number {its[apart]} there and {own[apart]} in the "
+                "model; a draft model needs the same vocabulary."
+            )
     return draft
 
 
-def _numbers(model: MTPModel) -> dict[str, int] | None:
-    """Of the tokens of a model's tokenizer; None: there is none beside it."""
+def _numbers(model: MTPModel) -> dict[str, int]:
+    """Of the tokens of the tokenizer beside a model, if there is one, but not of those added."""
     if model.tokenizer_path is None:
-        return None
+        return {}
     try:
-        return load_tokenizer(model.tokenizer_path).get_vocab()
+        tokenizer = load_tokenizer(model.tokenizer_path)
     except CheckpointError:
-        return None
+        return {}
+    added = tokenizer.get_added_vocab()
+    return {token: n for token, n in tokenizer.get_vocab().items() if token not in added}
 
 
 def method_name(drafter: str, model: MTPModel) -> str:

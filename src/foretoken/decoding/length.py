@@ -13,11 +13,13 @@ take longer, and other work on the machine comes and goes.
 
 import math
 import statistics
+import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from foretoken.decoding.batch import Step
+from foretoken.decoding.compiling import compilations
 
 REMEMBERED = 128
 """Steps whose acceptance counts."""
@@ -107,10 +109,29 @@ class AutoLength:
         self.chosen: list[int] = []
         self.run, self.run_before = Run(0), Run(0)
         self.resting = False
+        self._started: tuple[float, int, bool] | None = None  # when; and was the draft cut?
 
     def row(self) -> "AutoLength":
         """For one row by itself."""
         return AutoLength(self.longest, self.measured, steps=self.steps)
+
+    def begin(self, limit: int) -> int:
+        """Choose the length of the next step, at most `limit`; it takes its time from now on."""
+        chosen = self.choose()
+        self._started = time.perf_counter(), compilations(), chosen > limit
+        return min(limit, chosen)
+
+    def end(self, steps: Sequence[Step], complete: bool) -> None:
+        """Learn from the step that began last, if any did.
+
+        Args:
+            steps: of the rows.
+            complete: all rows were in it.
+        """
+        if self._started is not None:
+            began, compiled, cut = self._started
+            seconds = time.perf_counter() - began if complete and not cut else None
+            self.record(steps, seconds, compilations() != compiled)
 
     @property
     def _left(self) -> float:
@@ -137,7 +158,7 @@ class AutoLength:
         Args:
             steps: of the rows.
             seconds: drafting and verifying took; None where some rows had left, since lengths are
-                compared by steps of as many rows.
+                compared by steps of as many rows, or where the draft had to be shorter.
             compiled: something was, in that step: it counts for nothing but acceptance.
         """
         self.measured.waited += 1

@@ -5,7 +5,6 @@ Plain decoding is the same loop with a drafter that proposes nothing.
 Shapes: B rows, T prompt.
 """
 
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,7 +15,6 @@ from foretoken.backbone import Backbone
 from foretoken.decoding.acceptance import AcceptanceRule
 from foretoken.decoding.batch import ENDED, Batch, Step
 from foretoken.decoding.cache import takes_masks
-from foretoken.decoding.compiling import compilations
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Drafter, NoDrafter
 from foretoken.decoding.length import AutoLength
@@ -107,7 +105,7 @@ def _decode(
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
-    draft, began, compiled = Draft.nothing(batch.rows, batch.device), 0.0, 0
+    draft = Draft.nothing(batch.rows, batch.device)
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
@@ -121,18 +119,16 @@ def _decode(
             # Commit: what stands, in every row; the past forgets the rest.
             steps = batch.commit(draft, verdict)
             passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
-            if length is not None and began:
-                seconds = time.perf_counter() - began if batch.complete else None
-                length.record(steps, seconds, compilations() != compiled)
+            if length is not None:
+                length.end(steps, batch.complete)
             yield steps
             if not any(batch.active):
                 return
             # Draft: what may follow.
             sampler.begin(batch.lengths)
-            began, compiled = time.perf_counter(), compilations()
             limit = passes.limit(batch)
             if length is not None:
-                limit = min(limit, length.choose())
+                limit = length.begin(limit)
                 drafter = NoDrafter() if length.resting else drafter
             proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed), min(limit, drafter.longest))

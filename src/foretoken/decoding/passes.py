@@ -12,7 +12,7 @@ from torch import Tensor
 from foretoken.backbone import Backbone, BackboneOutput
 from foretoken.decoding.acceptance import Verdict
 from foretoken.decoding.batch import Batch
-from foretoken.decoding.cache import new_past
+from foretoken.decoding.cache import READ_AGAIN, new_past
 from foretoken.decoding.compiling import compile_fixed
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters import Committed
@@ -22,10 +22,6 @@ from foretoken.decoding.sampling import WIDEST
 DRAFT_SLOTS = 32
 """Set aside behind the last token of each row: near its end drafts reach beyond it. Where they need
 more the past is copied."""
-REREAD = 8
-"""Tokens that a pass reads once more at most, with a draft behind them. A past that takes back more
-than was rejected (a recurrent state) is read again until a whole pass stands, which one without a
-draft does."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +97,7 @@ class Passes:
         """How deep a draft may go. The backbone adds one token of its own, so leave it room."""
         widest = (self.width or WIDEST) - 1
         standing = zip(batch.lengths, self.past.read, strict=True)
-        if max(length - 1 - read for length, read in standing) > REREAD:
+        if max(length - 1 - read for length, read in standing) > READ_AGAIN:
             return 0
         return widest if self.compiled else min(widest, batch.limit)
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from transformers import (
     ClassifierFreeGuidanceLogitsProcessor,
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessor,
     MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
@@ -26,16 +28,21 @@ from transformers import (
 )
 
 from foretoken.decoding.draft import Draft
+from foretoken.decoding.transfer import to_device
 from foretoken.errors import InputError
 
-BY_PLACE = (PrefixConstrainedLogitsProcessor,)
-"""Processors that ask which row of a batch they see, where ours see one row at a time."""
+BY_PLACE = (
+    EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
+    PrefixConstrainedLogitsProcessor,
+)
+"""Processors that have something for each row of a batch; ours see one row at a time."""
 BY_CALL = (
     ClassifierFreeGuidanceLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
-"""Processors that count on being called once per token, on the whole batch, in order."""
+"""Processors that keep something from call to call, or read the whole batch in each."""
 WIDEST = 256
 """Nodes of a draft that have random numbers."""
 COLDEST = 1e-6
@@ -136,7 +143,7 @@ class Sampler:
             for seed, length in zip(self.seeds, lengths, strict=True):
                 generator.manual_seed(_mixed(seed, length))
                 drawn.append(torch.rand(3, WIDEST, generator=generator))
-            self.random = torch.stack(drawn).to(self.device, non_blocking=True)
+            self.random = to_device(torch.stack(drawn), self.device)
 
     def uniforms(self, width: int) -> Tensor | None:
         """(B, 2, width) in [0, 1), to judge a draft by; None where nothing is left to chance.
@@ -195,11 +202,11 @@ def _require_local(processors: Sequence[LogitsProcessor], rows: int) -> None:
         name = type(processor).__name__
         if isinstance(processor, BY_CALL):
             raise InputError(
-                f"{name} has to be called once for every token, in order, and cannot score drafts; "
-                "use transformers' generate."
+                f"{name} has to be called on the whole batch, once for every token, and cannot "
+                "score drafts; use transformers' generate."
             )
         if rows > 1 and isinstance(processor, BY_PLACE):
-            raise InputError(f"{name} asks which row it is given; decode one prompt at a time.")
+            raise InputError(f"{name} has to know its row of the batch; decode one at a time.")
 
 
 def _mixed(seed: int, length: int) -> int:

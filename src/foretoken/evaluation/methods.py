@@ -133,8 +133,8 @@ class Transformers:
     """transformers' own `generate`, alone, with its prompt lookup or with a draft model.
 
     It is told to draft what ours drafts: as many tokens, after as many that match, whatever the
-    draft model's confidence. Only where a text has several matches, prompt lookups differ: its own
-    copies from the first one, ours from the last.
+    draft model's confidence. What differs: it drafts behind the prompt already, ours behind the
+    first token; and of several matches its prompt lookup copies from the first, ours from the last.
 
     Args:
         model: that decodes.
@@ -170,14 +170,11 @@ class Transformers:
             nonlocal forwards
             forwards += 1
 
+        assistant = {} if self.draft is None else {"assistant_model": self.draft[0].lm}
         with ExitStack() as stack:
-            # Not the model's own config: `generate` would take an end-of-sequence token from it.
-            stack.enter_context(_told(self.lm, self._config(count)))
-            assistant = {}
-            if self.draft is not None:
-                draft, _, length = self.draft
-                assistant["assistant_model"] = draft.lm
-                stack.enter_context(_told(draft.lm, _drafting(length)))
+            # Not the models' own config: `generate` would take an end-of-sequence token from it.
+            for lm in (self.lm, *assistant.values()):
+                stack.enter_context(_told(lm, self._config(count)))
             stack.enter_context(_seeded(self.sampling, prompts.device))
             stack.callback(self.lm.register_forward_pre_hook(tally).remove)
             output = self.lm.generate(  # type: ignore[operator]
@@ -188,25 +185,18 @@ class Transformers:
         return Continuation(output[:, prompts.shape[1] :].tolist(), forwards)
 
     def _config(self, count: int) -> GenerationConfig:
-        drawn = {"temperature": self.sampling.temperature, "top_k": 0, "top_p": 1.0}
-        return GenerationConfig(
-            max_new_tokens=count,
-            do_sample=not self.sampling.greedy,
-            prompt_lookup_num_tokens=self.lookup,
-            max_matching_ngram_size=None if self.lookup is None else MATCH,
-            pad_token_id=0,
-            **({} if self.sampling.greedy else drawn),
-        )
-
-
-def _drafting(length: int) -> GenerationConfig:
-    """Of a draft model that always drafts so many tokens."""
-    return GenerationConfig(
-        num_assistant_tokens=length,
-        num_assistant_tokens_schedule="constant",
-        assistant_confidence_threshold=0.0,
-        pad_token_id=0,
-    )
+        asked: dict[str, Any] = {"max_new_tokens": count, "pad_token_id": 0}
+        if not self.sampling.greedy:
+            temperature = self.sampling.temperature
+            asked |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+        if self.lookup is not None:
+            asked["prompt_lookup_num_tokens"] = self.lookup
+            asked["max_matching_ngram_size"] = MATCH
+        if self.draft is not None:
+            asked["num_assistant_tokens"] = self.draft[2]
+            asked["num_assistant_tokens_schedule"] = "constant"
+            asked["assistant_confidence_threshold"] = 0.0
+        return GenerationConfig(**asked)
 
 
 @contextmanager

@@ -1,10 +1,16 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
 from foretoken.decoding.cache.past import Past, new_past
-from foretoken.decoding.cache.restoring import RestoringPast, recurrent_layers, require_rollback
+from foretoken.decoding.cache.restoring import (
+    READ_AGAIN,
+    RestoringPast,
+    recurrent_layers,
+    require_rollback,
+)
 from foretoken.decoding.cache.slotted import SlottedPast, takes_masks
 
 __all__ = [
+    "READ_AGAIN",
     "Past",
     "RestoringPast",
     "SlottedPast",

@@ -20,12 +20,17 @@ from foretoken.backbone.discovery import evaluating
 from foretoken.decoding.draft import Draft
 from foretoken.errors import BackboneError, ForetokenError
 
+READ_AGAIN = 16
+"""Tokens that are read once more at most, with others behind them that may be taken back. From then
+on they are read for good, in a pass of their own: one of which all stands."""
+
 
 class RestoringPast:
     """For one row and chains, on transformers' own cache.
 
     From keys and values the end is cut off. A recurrent state cannot be shortened: it is put back
-    to where it was before the first pass since `keep`, and what stands is read again with the next.
+    to where it was before the first pass since `keep`, and what stands is read again with the next;
+    whoever enters passes sees to it that this does not become ever more (`READ_AGAIN`).
 
     Raises:
         BackboneError: a layer's state cannot be taken back, by name.

@@ -9,13 +9,15 @@ Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import pad
+from transformers import Cache
 
-from foretoken.backbone import Backbone
-from foretoken.decoding.cache import Past, new_past
+from foretoken.backbone import Backbone, BlockCall
+from foretoken.decoding.cache import READ_AGAIN, Past, new_past
 from foretoken.decoding.draft import Draft
 from foretoken.decoding.drafters.base import Committed
 from foretoken.decoding.drafters.states import KeptStates, at
@@ -92,42 +94,81 @@ class SequentialDrafter(ModuleDrafter):
         self.tapped.add(self.head.tap(states, 1), committed.begin, committed.path)
         if limit < 1:
             return Draft.nothing(len(last), last.device)
-        self.past.keep([max(0, read - self.length + 1) for read in self.read])
-        starts = self.past.read
+        stands = [max(0, read - self.length + 1) for read in self.read]
+        self.past.keep(stands)
+        if max(again := self._behind(stands)) > READ_AGAIN:  # the blocks keep a recurrent state
+            window = self._enter(max(again))
+            for depth in range(1, self.length + 1):
+                window.step(committed.tokens, depth)
+            self.past.keep(stands)
         self.read = [length - 1 for length in committed.lengths]
-        width = max(read - start for read, start in zip(self.read, starts, strict=True))
-        begin = to_device(starts, last.device).unsqueeze(1)
-        places = begin + torch.arange(width, device=last.device)  # (B, W)
-        hidden = self.tapped[places]
+        behind = self._behind(self.read)
+        window = self._enter(max(behind))
+        tokens = pad(committed.tokens, (0, self.length + max(behind)))
         # A row that has ended may have nothing new to read, and its draft is of no account.
-        ends = (to_device(self.read, last.device).unsqueeze(1) - begin - 1).clamp(min=0)
-        given = self.past.enter(width)
+        ends = (to_device(behind, last.device) - 1).clamp(min=0).unsqueeze(1)
+        drafts, logits = [], []
+        for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
+            hidden = window.step(tokens, depth)
+            logits.append(self.backbone.unembed(self.head.module(depth).norm(at(hidden, ends))))
+            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
+            tokens.scatter_(1, window.places[:, :1] + ends + 1 + depth, drafts[-1].tokens)
+        if self.shape is not None:
+            return comb(torch.cat(logits[:limit], dim=1), self.shape, committed.reach)
+        return Draft.joined(drafts).cut(limit)
+
+    def _behind(self, stands: Sequence[int]) -> list[int]:
+        """How many of the first `stands` tokens the modules have not read, by row."""
+        return [end - start for end, start in zip(stands, self.past.read, strict=True)]
+
+    def _enter(self, width: int) -> "Window":
+        """The next `width` positions."""
+        starts = to_device(self.past.read, self.backbone.device).unsqueeze(1)
+        places = starts + torch.arange(width, device=starts.device)
+        hidden, given = self.tapped[places], self.past.enter(width)
         call = self.backbone.block_call(
             hidden,
             places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
             self.caches[0],
             given.get("attention_mask"),
         )
-
-        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
-            return call(block, hidden, self.caches[depth - 1])
-
-        tokens = pad(committed.tokens, (0, self.length + width))
-        drafts, logits = [], []
-        for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
-            ahead = self.backbone.embed(tokens.gather(1, places + depth))
-            if depth == 1 and self.head.zero_first:
-                ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
-            hidden = hidden if depth == 1 else self.head.hand_on(hidden, depth - 1)
-            hidden = self.head.step(hidden, ahead, depth, run)
-            final = self.head.module(depth).norm(at(hidden, ends))
-            logits.append(self.backbone.unembed(final))
-            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
-            tokens.scatter_(1, begin + ends + 1 + depth, drafts[-1].tokens)
-        if self.shape is not None:
-            return comb(torch.cat(logits[:limit], dim=1), self.shape, committed.reach)
-        return Draft.joined(drafts).cut(limit)
+        return Window(self.backbone, self.head, places, hidden, call, self.caches)
 
     def select(self, places: Sequence[int]) -> None:
         super().select(places)
         self.read = [self.read[place] for place in places]
+
+
+@dataclass
+class Window:
+    """Positions that the modules read, depth by depth.
+
+    Attributes:
+        backbone: that the heads belong to.
+        head: the chain.
+        places: (B, W), the positions.
+        hidden: (B, W, D), what the depth before handed on; at first the tapped states.
+        call: runs a block over the window.
+        caches: of the modules, by depth.
+    """
+
+    backbone: Backbone
+    head: SequentialHeads
+    places: Tensor
+    hidden: Tensor
+    call: BlockCall
+    caches: Sequence[Cache]
+
+    def step(self, tokens: Tensor, depth: int) -> Tensor:
+        """The states of a depth, (B, W, D); it reads `tokens` (B, S) so many places further on."""
+        ahead = self.backbone.embed(tokens.gather(1, self.places + depth))
+        if depth == 1 and self.head.zero_first:
+            ahead = ahead.masked_fill((self.places == 0).unsqueeze(-1), 0.0)
+        if depth > 1:
+            self.hidden = self.head.hand_on(self.hidden, depth - 1)
+
+        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+            return self.call(block, hidden, self.caches[depth - 1])
+
+        self.hidden = self.head.step(self.hidden, ahead, depth, run)
+        return self.hidden
