@@ -616,7 +616,8 @@ def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prom
     expected = TOKENIZER(prompt)["input_ids"]
     found = common.load_prompts(str(path), tokenizer, 9, 1, seed=0, room=room)
     assert [ids.tolist() for ids in found] == [[expected]]
-    fine("bench", chat / "plain", "--prompts", path, "--max-new-tokens", 8, "--include-loops")
+    asked = ("--prompts", path, "--count", 1, "--max-new-tokens", 8, "--include-loops")
+    fine("bench", chat / "plain", *asked, "--repeats", 1)
     out = chat / "own.jsonl"
     cut = ("--max-new-tokens", 8, "--prompt-tokens", 9, "--out", out)
     fine("distill", chat / "plain", "--prompts", path, *cut)

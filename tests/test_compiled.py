@@ -7,6 +7,7 @@ Compiling takes its time: of drafters and rows one case always, the others with
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import pytest
 import torch
@@ -40,6 +41,13 @@ def forget() -> Iterator[None]:
     torch._dynamo.utils.counters.clear()
     yield
     torch.compiler.reset()
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling ends with torch's graph, which runs as it is: shapes and guards are the same, and
+    the compiler of C++, which takes most of the time, is left out."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
 
 
 @pytest.fixture
@@ -101,7 +109,7 @@ def test_a_compiled_step_changes_no_token(small_llama, name: str, rows: int) -> 
     assert compiled == steps
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -> None:
     """Guards are checked once per `generate`: what changes between two of them is seen."""
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(1)
@@ -121,7 +129,7 @@ def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -
     assert len({repr(steps) for steps in said}) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch) -> None:
     """Drafts at the end of the text need more slots than were set aside, within one `generate`."""
     monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
@@ -138,7 +146,7 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
     assert tokens_of[0] == tokens_of[1]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, monkeypatch) -> None:
     """Empty slots and rows that have ended are left out; torch compiles step and heads once for
     all, but for a row alone, which therefore keeps a neighbour."""
@@ -185,7 +193,7 @@ class Unsteady(NoDrafter):
         return Draft(tokens, torch.arange(tokens.shape[1]).expand(len(tokens), -1))
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_a_shape_comes_back_after_slots_were_added(small_llama, monkeypatch) -> None:
     """What was compiled for fewer slots no longer fits, though the arguments look the same."""
     monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
@@ -205,7 +213,7 @@ def test_a_shape_comes_back_after_slots_were_added(small_llama, monkeypatch) -> 
     assert [s.tokens for s in compiled] == [s.tokens for s in steps]
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_too_many_shapes_run_uncompiled(small_llama, monkeypatch) -> None:
     monkeypatch.setattr(compiling, "SHAPES", 2)
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
@@ -220,7 +228,7 @@ def test_too_many_shapes_run_uncompiled(small_llama, monkeypatch) -> None:
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 def test_lookup_has_two_shapes(small_llama, widths) -> None:
     """Drafts as long as they may be, filled up, and none."""
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
@@ -285,7 +293,7 @@ def test_a_chosen_length_is_the_width_of_its_pass(small_llama, widths, monkeypat
     assert widths[-result.forwards :] == [8, *chosen_widths]  # some tries come first
 
 
-@pytest.mark.slow
+@pytest.mark.usefixtures("traced")
 @pytest.mark.parametrize("other", [None, NoDrafter()])
 def test_compiled_streams_may_take_turns(small_llama, other: Drafter | None) -> None:
     """The hooks that the first one needs are gone when it has ended."""
