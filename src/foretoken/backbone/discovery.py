@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 from foretoken.backbone.calls import hidden_of
 from foretoken.errors import BackboneError
@@ -190,6 +190,16 @@ def evaluating(model: PreTrainedModel) -> Iterator[None]:
             yield
     finally:
         model.train(training)
+
+
+@contextmanager
+def generating(model: Any, config: GenerationConfig) -> Iterator[None]:
+    """With `config` in place of the model's own, from which `generate` would take what is unset."""
+    own, model.generation_config = model.generation_config, config
+    try:
+        yield
+    finally:
+        model.generation_config = own
 
 
 def required(module: nn.Module | None, model: PreTrainedModel, what: str) -> Any:

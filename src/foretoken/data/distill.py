@@ -11,7 +11,6 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
+from foretoken.backbone.discovery import generating
 from foretoken.data.documents import Document
 from foretoken.data.tokenization import given_prompt, opening
 from foretoken.errors import InputError
@@ -224,7 +224,7 @@ class Continuations:
             **(drawn if self.sampling.temperature > 0 else {}),
         )
         lm: Any = self.model.lm
-        with _generating(lm, config):
+        with generating(lm, config):
             out = cast(
                 Tensor,
                 lm.generate(
@@ -233,16 +233,6 @@ class Continuations:
                 ),
             )
         return [_until_stop(row, stops) for row in out[:, longest:].tolist()]
-
-
-@contextmanager
-def _generating(lm: Any, config: GenerationConfig) -> Iterator[None]:
-    """Put `config` in place of the model's own, from which `generate` would take penalties."""
-    own, lm.generation_config = lm.generation_config, config
-    try:
-        yield
-    finally:
-        lm.generation_config = own
 
 
 def _continues(line: bytes, prompt: list[int]) -> bool:

@@ -11,8 +11,9 @@ from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig
 
+from foretoken.backbone.discovery import generating
 from foretoken.decoding import Drafter, NoDrafter, Sampling, Step
 from foretoken.decoding.drafters.lookup import MATCH
 from foretoken.model import MTPModel
@@ -174,7 +175,7 @@ class Transformers:
         with ExitStack() as stack:
             # Not the models' own config: `generate` would take an end-of-sequence token from it.
             for lm in (self.lm, *assistant.values()):
-                stack.enter_context(_told(lm, self._config(count)))
+                stack.enter_context(generating(lm, self._config(count)))
             stack.enter_context(_seeded(self.sampling, prompts.device))
             stack.callback(self.lm.register_forward_pre_hook(tally).remove)
             output = self.lm.generate(  # type: ignore[operator]
@@ -197,16 +198,6 @@ class Transformers:
             asked["num_assistant_tokens_schedule"] = "constant"
             asked["assistant_confidence_threshold"] = 0.0
         return GenerationConfig(**asked)
-
-
-@contextmanager
-def _told(lm: PreTrainedModel, config: GenerationConfig) -> Iterator[None]:
-    """A model with another generation config."""
-    own, lm.generation_config = lm.generation_config, config
-    try:
-        yield
-    finally:
-        lm.generation_config = own
 
 
 @contextmanager
