@@ -34,6 +34,12 @@ def _seeded() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves are drawn at the end of a run alone: a picture takes longer than these models."""
+    monkeypatch.setattr("foretoken.training.progress.draw_curves", lambda lines, path: None)
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The shared data folder; tests that need it are marked `data`."""

@@ -681,6 +681,29 @@ def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, k
     assert same == kind.endswith("lossless")
 
 
+def test_vocabularies_that_are_padded_otherwise_are_one(place: Path, tmp_path: Path) -> None:
+    """As in Qwen2.5, where larger models have more rows of padding than smaller ones."""
+    padded = backbone()
+    with torch.random.fork_rng():
+        padded.resize_token_embeddings(320)
+    padded.save_pretrained(tmp_path / "padded")
+    TOKENIZER.save_pretrained(tmp_path / "padded")
+    for name, draft in (
+        (place / "plain", tmp_path / "padded"),
+        (tmp_path / "padded", place / "plain"),
+    ):
+        given = (name, "--prompt", "def f(x):", "--max-new-tokens", 12)
+        ran = run("generate", *given, "--drafter", draft, "--draft-length", 3)
+        assert ran.out.splitlines()[:-1] == fine("generate", *given, "--plain").splitlines()[:-1]
+        assert "in 4 forward passes" in ran.err
+    path = tmp_path / "bench.json"
+    size = ("--count", 1, "--prompt-tokens", 12, "--max-new-tokens", 8, "--include-loops")
+    options = (*size, "--draft-model", tmp_path / "padded", "--json", path)
+    fine("bench", place / "plain", "--prompts", place / "text.py", *options)
+    rows = {row["method"]: row for row in checked(path, "bench", 0).rows if "tokens" in row}
+    assert rows["draft-model"]["identical"] == rows["transformers-draft-model"]["identical"] == 1
+
+
 @pytest.mark.parametrize(
     "options", [("--draft-length", "auto"), ("--pass-width", 3), ("--draft-length", 1)]
 )

@@ -149,8 +149,9 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
 @pytest.mark.usefixtures("traced")
 def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, monkeypatch) -> None:
     """Empty slots and rows that have ended are left out; torch compiles step and heads once for
-    all, but for a row alone, which therefore keeps a neighbour."""
+    all, and for texts of all lengths, but for a row alone, which therefore keeps a neighbour."""
     monkeypatch.setattr(slotted, "FIXED_SEEN", 8)
+    monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
     slots, rows = set(), set()
     enter = slotted.SlottedPast.enter
@@ -168,6 +169,8 @@ def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, m
     assert result.continuations == expected
     assert {16, 24, 32, 40} <= slots
     assert rows == {2, 3}
+    short = model.generate(tokens, mask, max_new_tokens=8, compiled=True).continuations
+    assert short == [row[:8] for row in expected]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
 

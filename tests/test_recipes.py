@@ -14,6 +14,7 @@ import foretoken as ft
 from foretoken.adapters import Adapters
 from foretoken.errors import InputError
 from foretoken.training import train, trainer
+from foretoken.training.report import draw_curves
 from test_training import (
     SIZE,
     Stop,
@@ -386,7 +387,10 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
     )
 
 
-def test_the_curves_are_drawn_while_the_run_lasts(tmp_path: Path) -> None:
+def test_the_curves_are_drawn_while_the_run_lasts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("foretoken.training.progress.draw_curves", draw_curves)
     with pytest.raises(Stop):
         train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Literal
 
+import torch
 import typer
 
 from foretoken.cli import common
@@ -211,20 +212,33 @@ def drafter(
 def load_draft_model(name: str, model: MTPModel) -> MTPModel:
     """A draft model on the device and in the type of the model that it drafts for.
 
+    Where their tokenizers agree and their vocabularies differ in size all the same, the rows of one
+    embedding are padded further than those of the other (Qwen2.5 has 151,936 or 152,064 of them, by
+    size): the draft model's are cut, or filled up with their mean.
+
     Raises:
-        InputError: their tokenizers give a token different numbers.
+        InputError: their tokenizers give a token different numbers, or do not show that
+            vocabularies of different sizes are the same.
     """
     common.quiet_transformers()
     backbone = model.backbone
     draft = MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
-    if draft.backbone.vocab_size == backbone.vocab_size:  # else `ModelDrafter` refuses it
-        own, its = _numbers(model), _numbers(draft)
-        apart = next((token for token in own if its.get(token, own[token]) != own[token]), None)
-        if apart is not None:
+    own, its = _numbers(model), _numbers(draft)
+    if draft.backbone.vocab_size != backbone.vocab_size:
+        if not own or own != its:
             raise InputError(
-                f"{name}: token {apart!r} has number {its[apart]} there and {own[apart]} in the "
-                "model; a draft model needs the same vocabulary."
+                f"{name} has a vocabulary of {draft.backbone.vocab_size} tokens, the model one of "
+                f"{backbone.vocab_size}; a draft model needs the same one."
             )
+        with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
+            draft.lm.resize_token_embeddings(backbone.vocab_size)
+        return MTPModel(draft.lm)
+    apart = next((token for token in own if its.get(token, own[token]) != own[token]), None)
+    if apart is not None:
+        raise InputError(
+            f"{name}: token {apart!r} has number {its[apart]} there and {own[apart]} in the model; "
+            "a draft model needs the same vocabulary."
+        )
     return draft
 
 

@@ -114,7 +114,8 @@ def _parts(model: MTPModel) -> dict[str, str]:
 
 def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     """Loss against steps, one curve per depth, held-out losses dashed."""
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    figure = Figure(figsize=(7, 4.2))
+    figure.subplots_adjust(left=0.1, right=0.98, bottom=0.13, top=0.97)  # a layout draws it twice
     axes = figure.subplots()
     for key, style, suffix in (("depth_losses", "-", ""), ("held_out_losses", "--", ", held out")):
         known = [line for line in lines if line.get(key)]

@@ -27,7 +27,7 @@ from foretoken.decoding.draft import Draft
 from foretoken.decoding.transfer import to_device
 
 FIXED_SLOTS = 256
-"""Slots are set aside in multiples of this, so that few shapes occur."""
+"""Slots are set aside in multiples of this where passes have fixed shapes, so that few occur."""
 FIXED_SEEN = 64
 """A compiled pass sees a multiple of so many slots, of more where there are many: attention over
 slots that nobody has written costs as much as over others, and few shapes should occur."""
@@ -228,8 +228,8 @@ class SlottedLayer(CacheLayerMixin):
         self.is_initialized = True
 
     def _store(self, keys: Tensor, values: Tensor) -> None:
-        """Go on with other tensors; any number of rows."""
-        self.keys, self.values = varying(keys, 0), varying(values, 0)
+        """Go on with other tensors; any number of rows, and of slots."""
+        self.keys, self.values = (varying(varying(kept, 0), 2) for kept in (keys, values))
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
