@@ -1077,6 +1077,7 @@ BAD = [
     ("generate {place}/whole --prompt x --tree 2,x", "--tree 2,x"),
     ("generate {place}/whole --prompt x --tree 0", "at least 1"),
     ("generate {place}/whole --prompt x --tree 300,1", "make it narrower"),
+    ("generate {place}/whole --prompt x --tree 2,2,1", "make it shallower"),
     (f"{GENERATE} --rule nonsense", "'nonsense' is unknown"),
     (f"{GENERATE} --rule exact:1", "takes no number"),
     (f"{GENERATE} --rule top-k:1.5", "such as top-k:2"),

@@ -376,12 +376,15 @@ def test_as_many_seeds_as_rows() -> None:
         )
 
 
-def test_a_foreign_draft_model_and_a_tree_too_wide_are_refused() -> None:
+def test_a_foreign_draft_model_and_a_tree_too_wide_or_too_deep_are_refused() -> None:
     backbone = model("parallel").backbone
     with pytest.raises(InputError, match="vocabulary of 101 tokens, the model one of 5"):
         ModelDrafter(backbone, Backbone(families.build("llama")))
+    head = model("parallel").head
     with pytest.raises(InputError, match="6 wide, the vocabulary has 5"):
-        drafter_for(backbone, model("parallel").head, None, TreeShape(widths=(6, 1)))
+        drafter_for(backbone, head, None, TreeShape(widths=(6, 1)))
+    with pytest.raises(InputError, match="2 tokens deep, drafts are 1 long"):
+        drafter_for(backbone, head, 1, TreeShape(widths=(2, 1)))
 
 
 def test_a_draft_beyond_the_random_numbers_is_refused() -> None:

@@ -38,8 +38,12 @@ class TreeShape:
         if self.nodes < 0 or min(self.widths, default=1) < 1:
             raise InputError("a tree needs at least one node at each depth.")
 
-    def check(self, vocab_size: int) -> None:
-        """Raise where the vocabulary has fewer tokens than a node has children."""
+    def check(self, vocab_size: int, length: int) -> None:
+        """Raise where a tree is wider than the vocabulary, or deeper than drafts are long."""
+        if (deepest := len(self.widths)) > length:
+            raise InputError(
+                f"the tree is {deepest} tokens deep, drafts are {length} long; make it shallower."
+            )
         if (widest := max(self.widths, default=1)) > vocab_size:
             raise InputError(
                 f"the tree is {widest} wide, the vocabulary has {vocab_size} tokens; make it "

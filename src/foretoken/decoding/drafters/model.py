@@ -54,7 +54,7 @@ class ModelDrafter:
         if length < 1:
             raise InputError(f"draft length {length}: draft at least 1 token.")
         if shape is not None:
-            shape.check(backbone.vocab_size)
+            shape.check(backbone.vocab_size, length)
             length = min(length, shape.nodes or length)
         self.model, self.length, self.shape = model, length, shape
 

@@ -45,7 +45,7 @@ class ParallelDrafter:
         if not 1 <= length <= head.depth:
             raise InputError(f"draft length {length}: these heads draft 1 to {head.depth} tokens.")
         if shape is not None:
-            shape.check(backbone.vocab_size)
+            shape.check(backbone.vocab_size, length)
             length = min(length, len(shape.widths) or shape.nodes)
         self.backbone, self.head, self.shape = backbone, head, shape
         self.depths = range(1, length + 1)

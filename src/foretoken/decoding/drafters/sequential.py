@@ -58,7 +58,7 @@ class ModuleDrafter:
         if length >= WIDEST:
             raise InputError(f"draft length {length}: a draft is at most {WIDEST - 1} tokens long.")
         if shape is not None:
-            shape.check(backbone.vocab_size)
+            shape.check(backbone.vocab_size, length)
             length = min(length, shape.nodes or length)
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
 
