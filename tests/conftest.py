@@ -1,5 +1,6 @@
 """What every test shares: one thread, fixed seeds, small models, the data beside the checkout."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -35,9 +36,10 @@ def _seeded() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Curves are drawn at the end of a run alone: a picture takes longer than these models."""
-    monkeypatch.setattr("foretoken.training.progress.draw_curves", lambda lines, path: None)
+def _no_curves_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run draws its curves at its end alone: a picture takes longer than these models."""
+    if progress := sys.modules.get("foretoken.training.progress"):
+        monkeypatch.setattr(progress, "draw_curves", lambda lines, path: None)
 
 
 @pytest.fixture(scope="session")

@@ -161,9 +161,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         backbone(seed).save_pretrained(place / name)
         TOKENIZER.save_pretrained(place / name)
     torch.manual_seed(0)
-    small = backbone(vocab_size=50)
-    small.save_pretrained(place / "small")
     letters = Tokenizer(models.BPE(vocab={c: n for n, c in enumerate("abc")}, merges=[]))
+    small = backbone(vocab_size=50)
+    small.save_pretrained(place / "bare")
+    small.save_pretrained(place / "small")
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "small")
     backbone().save_pretrained(place / "foreign")
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "foreign")
@@ -1089,8 +1090,8 @@ BAD = [
     (f"{GENERATE} --plain --draft-length auto", "there is no draft"),
     (f"{GENERATE} --pass-width 0", "pass_width is 0"),
     ("generate {place}/whole --prompt x --tree 2,1 --pass-width 4", "leave out --tree"),
-    (f"{GENERATE} --drafter {{place}}/small", "vocabulary of 50 tokens, the model one of 257"),
-    (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/small", "vocabulary of 50 tokens"),
+    (f"{GENERATE} --drafter {{place}}/bare", "vocabulary of 50 tokens, the model one of 257"),
+    (f"{BENCH} --max-new-tokens 8 --draft-model {{place}}/bare", "vocabulary of 50 tokens"),
     (f"{GENERATE} --drafter {{place}}/foreign", "the same vocabulary"),
     (f"{BENCH} --max-new-tokens 8 --draft-length 2", "the model has none"),
     ("generate {place}/small --prompt abc --stop abcx", "'abcx' can never appear"),

@@ -6,8 +6,10 @@ combination; all combinations with 100,000 draws each:
     pytest -m long tests/test_sampling.py
 """
 
+import itertools
 from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,8 +17,11 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     LogitsProcessor,
+    MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
+    RepetitionPenaltyLogitsProcessor,
     TemperatureLogitsWarper,
+    TopKLogitsWarper,
     TopPLogitsWarper,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
@@ -28,7 +33,6 @@ from foretoken.decoding import (
     Batch,
     Draft,
     Exact,
-    Generation,
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
@@ -37,6 +41,7 @@ from foretoken.decoding import (
     TreeShape,
     decode,
     drafter_for,
+    length,
 )
 from foretoken.decoding.sampling import Sampler
 from foretoken.decoding.tree import comb, tree
@@ -124,14 +129,16 @@ def draws_tokens(name: str) -> bool:
 
 
 @cache
-def exact() -> torch.Tensor:
+def exact(*processors: LogitsProcessor) -> torch.Tensor:
     """The probability of each of the V^LENGTH continuations, one plain forward per prefix."""
     lm, found = model("parallel").lm, torch.ones(1)
+    processors = processors or (TemperatureLogitsWarper(TEMPERATURE), TopPLogitsWarper(TOP_P))
     prefixes = torch.tensor([PROMPT])
     for _ in range(LENGTH):
         with torch.no_grad():
-            logits = lm(prefixes).logits[:, -1]
-        scores = TopPLogitsWarper(TOP_P)(None, TemperatureLogitsWarper(TEMPERATURE)(None, logits))
+            scores = lm(prefixes).logits[:, -1]
+        for processor in processors:
+            scores = processor(prefixes, scores)
         found = (found.unsqueeze(1) * scores.softmax(-1)).flatten()
         prefixes = torch.cat(
             [prefixes.repeat_interleave(V, 0), torch.arange(V).repeat(len(prefixes)).unsqueeze(1)],
@@ -140,21 +147,23 @@ def exact() -> torch.Tensor:
     return found
 
 
-def draws(name: str, rule, count: int, rows: int, **options) -> torch.Tensor:
+def draws(
+    name: str, rule, count: int, rows: int, sampling: Sampling = SAMPLED, **options
+) -> torch.Tensor:
     """How often each continuation was drawn."""
     owner = model(name.split()[0] if name.split()[0] in HEADS else "parallel")
     prompts = torch.tensor([PROMPT]).expand(rows, -1)
     counts = torch.zeros(V**LENGTH, dtype=torch.long)
     for first in range(0, count, rows):
-        sampling = replace(SAMPLED, seeds=first)
-        options |= {"sampling": sampling, "drafter": drafter(name), "rule": rule}
-        counts += numbered(owner.generate(prompts, max_new_tokens=LENGTH, **options))
+        options |= {"sampling": replace(sampling, seeds=first), "rule": rule}
+        options["drafter"] = drafter(name)
+        counts += numbered(owner.generate(prompts, max_new_tokens=LENGTH, **options).sequences)
     return counts
 
 
-def numbered(result: Generation) -> torch.Tensor:
-    """How often each of the V^LENGTH continuations occurs in a batch."""
-    new = result.sequences[:, len(PROMPT) :]
+def numbered(sequences: torch.Tensor) -> torch.Tensor:
+    """How often each of the V^LENGTH continuations occurs in a batch (B, prompt + LENGTH)."""
+    new = sequences[:, len(PROMPT) :]
     number = (new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
     return torch.bincount(number, minlength=V**LENGTH)
 
@@ -222,7 +231,7 @@ def test_draws_follow_it_where_drafts_never_or_always_stand(name, low, high, rul
         result = model("parallel").generate(
             prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=source, rule=RULES[rule]
         )
-        counts += numbered(result)
+        counts += numbered(result.sequences)
         accepted += sum(step.accepted for step in result.row_steps)
         drafted += sum(step.drafted for step in result.row_steps)
     assert p_value(counts, exact()) > 0.001
@@ -239,6 +248,53 @@ def test_draws_in_small_batches_follow_it_too(name: str) -> None:
 @pytest.mark.parametrize("name", ["parallel", "lookup"])
 def test_draws_in_passes_of_one_width_follow_it_too(name: str) -> None:
     assert p_value(draws(name, SpeculativeSampling(), 6000, 1000, pass_width=4), exact()) > 0.001
+
+
+COOL = TemperatureLogitsWarper(TEMPERATURE)
+OTHERS = {
+    "top-k": ({"top_k": 3}, (COOL, TopKLogitsWarper(3))),
+    "min-p": ({"min_p": 0.3}, (COOL, MinPLogitsWarper(0.3))),
+    "penalty": ({"repetition_penalty": 1.7}, (RepetitionPenaltyLogitsProcessor(1.7), COOL)),
+    "all": (
+        {"repetition_penalty": 1.7, "top_k": 4, "top_p": 0.9, "min_p": 0.1},
+        (
+            RepetitionPenaltyLogitsProcessor(1.7), COOL, TopKLogitsWarper(4), TopPLogitsWarper(0.9),
+            MinPLogitsWarper(0.1),
+        ),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["sequential", "parallel tree"])
+@pytest.mark.parametrize("what", OTHERS)
+def test_draws_follow_it_with_every_option(name: str, what: str) -> None:
+    """As transformers' own processors have it, in their order."""
+    options, processors = OTHERS[what]
+    expected = exact(*processors)
+    assert (expected - exact()).abs().sum() > 0.1
+    sampling = Sampling(temperature=TEMPERATURE, **options)
+    assert p_value(draws(name, SpeculativeSampling(), 6000, 1000, sampling), expected) > 0.001
+
+
+@pytest.mark.parametrize("name", ["parallel", "sequential"])
+def test_draws_of_chosen_lengths_follow_it_too(name: str, monkeypatch) -> None:
+    """Every step takes as long as every other, and has another length than the one before."""
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)
+    monkeypatch.setattr(length, "time", clock)
+    for steps in ("COMPARED", "HOLD", "TRIAL", "EXPLORE", "EXPLORE_AT_MOST"):
+        monkeypatch.setattr(length, steps, 1)
+    owner, found, lengths = disturbed(ft.MTPModel(toy(0), HEADS[name]), 3), [], set()
+    for first in range(0, 6000, 1000):
+        result = owner.generate(
+            torch.tensor([PROMPT]).expand(1000, -1),
+            max_new_tokens=2 * LENGTH,  # so that a text does not end meanwhile
+            sampling=replace(SAMPLED, seeds=first),
+            draft_length="auto",
+        )
+        found.append(result.sequences[:, : len(PROMPT) + LENGTH])
+        lengths |= set(result.draft_lengths[:LENGTH])
+    assert lengths == {0, 1, 2}
+    assert p_value(numbered(torch.cat(found)), exact()) > 0.001
 
 
 @pytest.mark.long

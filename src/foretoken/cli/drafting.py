@@ -1,10 +1,10 @@
 """How a continuation is drafted, judged and drawn: the options, and what their texts mean."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
-import torch
 import typer
+from torch import Tensor
 
 from foretoken.cli import common
 from foretoken.decoding import (
@@ -223,23 +223,33 @@ def load_draft_model(name: str, model: MTPModel) -> MTPModel:
     common.quiet_transformers()
     backbone = model.backbone
     draft = MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
+    size = draft.backbone.vocab_size
     own, its = _numbers(model), _numbers(draft)
-    if draft.backbone.vocab_size != backbone.vocab_size:
-        if not own or own != its:
-            raise InputError(
-                f"{name} has a vocabulary of {draft.backbone.vocab_size} tokens, the model one of "
-                f"{backbone.vocab_size}; a draft model needs the same one."
-            )
-        with torch.random.fork_rng([backbone.device] if backbone.device.type == "cuda" else []):
-            draft.lm.resize_token_embeddings(backbone.vocab_size)
-        return MTPModel(draft.lm)
     apart = next((token for token in own if its.get(token, own[token]) != own[token]), None)
     if apart is not None:
         raise InputError(
             f"{name}: token {apart!r} has number {its[apart]} there and {own[apart]} in the model; "
             "a draft model needs the same vocabulary."
         )
-    return draft
+    if size == backbone.vocab_size:
+        return draft
+    if not own or own != its:
+        raise InputError(
+            f"{name} has a vocabulary of {size} tokens, the model one of {backbone.vocab_size}, "
+            "and no tokenizers show that the difference is padding."
+        )
+    return _resized(draft, backbone.vocab_size)
+
+
+def _resized(draft: MTPModel, size: int) -> MTPModel:
+    """With so many rows of embeddings, and without heads."""
+    rows = draft.backbone.vocab_size
+    draft.lm.resize_token_embeddings(size, mean_resizing=False)  # its own mean has a covariance too
+    resized = MTPModel(draft.lm).eval()
+    for table in (resized.backbone.embedding, resized.backbone.output):
+        weight = cast(Tensor, table.weight).data
+        weight[rows:] = weight[:rows].mean(0)
+    return resized
 
 
 def _numbers(model: MTPModel) -> dict[str, int]:

@@ -15,7 +15,7 @@ from foretoken.backbone import Backbone
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 SHAPES = 64
-"""Shapes that one function may be compiled for: draft lengths × batches × capacities × models."""
+"""Shapes that one function may be compiled for: draft lengths × one row or several × models."""
 
 
 def compile_fixed(function: Function, backbone: Backbone) -> Function:
@@ -25,11 +25,13 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     them out where what it captures changes a tensor that may move, as a cache may.
 
     One row is compiled apart, any other number of them together; the first tensor has a line for
-    each row, and so have others as long. For one `generate`, in which nothing changes but numbers,
-    the shapes of tensors in the arguments, and who watches `backbone`, which runs in it: other
-    streams may begin and end. PyTorch's guards (is every weight still what it was?) take as long as
-    a tenth of a small model's pass, so they are checked where one of these is new, and not again.
-    Shapes beyond the limit run uncompiled.
+    each row, and so have others as long. What else varies is marked before, see `varying`.
+
+    For one `generate`, in which nothing changes but numbers, the shapes of tensors in the
+    arguments, and who watches `backbone`, which runs in it: other streams may begin and end.
+    PyTorch's guards (is every weight still what it was?) take as long as a tenth of a small model's
+    pass, so they are checked where one of these is new, and not again. Shapes beyond the limit run
+    uncompiled.
     """
     on_gpu = torch.cuda.is_available()
     compiled = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
@@ -68,9 +70,9 @@ def compilations() -> int:
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
 
 
-def varying(tensor: Tensor, dimension: int) -> Tensor:
-    """The tensor; what is compiled for it serves for any size of a dimension, if it can."""
-    torch._dynamo.maybe_mark_dynamic(tensor, dimension)
+def varying(tensor: Tensor, *dimensions: int) -> Tensor:
+    """The tensor; what is compiled for it serves for any size of these dimensions, if it can."""
+    torch._dynamo.maybe_mark_dynamic(tensor, dimensions)
     return tensor
 
 

@@ -42,7 +42,8 @@ class TreeShape:
         """Raise where a tree is wider than the vocabulary, or deeper than drafts are long."""
         if (deepest := len(self.widths)) > length:
             raise InputError(
-                f"the tree is {deepest} tokens deep, drafts are {length} long; make it shallower."
+                f"the tree is {deepest} tokens deep, drafts are {length} long; make it "
+                "shallower, or drafts longer."
             )
         if (widest := max(self.widths, default=1)) > vocab_size:
             raise InputError(

@@ -27,7 +27,8 @@ from foretoken.decoding.draft import Draft
 from foretoken.decoding.transfer import to_device
 
 FIXED_SLOTS = 256
-"""Slots are set aside in multiples of this where passes have fixed shapes, so that few occur."""
+"""Slots are set aside in multiples of this for passes of one width, which look at all of them, and
+for compiled ones: so few shapes occur."""
 FIXED_SEEN = 64
 """A compiled pass sees a multiple of so many slots, of more where there are many: attention over
 slots that nobody has written costs as much as over others, and few shapes should occur."""
@@ -229,7 +230,7 @@ class SlottedLayer(CacheLayerMixin):
 
     def _store(self, keys: Tensor, values: Tensor) -> None:
         """Go on with other tensors; any number of rows, and of slots."""
-        self.keys, self.values = (varying(varying(kept, 0), 2) for kept in (keys, values))
+        self.keys, self.values = varying(keys, 0, 2), varying(values, 0, 2)
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any

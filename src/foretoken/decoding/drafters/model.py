@@ -34,7 +34,7 @@ class ModelDrafter:
         shape: of a tree, which branches off the chain; None drafts the chain alone.
 
     Raises:
-        InputError: the draft model has another vocabulary.
+        InputError: the draft model has another vocabulary, or nothing like that can be drafted.
     """
 
     layers: tuple[int, ...] = ()

@@ -32,6 +32,9 @@ class ParallelDrafter:
         head: parallel or residual heads.
         length: how many depths are drafted; by default all.
         shape: of a tree; None drafts a chain.
+
+    Raises:
+        InputError: a chain of that length, or a tree of that width or depth, cannot be drafted.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ class ModuleDrafter:
         shape: of a tree, which branches off the chain; None drafts the chain alone.
 
     Raises:
-        InputError: a chain of that length, or a tree of that width, cannot be drafted.
+        InputError: a chain of that length, or a tree of that width or depth, cannot be drafted.
     """
 
     def __init__(
