@@ -54,8 +54,7 @@ def continuations(name: str, rule: str, draws: int, batch: int) -> Tensor:
 def measure(task: tuple[str, str, int, int]) -> dict[str, Any]:
     name, rule, draws, batch = task
     found = continuations(*task)
-    number = (found * toy.V ** torch.arange(toy.LENGTH - 1, -1, -1)).sum(1)
-    p = p_value(torch.bincount(number, minlength=toy.V**toy.LENGTH), toy.exact())
+    p = p_value(toy.numbered(found), toy.exact())
     large = found if batch == LARGE else continuations(name, rule, draws, LARGE)
     return {
         "drafter": name, "rule": rule, "batch": batch, "draws": draws, "p_value": p,

@@ -51,6 +51,7 @@ from test_acceptance import p_value
 V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95
 PROMPT = [1, 3, 1, 3, 1]
 SAMPLED = Sampling(temperature=TEMPERATURE, top_p=TOP_P)
+COOL = TemperatureLogitsWarper(TEMPERATURE)
 
 
 def toy(seed: int) -> LlamaForCausalLM:
@@ -132,7 +133,7 @@ def draws_tokens(name: str) -> bool:
 def exact(*processors: LogitsProcessor) -> torch.Tensor:
     """The probability of each of the V^LENGTH continuations, one plain forward per prefix."""
     lm, found = model("parallel").lm, torch.ones(1)
-    processors = processors or (TemperatureLogitsWarper(TEMPERATURE), TopPLogitsWarper(TOP_P))
+    processors = processors or (COOL, TopPLogitsWarper(TOP_P))
     prefixes = torch.tensor([PROMPT])
     for _ in range(LENGTH):
         with torch.no_grad():
@@ -155,16 +156,21 @@ def draws(
     prompts = torch.tensor([PROMPT]).expand(rows, -1)
     counts = torch.zeros(V**LENGTH, dtype=torch.long)
     for first in range(0, count, rows):
-        options |= {"sampling": replace(sampling, seeds=first), "rule": rule}
-        options["drafter"] = drafter(name)
-        counts += numbered(owner.generate(prompts, max_new_tokens=LENGTH, **options).sequences)
+        result = owner.generate(
+            prompts,
+            max_new_tokens=LENGTH,
+            sampling=replace(sampling, seeds=first),
+            drafter=drafter(name),
+            rule=rule,
+            **options,
+        )
+        counts += numbered(result.sequences[:, len(PROMPT) :])
     return counts
 
 
-def numbered(sequences: torch.Tensor) -> torch.Tensor:
-    """How often each of the V^LENGTH continuations occurs in a batch (B, prompt + LENGTH)."""
-    new = sequences[:, len(PROMPT) :]
-    number = (new * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
+def numbered(continuations: torch.Tensor) -> torch.Tensor:
+    """How often each of the V^LENGTH continuations occurs in (B, LENGTH)."""
+    number = (continuations * V ** torch.arange(LENGTH - 1, -1, -1)).sum(1)
     return torch.bincount(number, minlength=V**LENGTH)
 
 
@@ -231,7 +237,7 @@ def test_draws_follow_it_where_drafts_never_or_always_stand(name, low, high, rul
         result = model("parallel").generate(
             prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=source, rule=RULES[rule]
         )
-        counts += numbered(result.sequences)
+        counts += numbered(result.sequences[:, len(PROMPT) :])
         accepted += sum(step.accepted for step in result.row_steps)
         drafted += sum(step.drafted for step in result.row_steps)
     assert p_value(counts, exact()) > 0.001
@@ -250,7 +256,6 @@ def test_draws_in_passes_of_one_width_follow_it_too(name: str) -> None:
     assert p_value(draws(name, SpeculativeSampling(), 6000, 1000, pass_width=4), exact()) > 0.001
 
 
-COOL = TemperatureLogitsWarper(TEMPERATURE)
 OTHERS = {
     "top-k": ({"top_k": 3}, (COOL, TopKLogitsWarper(3))),
     "min-p": ({"min_p": 0.3}, (COOL, MinPLogitsWarper(0.3))),
@@ -283,7 +288,8 @@ def test_draws_of_chosen_lengths_follow_it_too(name: str, monkeypatch) -> None:
     monkeypatch.setattr(length, "time", clock)
     for steps in ("COMPARED", "HOLD", "TRIAL", "EXPLORE", "EXPLORE_AT_MOST"):
         monkeypatch.setattr(length, steps, 1)
-    owner, found, lengths = disturbed(ft.MTPModel(toy(0), HEADS[name]), 3), [], set()
+    owner = disturbed(ft.MTPModel(toy(0), HEADS[name]), 3)  # which has measured nothing yet
+    found, lengths = [], set()
     for first in range(0, 6000, 1000):
         result = owner.generate(
             torch.tensor([PROMPT]).expand(1000, -1),
@@ -291,7 +297,7 @@ def test_draws_of_chosen_lengths_follow_it_too(name: str, monkeypatch) -> None:
             sampling=replace(SAMPLED, seeds=first),
             draft_length="auto",
         )
-        found.append(result.sequences[:, : len(PROMPT) + LENGTH])
+        found.append(result.sequences[:, len(PROMPT) :][:, :LENGTH])
         lengths |= set(result.draft_lengths[:LENGTH])
     assert lengths == {0, 1, 2}
     assert p_value(numbered(torch.cat(found)), exact()) > 0.001
