@@ -19,7 +19,7 @@ from torch import Tensor
 
 from foretoken.backbone import Backbone
 from foretoken.decoding import LookupDrafter
-from foretoken.errors import InputError
+from foretoken.decoding.drafters.model import require_vocabulary
 from foretoken.probe.branches import Row, greedy_chains
 from foretoken.probe.marginal import check_widths, marginalize_row
 from foretoken.probe.ngram import NGram
@@ -158,11 +158,7 @@ class DraftModel:
     name = "draft-model"
 
     def __init__(self, backbone: Backbone, vocab_size: int) -> None:
-        if backbone.vocab_size != vocab_size:
-            raise InputError(
-                f"the draft model has a vocabulary of {backbone.vocab_size} tokens, the model one "
-                f"of {vocab_size}; a draft model needs the same one."
-            )
+        require_vocabulary(backbone, vocab_size)
         self.backbone = backbone
 
     def __call__(self, place: Place) -> Scored:

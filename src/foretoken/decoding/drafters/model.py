@@ -46,11 +46,7 @@ class ModelDrafter:
         length: int = 4,
         shape: TreeShape | None = None,
     ) -> None:
-        if model.vocab_size != backbone.vocab_size:
-            raise InputError(
-                f"the draft model has a vocabulary of {model.vocab_size} tokens, the model one of "
-                f"{backbone.vocab_size}; a draft model needs the same one."
-            )
+        require_vocabulary(model, backbone.vocab_size)
         if length < 1:
             raise InputError(f"draft length {length}: draft at least 1 token.")
         if shape is not None:
@@ -123,3 +119,16 @@ class ModelDrafter:
         final = self.model(window, **given).final
         final = final.gather(1, last.unsqueeze(-1).expand(-1, -1, final.shape[-1]))
         return self.model.unembed(final)
+
+
+def require_vocabulary(draft: Backbone, size: int) -> None:
+    """Refuse a draft model for a model of so many tokens.
+
+    Raises:
+        InputError: its vocabulary has another size.
+    """
+    if draft.vocab_size != size:
+        raise InputError(
+            f"the draft model has a vocabulary of {draft.vocab_size} tokens, the model one of "
+            f"{size}; a draft model needs the same one."
+        )
