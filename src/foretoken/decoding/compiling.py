@@ -33,8 +33,7 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     pass, so they are checked where one of these is new, and not again. Shapes beyond the limit run
     uncompiled.
     """
-    on_gpu = torch.cuda.is_available()
-    compiled = torch.compile(function, dynamic=False, mode="reduce-overhead" if on_gpu else None)
+    compiled = torch.compile(function, dynamic=False, options=_options())
     ways: dict[Hashable, Callable[..., Any]] = {}
 
     def unguarded(*args: Any, **kwargs: Any) -> Any:
@@ -63,6 +62,15 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
         return found
 
     return call  # type: ignore[return-value]
+
+
+def _options() -> dict[str, Any]:
+    """For PyTorch's Inductor.
+
+    Its code would check the size and strides of every weight and cache in every call, one of the
+    things that are guarded already, and as long as a thirtieth of a small model's pass.
+    """
+    return {"size_asserts": False, "triton.cudagraphs": torch.cuda.is_available()}
 
 
 def compilations() -> int:

@@ -258,8 +258,9 @@ class SlottedLayer(CacheLayerMixin):
         """Keep some rows alone, moving those of them that are not where they were."""
         if self.is_initialized:
             if moved := [place for place, before in enumerate(places) if place != before]:
+                source, seen = [places[place] for place in moved], self.slots.seen
                 for stored in (self.keys, self.values):
-                    stored[moved] = stored[[places[place] for place in moved]]
+                    stored[moved, :, :seen] = stored[source, :, :seen]
             self._store(self.keys[: len(places)], self.values[: len(places)])
 
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
