@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 import foretoken as ft
 from foretoken.cli import main
 from foretoken.errors import InputError
-from foretoken.training import train
+from foretoken.training import progress, train
 from foretoken.training import trainer as trainer_module
 from foretoken.training.processes import rows_per_pass, sharding
 from test_recipes import masked_corpus, stream
@@ -70,6 +70,7 @@ def work(jobs: list[dict], command: list[str]) -> None:
             raise Stop
 
     trainer_module.Follow.on_step_end = stopping
+    progress.draw_curves = lambda lines, path: None  # as in other tests, see conftest.py
     for job in jobs:
         try:
             run(Path(job["out"]), job["options"])

@@ -255,9 +255,13 @@ class Batch:
         lengths = [length + len(new) for length, new in zip(self.lengths, emitted, strict=True)]
         if (missing := max(lengths) - self.tokens.shape[1]) > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))
-        for place, new in enumerate(emitted):
-            written = slice(self.lengths[place], lengths[place])
-            self.tokens[place, written] = to_device(new, self.device)
+        written = [
+            (place, self.lengths[place] + offset, token)
+            for place, new in enumerate(emitted)
+            for offset, token in enumerate(new)
+        ]
+        rows, places, tokens = to_device(written, self.device).view(-1, 3).unbind(1)
+        self.tokens[rows, places] = tokens
         self.lengths = lengths
 
 

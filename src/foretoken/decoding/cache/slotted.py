@@ -29,9 +29,10 @@ from foretoken.decoding.transfer import to_device
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this for passes of one width, which look at all of them, and
 for compiled ones: so few shapes occur."""
-FIXED_SEEN = 64
+FIXED_SEEN = 16
 """A compiled pass sees a multiple of so many slots, of more where there are many: attention over
-slots that nobody has written costs as much as over others, and few shapes should occur."""
+slots that nobody has written costs as much as over others, and for every new number of them
+PyTorch's guards are checked."""
 
 
 @dataclass
