@@ -260,8 +260,8 @@ class Batch:
             for place, new in enumerate(emitted)
             for offset, token in enumerate(new)
         ]
-        rows, places, tokens = to_device(written, self.device).view(-1, 3).unbind(1)
-        self.tokens[rows, places] = tokens
+        places, positions, tokens = to_device(written, self.device).view(-1, 3).unbind(1)
+        self.tokens[places, positions] = tokens
         self.lengths = lengths
 
 

@@ -33,7 +33,7 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     pass, so they are checked where one of these is new, and not again. Shapes beyond the limit run
     uncompiled.
     """
-    compiled = torch.compile(function, dynamic=False, options=_options())
+    compiled = torch.compile(function, dynamic=False, options=_options(backbone.device))
     ways: dict[Hashable, Callable[..., Any]] = {}
 
     def unguarded(*args: Any, **kwargs: Any) -> Any:
@@ -64,13 +64,13 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     return call  # type: ignore[return-value]
 
 
-def _options() -> dict[str, Any]:
-    """For PyTorch's Inductor.
-
-    Its code would check the size and strides of every weight and cache in every call, one of the
-    things that are guarded already, and as long as a thirtieth of a small model's pass.
-    """
-    return {"size_asserts": False, "triton.cudagraphs": torch.cuda.is_available()}
+def _options(device: torch.device) -> dict[str, Any]:
+    """Of PyTorch's Inductor."""
+    if device.type == "cuda":
+        return {"triton.cudagraphs": True}
+    # Sizes and strides would be asserted in every call, which takes up to a twentieth of a small
+    # model's pass; those of arguments and weights are guarded.
+    return {"size_asserts": False}
 
 
 def compilations() -> int:

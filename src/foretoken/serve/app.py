@@ -41,6 +41,13 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
     503: {"model": ErrorAnswer, "description": "The server is stopping."},
     "default": {"model": ErrorAnswer, "description": "Any other refusal."},
 }
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The answer; with `stream`, its chunks as server-sent events.",
+        "content": {"text/event-stream": {}},
+    },
+    **REFUSALS,
+}
 
 
 def create_app(service: Service) -> FastAPI:
@@ -79,12 +86,12 @@ def _add_openai(app: FastAPI, service: Service) -> None:
             raise ApiError(404, f"the model {name!r} is not served here.", code="model_not_found")
         return service.models().data[0]
 
-    @app.post("/v1/completions", response_model=Completion, responses=REFUSALS)
+    @app.post("/v1/completions", response_model=Completion, responses=ANSWERS)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
         """Continue a prompt."""
         return await _answer(service, asked, CompletionForm(service.name), request)
 
-    @app.post("/v1/chat/completions", response_model=Chat, responses=REFUSALS)
+    @app.post("/v1/chat/completions", response_model=Chat, responses=ANSWERS)
     async def chat(asked: ChatRequest, request: Request) -> Response:
         """Answer a conversation."""
         return await _answer(service, asked, ChatForm(service.name), request)

@@ -27,12 +27,12 @@ from foretoken.decoding.draft import Draft
 from foretoken.decoding.transfer import to_device
 
 FIXED_SLOTS = 256
-"""Slots are set aside in multiples of this for passes of one width, which look at all of them, and
-for compiled ones: so few shapes occur."""
+"""Slots are set aside in multiples of this for passes of one width, which look at all of them: so
+few shapes occur. Where more are needed than were set aside, so many are added."""
 FIXED_SEEN = 16
 """A compiled pass sees a multiple of so many slots, of more where there are many: attention over
-slots that nobody has written costs as much as over others, and for every new number of them
-PyTorch's guards are checked."""
+slots that nobody has written costs as much as over others, and each new number of them a check of
+PyTorch's guards."""
 
 
 @dataclass
@@ -83,9 +83,9 @@ class SlottedPast:
         fixed: bool = False,
         compiled: bool = False,
     ) -> None:
-        self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
-        if self.fixed:
+        if fixed:
             capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
+        self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
         capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
         self.dtype, self.windows = backbone.dtype, _windows(backbone)
@@ -256,7 +256,10 @@ class SlottedLayer(CacheLayerMixin):
             self._store(pad(self.keys, missing), pad(self.values, missing))
 
     def select(self, places: Sequence[int]) -> None:
-        """Keep some rows alone, moving those of them that are not where they were."""
+        """Keep some rows alone, moving those of them that are not where they were.
+
+        Behind what the last pass saw no row has anything that stands or is still to be moved.
+        """
         if self.is_initialized:
             if moved := [place for place, before in enumerate(places) if place != before]:
                 source, seen = [places[place] for place in moved], self.slots.seen
