@@ -56,7 +56,10 @@ class Past(Protocol):
         ...
 
     def select(self, places: Sequence[int]) -> None:
-        """Go on with the rows at some places alone, in that order."""
+        """Go on with the rows at some places alone, in that order.
+
+        One that moves comes from behind those that stay, see `Batch.let_go`.
+        """
         ...
 
 

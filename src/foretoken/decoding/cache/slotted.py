@@ -256,15 +256,16 @@ class SlottedLayer(CacheLayerMixin):
             self._store(pad(self.keys, missing), pad(self.values, missing))
 
     def select(self, places: Sequence[int]) -> None:
-        """Keep some rows alone, moving those of them that are not where they were.
+        """Keep some rows alone; one that is not where it was comes from behind those that stay.
 
         Behind what the last pass saw no row has anything that stands or is still to be moved.
         """
         if self.is_initialized:
-            if moved := [place for place, before in enumerate(places) if place != before]:
-                source, seen = [places[place] for place in moved], self.slots.seen
-                for stored in (self.keys, self.values):
-                    stored[moved, :, :seen] = stored[source, :, :seen]
+            seen = self.slots.seen
+            for place, before in enumerate(places):
+                if place != before:
+                    for stored in (self.keys, self.values):
+                        stored[place, :, :seen] = stored[before, :, :seen]
             self._store(self.keys[: len(places)], self.values[: len(places)])
 
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
