@@ -16,20 +16,20 @@ ENGINES := .venv-engines
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-setup: $(READY) ## create .venv/ with foretoken and the development tools
+setup: $(READY) ## create .venv/ with foretell and the development tools
 
 $(READY): pyproject.toml constraints-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
-	  { echo "foretoken needs Python 3.11 or newer as '$(PYTHON)'; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	  { echo "foretell needs Python 3.11 or newer as '$(PYTHON)'; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
 	  { echo "Creating $(VENV)/"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing foretoken and its requirements into $(VENV)/ (once; a few minutes, mostly download)"
+	@echo "Installing foretell and its requirements into $(VENV)/ (once; a few minutes, mostly download)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 	  --constraint constraints-dev.txt --editable '.[dev]'
 	@touch $@
 
 demo: $(READY) ## run the main job on the bundled model and real text, with a report (minutes, no network)
-	@$(BIN)/foretoken demo
+	@$(BIN)/foretell demo
 
 test: lint types layers ## lint, types, layers, then the tests
 	@$(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)

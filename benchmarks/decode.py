@@ -6,7 +6,7 @@
 Held-out standard library; greedy, batch 1 and float32 unless asked for otherwise. Every method
 continues every prompt in turn, three times, and the median counts. Writes
 `results/decode-tiny-mtp.json` (stopped where the plain continuation begins to loop, see
-`foretoken.evaluation.loops`) and `results/decode-tiny-mtp-loops.json` (all tokens, for comparison:
+`foretell.evaluation.loops`) and `results/decode-tiny-mtp-loops.json` (all tokens, for comparison:
 loops flatter every drafter). Whatever is asked for beyond that is in the file's name, as in
 `decode-tiny-mtp-tree-compiled-batch8-t1.json`; what is drawn at a temperature is measured to the
 end, in one file.
@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 
-from foretoken.cli import common, drafting
-from foretoken.cli.bench import PROMPT_LOOKUP, methods_of, show_speed, title
-from foretoken.evaluation import compare
-from foretoken.model import MTPModel
+from foretell.cli import common, drafting
+from foretell.cli.bench import PROMPT_LOOKUP, methods_of, show_speed, title
+from foretell.evaluation import compare
+from foretell.model import MTPModel
 
 
 def parsed() -> argparse.Namespace:

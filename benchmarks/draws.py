@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretoken.provenance import provenance, read_result, write_result
+from foretell.provenance import provenance, read_result, write_result
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))

@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 from transformers.utils import logging
 
-from foretoken import BackboneError, MTPModel, ParallelHeads, SequentialHeads
-from foretoken.decoding import NoDrafter
-from foretoken.heads import HeadConfig
-from foretoken.provenance import provenance, write_result
+from foretell import BackboneError, MTPModel, ParallelHeads, SequentialHeads
+from foretell.decoding import NoDrafter
+from foretell.heads import HeadConfig
+from foretell.provenance import provenance, write_result
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from families import FAMILIES, build

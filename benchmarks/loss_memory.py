@@ -22,10 +22,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foretoken.cli import common
-from foretoken.heads.residual import ResidualLayer
-from foretoken.objective import Objective, Target, depth_by_depth, depth_loss
-from foretoken.provenance import provenance, write_result
+from foretell.cli import common
+from foretell.heads.residual import ResidualLayer
+from foretell.objective import Objective, Target, depth_by_depth, depth_loss
+from foretell.provenance import provenance, write_result
 
 RUNS = [
     ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),

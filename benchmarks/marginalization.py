@@ -3,7 +3,7 @@
     python benchmarks/marginalization.py
 
 Depth 2 over m strings of every position, on held-out code. Methods: `branches` is
-`foretoken.probe.marginalize`; `separate` runs, for every position, its strings as rows of a batch
+`foretell.probe.marginalize`; `separate` runs, for every position, its strings as rows of a batch
 that each hold the prefix too, without a cache, as one would with nothing but the model. Both find
 the same strings; `gap` is the largest difference between their probabilities. `separate` is slow,
 so that it runs at `--baseline-positions`, a random part of the positions, and its `seconds` are for
@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretoken.cli import common
-from foretoken.model import MTPModel
-from foretoken.probe import marginalize
-from foretoken.provenance import provenance, write_result
+from foretell.cli import common
+from foretell.model import MTPModel
+from foretell.probe import marginalize
+from foretell.provenance import provenance, write_result
 
 DEPTH = 2
 ROW = 128

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foretoken.cli import common
-from foretoken.decoding import Draft, Drafter, Exact, NoDrafter, Verdict, drafter_for
-from foretoken.decoding.cache import takes_masks
-from foretoken.model import MTPModel
-from foretoken.provenance import provenance, write_result
+from foretell.cli import common
+from foretell.decoding import Draft, Drafter, Exact, NoDrafter, Verdict, drafter_for
+from foretell.decoding.cache import takes_masks
+from foretell.model import MTPModel
+from foretell.provenance import provenance, write_result
 
 DATA = "stdlib:held-out"
 Row = dict[str, Any]

@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from foretoken.cli import common
-from foretoken.cli.train import build, reference, training_bar
-from foretoken.data import PackedBlocks, read_documents
-from foretoken.evaluation import DepthTable, measure_heads, measure_marginals
-from foretoken.provenance import provenance, write_result
-from foretoken.training import TrainConfig, train
+from foretell.cli import common
+from foretell.cli.train import build, reference, training_bar
+from foretell.data import PackedBlocks, read_documents
+from foretell.evaluation import DepthTable, measure_heads, measure_marginals
+from foretell.provenance import provenance, write_result
+from foretell.training import TrainConfig, train
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 8, "block_size": 256, "precision": "bf16-mixed", "attention": "eager",

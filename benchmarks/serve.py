@@ -1,4 +1,4 @@
-"""`foretoken serve` under load: many clients at once, some of which do everything wrong.
+"""`foretell serve` under load: many clients at once, some of which do everything wrong.
 
     python benchmarks/serve.py --minutes 10
 
@@ -26,9 +26,9 @@ from typing import Any
 import httpx
 import torch
 
-from foretoken.cli import common
-from foretoken.decoding import NoDrafter
-from foretoken.provenance import provenance, write_result
+from foretell.cli import common
+from foretell.decoding import NoDrafter
+from foretell.provenance import provenance, write_result
 
 DATA = "stdlib:held-out"
 LENGTHS = (4, 12, 24, 48, 96)
@@ -145,7 +145,7 @@ class Load:
     def note(self, found: Found, began: float, said: str, text: str, usage: dict[str, Any]) -> None:
         found.seconds.append(time.monotonic() - began)
         found.tokens += usage["completion_tokens"]
-        found.forwards += usage["foretoken"]["forwards"]
+        found.forwards += usage["foretell"]["forwards"]
         if said != text:
             found.different.append(f"{text!r} became {said!r}")
 
@@ -247,7 +247,7 @@ def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> d
     text = httpx.get(f"{url}/metrics", timeout=60).text
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
     tokens, forwards, passes = (
-        float(figures[f"foretoken_{name}_total"])
+        float(figures[f"foretell_{name}_total"])
         for name in ("generated_tokens", "forwards", "passes")
     )
     row = {
@@ -267,7 +267,7 @@ def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> d
 
 def started(arguments: argparse.Namespace) -> tuple["subprocess.Popen[str]", str]:
     """The server, and where it listens."""
-    command = [sys.executable, "-m", "foretoken", "serve", arguments.model, "--port", "0"]
+    command = [sys.executable, "-m", "foretell", "serve", arguments.model, "--port", "0"]
     command += ["--dtype", arguments.dtype, "--max-batch", str(arguments.max_batch)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None

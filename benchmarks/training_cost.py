@@ -20,12 +20,12 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-import foretoken as ft
-from foretoken.cli import common
-from foretoken.provenance import provenance, write_result
-from foretoken.training import TrainConfig
-from foretoken.training.optimizers import make_optimizer
-from foretoken.training.states import StateCache
+import foretell as ft
+from foretell.cli import common
+from foretell.provenance import provenance, write_result
+from foretell.training import TrainConfig
+from foretell.training.optimizers import make_optimizer
+from foretell.training.states import StateCache
 
 
 def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:

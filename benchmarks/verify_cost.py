@@ -4,7 +4,7 @@
 
 Speculative decoding counts on a pass over a few tokens costing little more than a pass over one. On
 a CPU that depends on the kernels for a few rows, and on how weights are stored (see
-`foretoken.decoding.layout`). Rows of the result: `tokens` is the width, `seconds` the median.
+`foretell.decoding.layout`). Rows of the result: `tokens` is the width, `seconds` the median.
 Methods `rows-N×M` and `columns-N×M` are products with N × M matrices stored so, several of them in
 turn, as many as a small model has, so that each has left the nearest cache.
 """
@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from foretoken.cli import common
-from foretoken.decoding.cache import SlottedPast
-from foretoken.provenance import provenance, write_result
+from foretell.cli import common
+from foretell.decoding.cache import SlottedPast
+from foretell.provenance import provenance, write_result
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 MATRICES = {(384, 128): 60, (1376, 512): 12, (2816, 1024): 4}

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from foretoken.provenance import Result, read_result
-from foretoken.report.predicted import comparisons
-from foretoken.report.sources import Source
+from foretell.provenance import Result, read_result
+from foretell.report.predicted import comparisons
+from foretell.report.sources import Source
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -96,8 +96,8 @@ def engines(result: Result) -> list[list[str]]:
 
 def engine_speed(result: Result) -> list[list[str]]:
     names = {
-        "plain": "foretoken, plain",
-        "heads": "foretoken, heads",
+        "plain": "foretell, plain",
+        "heads": "foretell, heads",
         "vllm-plain": "vLLM, plain",
         "vllm-heads": "vLLM, heads",
     }

@@ -26,8 +26,8 @@ FLAGS = (
 
 @contextmanager
 def open_chromium() -> Iterator[Browser]:
-    """The installed Chromium with an empty profile; FORETOKEN_CHROMIUM names another."""
-    found = [os.environ.get("FORETOKEN_CHROMIUM"), *map(shutil.which, NAMES)]
+    """The installed Chromium with an empty profile; FORETELL_CHROMIUM names another."""
+    found = [os.environ.get("FORETELL_CHROMIUM"), *map(shutil.which, NAMES)]
     path = next((path for path in found if path), None)
     if path is None:
         _without("no Chromium found; on Debian: apt-get install chromium")
@@ -40,7 +40,7 @@ def open_chromium() -> Iterator[Browser]:
 
 
 def _without(reason: str) -> NoReturn:
-    if os.environ.get("FORETOKEN_REQUIRE_BROWSER"):
+    if os.environ.get("FORETELL_REQUIRE_BROWSER"):
         pytest.fail(reason)
     pytest.skip(reason)
 

@@ -16,13 +16,13 @@ torch.set_num_threads(1)
 
 # Cores are busy and models slow, so no deadline; the same examples on every run.
 settings.register_profile(
-    "foretoken",
+    "foretell",
     deadline=None,
     derandomize=True,
     print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
-settings.load_profile("foretoken")
+settings.load_profile("foretell")
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -38,7 +38,7 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_curves_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run draws its curves at its end alone: a picture takes longer than these models."""
-    if progress := sys.modules.get("foretoken.training.progress"):
+    if progress := sys.modules.get("foretell.training.progress"):
         monkeypatch.setattr(progress, "draw_curves", lambda lines, path: None)
 
 
@@ -52,7 +52,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="module")  # no longer: its event loop would run on in other tests
 def chromium() -> Iterator[Browser]:
-    """A headless Chromium; skipped without one, unless FORETOKEN_REQUIRE_BROWSER is set."""
+    """A headless Chromium; skipped without one, unless FORETELL_REQUIRE_BROWSER is set."""
     with open_chromium() as browser:
         yield browser
 

@@ -1,6 +1,6 @@
 """Tiny checkpoints with multi-token modules, in the names and shapes that released ones have.
 
-Written with safetensors alone: nothing of `foretoken.formats` is used, so that tests of it compare
+Written with safetensors alone: nothing of `foretell.formats` is used, so that tests of it compare
 with the published names and not with themselves.
 """
 

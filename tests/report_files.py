@@ -5,9 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from foretoken.provenance import write_result
+from foretell.provenance import write_result
 
-ORIGIN = {"command": "foretoken probe toy", "git_sha": "0" * 40, "device": "cpu", "seed": 0}
+ORIGIN = {"command": "foretell probe toy", "git_sha": "0" * 40, "device": "cpu", "seed": 0}
 BACKBONE = "0123456789abcdef"
 
 

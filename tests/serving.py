@@ -13,11 +13,11 @@ import httpx
 import openai
 import torch
 
-from foretoken import MTPModel
-from foretoken.data.tokenization import prompt_ids
-from foretoken.decoding import Drafter, drafter_for
-from foretoken.loading import load_tokenizer
-from foretoken.serve import Limits, Service, server
+from foretell import MTPModel
+from foretell.data.tokenization import prompt_ids
+from foretell.decoding import Drafter, drafter_for
+from foretell.loading import load_tokenizer
+from foretell.serve import Limits, Service, server
 
 NAME = "tiny-mtp"
 TEMPLATE = (

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foretoken.decoding import (
+from foretell.decoding import (
     Distance,
     Draft,
     Exact,
@@ -18,8 +18,8 @@ from foretoken.decoding import (
     TopK,
     Typical,
 )
-from foretoken.decoding.acceptance import choose, draw
-from foretoken.errors import InputError
+from foretell.decoding.acceptance import choose, draw
+from foretell.errors import InputError
 
 V = 4
 TREES = {

@@ -3,14 +3,14 @@ from pathlib import Path
 import torch
 
 import families
-import foretoken as ft
+import foretell as ft
 
 
 def test_the_public_names_are_these() -> None:
     assert ft.__all__ == [
         "BackboneError",
         "CheckpointError",
-        "ForetokenError",
+        "ForetellError",
         "HeadError",
         "InputError",
         "MTPModel",
@@ -20,14 +20,14 @@ def test_the_public_names_are_these() -> None:
         "attach",
     ]
     for name in ft.__all__:
-        assert getattr(ft, name).__module__.startswith("foretoken.")
+        assert getattr(ft, name).__module__.startswith("foretell.")
     assert ft.__version__
 
 
 def test_errors_are_one_family() -> None:
     for error in (ft.InputError, ft.BackboneError, ft.HeadError, ft.CheckpointError):
-        assert issubclass(error, ft.ForetokenError)
-        assert error.__module__ == "foretoken.errors"
+        assert issubclass(error, ft.ForetellError)
+        assert error.__module__ == "foretell.errors"
     assert issubclass(ft.InputError, ValueError)
 
 

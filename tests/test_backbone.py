@@ -15,10 +15,10 @@ from transformers import (
 )
 
 import families
-import foretoken as ft
-from foretoken.backbone import Backbone, Scale
-from foretoken.errors import BackboneError
-from foretoken.loading import load_causal_lm
+import foretell as ft
+from foretell.backbone import Backbone, Scale
+from foretell.errors import BackboneError
+from foretell.loading import load_causal_lm
 
 UNFIT = {"bloom"}
 """Families that are refused: Bloom normalises its embedding."""

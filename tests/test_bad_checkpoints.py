@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import families
-import foretoken as ft
+import foretell as ft
 import released
-from foretoken.errors import CheckpointError, ForetokenError
-from foretoken.formats import Checkpoint, export, import_heads
-from foretoken.loading import load_causal_lm, load_tokenizer
+from foretell.errors import CheckpointError, ForetellError
+from foretell.formats import Checkpoint, export, import_heads
+from foretell.loading import load_causal_lm, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"
@@ -170,7 +170,7 @@ def test_bad_input_is_refused_with_file_and_reason(tmp_path: Path, kind: str) ->
     released.write("glm4_moe", source, sharded=True)
     damage, parts = BAD[kind]
     damage(source)
-    with pytest.raises(ForetokenError) as caught:
+    with pytest.raises(ForetellError) as caught:
         import_heads(source, tmp_path / "out")
     message = str(caught.value)
     assert "\n" not in message
@@ -221,8 +221,8 @@ def test_what_a_model_was_made_from_must_not_be_quantised(tmp_path: Path) -> Non
 
 
 def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch) -> None:
-    import foretoken.formats.exporting
-    from foretoken.formats import layout
+    import foretell.formats.exporting
+    from foretell.formats import layout
 
     model = ft.MTPModel(families.build("qwen2"), layout("mimo").head(1))
     model.save_pretrained(tmp_path / "model")
@@ -232,7 +232,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch)
     def full(*args) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(foretoken.formats.exporting, "write_card", full)
+    monkeypatch.setattr(foretell.formats.exporting, "write_card", full)
     with pytest.raises(OSError, match="space"):
         export(tmp_path / "model", "mimo", tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before

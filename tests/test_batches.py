@@ -28,10 +28,10 @@ from transformers import (
 )
 
 import families
-import foretoken as ft
-from foretoken.backbone import Backbone
-from foretoken.cli.common import load_prompts
-from foretoken.decoding import (
+import foretell as ft
+from foretell.backbone import Backbone
+from foretell.cli.common import load_prompts
+from foretell.decoding import (
     Batch,
     Committed,
     Draft,
@@ -49,9 +49,9 @@ from foretoken.decoding import (
     drafter_for,
     passes,
 )
-from foretoken.decoding.cache import SlottedPast, takes_masks
-from foretoken.decoding.cache.slotted import SlottedLayer
-from foretoken.loading import load_causal_lm
+from foretell.decoding.cache import SlottedPast, takes_masks
+from foretell.decoding.cache.slotted import SlottedLayer
+from foretell.loading import load_causal_lm
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 
@@ -204,7 +204,7 @@ def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str, compiled: b
             alive.append(weakref.ref(self))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("foretoken.decoding.cache.slotted.SlottedLayer", Watched)
+        patch.setattr("foretell.decoding.cache.slotted.SlottedLayer", Watched)
         options = {"max_new_tokens": NEW, "drafter": one, "compiled": compiled}
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         if compiled:  # torch.compile leaves cycles of its own

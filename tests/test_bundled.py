@@ -9,17 +9,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import foretoken as ft
-from foretoken.backbone import fingerprint
-from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
-from foretoken.cli import demo
-from foretoken.cli.common import load_prompts
-from foretoken.data import Document, PackedBlocks
-from foretoken.data.stdlib import HELD_OUT, standard_library
-from foretoken.decoding import NoDrafter
-from foretoken.evaluation import loop_start, measure_heads
-from foretoken.report.drafts import continuations
-from foretoken.report.sources import collect
+import foretell as ft
+from foretell.backbone import fingerprint
+from foretell.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
+from foretell.cli import demo
+from foretell.cli.common import load_prompts
+from foretell.data import Document, PackedBlocks
+from foretell.data.stdlib import HELD_OUT, standard_library
+from foretell.decoding import NoDrafter
+from foretell.evaluation import loop_start, measure_heads
+from foretell.report.drafts import continuations
+from foretell.report.sources import collect
 
 NAMES = ("tiny", "tiny-mtp")
 MAX_BYTES = 12_000_000
@@ -27,7 +27,7 @@ MAX_BITS_PER_BYTE = 1.6
 
 
 def place(name: str) -> Path:
-    return Path(str(files("foretoken") / "bundled" / name))
+    return Path(str(files("foretell") / "bundled" / name))
 
 
 @cache

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
-import foretoken as ft
-import foretoken.checkpoint
-from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE, replacing
-from foretoken.errors import BackboneError, CheckpointError, InputError
-from foretoken.loading import load_causal_lm, load_tokenizer, resolve
+import foretell as ft
+import foretell.checkpoint
+from foretell.checkpoint import CONFIG_FILE, HEADS_FILE, replacing
+from foretell.errors import BackboneError, CheckpointError, InputError
+from foretell.loading import load_causal_lm, load_tokenizer, resolve
 
 SHAPES = {
     "parallel": ft.ParallelHeads.Config(depth=2),
@@ -39,7 +39,7 @@ def same_model(one: ft.MTPModel, other: ft.MTPModel) -> bool:
 
 @pytest.fixture
 def saved(small_llama: PreTrainedModel, tmp_path: Path) -> Path:
-    """A whole foretoken directory."""
+    """A whole foretell directory."""
     where = tmp_path / "saved"
     ft.MTPModel(small_llama, SHAPES["parallel"]).save_pretrained(where)
     return where
@@ -142,6 +142,22 @@ def test_a_plain_checkpoint_has_no_heads(small_llama, tmp_path: Path) -> None:
     assert same_model(model, ft.MTPModel.from_pretrained(tmp_path / "again"))
 
 
+def test_directories_of_the_earlier_name_still_load(small_llama, tmp_path: Path) -> None:
+    """foretell was called foretoken before its first release."""
+    model = ft.attach(small_llama, depth=2)
+    model.save_pretrained(tmp_path / "m")
+    (tmp_path / "m" / "foretell.json").rename(tmp_path / "m" / "foretoken.json")
+    again = ft.MTPModel.from_pretrained(tmp_path / "m")
+    assert same_model(model, again)
+    again.save_pretrained(tmp_path / "m")  # and what is saved there has one config, under its name
+    assert sorted(path.name for path in (tmp_path / "m").glob("foreto*.json")) == []
+    assert same_model(model, ft.MTPModel.from_pretrained(tmp_path / "m"))
+    other = ft.MTPModel(small_llama, None)
+    (tmp_path / "m" / "foretell.json").rename(tmp_path / "m" / "foretoken.json")
+    other.save_pretrained(tmp_path / "m")
+    assert ft.MTPModel.from_pretrained(tmp_path / "m").head is None
+
+
 def test_heads_that_are_gone_do_not_stay_on_disk(small_llama, saved: Path) -> None:
     """A model without heads saved over one with heads must not load with the old ones."""
     other = families.build("llama")
@@ -219,7 +235,7 @@ def damage_config(saved: Path, **changes) -> None:
         ({"format_version": "1"}, ["format version 1 is not 1"]),
         ({"format_version": None}, ["format_version"]),
         ({"head": None}, ["head"]),
-        ({"head": 7}, ["not a foretoken config"]),
+        ({"head": 7}, ["not a foretell config"]),
         ({"backbone": None}, ["backbone"]),
         ({"backbone__colour": "red"}, ["colour"]),
         ({"backbone__fingerprint": None}, ["fingerprint"]),
@@ -237,7 +253,7 @@ def damage_config(saved: Path, **changes) -> None:
 def test_a_foreign_config_is_refused(saved: Path, changes: dict, parts: list[str]) -> None:
     damage_config(saved, **changes)
     before = listing(saved)
-    message = one_line(ft.ForetokenError, lambda: ft.MTPModel.from_pretrained(saved), *parts)
+    message = one_line(ft.ForetellError, lambda: ft.MTPModel.from_pretrained(saved), *parts)
     assert str(saved) in message
     assert listing(saved) == before
 
@@ -249,7 +265,7 @@ def test_a_config_that_is_no_json_object_is_refused(saved: Path, content: bytes)
         CheckpointError,
         lambda: ft.MTPModel.from_pretrained(saved),
         CONFIG_FILE,
-        "not a foretoken config",
+        "not a foretell config",
     )
 
 
@@ -356,7 +372,7 @@ def test_saving_that_fails_leaves_the_target_untouched(
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(foretoken.checkpoint, "save_file", fail)
+    monkeypatch.setattr(foretell.checkpoint, "save_file", fail)
     with torch.no_grad():
         small_llama.model.norm.weight.add_(1)
     with pytest.raises((OSError, CheckpointError), match="no space"):

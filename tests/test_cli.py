@@ -22,17 +22,17 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
-import foretoken as ft
-import foretoken.cli
-import foretoken.cli.probe
-import foretoken.cli.train
-import foretoken.loading
-import foretoken.probe.run
-from foretoken.backbone import fingerprint
-from foretoken.checkpoint import CONFIG_FILE, HEADS_FILE
-from foretoken.cli import bench, common, drafting, main
-from foretoken.cli.generate import _Printer
-from foretoken.decoding import (
+import foretell as ft
+import foretell.cli
+import foretell.cli.probe
+import foretell.cli.train
+import foretell.loading
+import foretell.probe.run
+from foretell.backbone import fingerprint
+from foretell.checkpoint import CONFIG_FILE, HEADS_FILE
+from foretell.cli import bench, common, drafting, main
+from foretell.cli.generate import _Printer
+from foretell.decoding import (
     AcceptanceRule,
     Distance,
     Exact,
@@ -42,7 +42,7 @@ from foretoken.decoding import (
     TopK,
     Typical,
 )
-from foretoken.provenance import Result, read_result
+from foretell.provenance import Result, read_result
 
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
@@ -67,7 +67,7 @@ def run(*arguments: object) -> Ran:
     """The command line in this process."""
     out, err, status = io.StringIO(), io.StringIO(), 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["foretoken", *map(str, arguments)])
+        patch.setattr(sys, "argv", ["foretell", *map(str, arguments)])
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             try:
                 main()
@@ -86,7 +86,7 @@ def refused(*arguments: object) -> str:
     """One line on standard error and status 2; returns the line."""
     ran = run(*arguments)
     assert ran.status == 2, ran
-    assert re.fullmatch(r"foretoken: \S[^\n]*\n", ran.err), ran.err
+    assert re.fullmatch(r"foretell: \S[^\n]*\n", ran.err), ran.err
     assert not ran.err.endswith("..\n")
     return ran.err
 
@@ -95,11 +95,11 @@ def checked(path: Path, command: str, seed: int | None) -> Result:
     """The result file at `path`, with everything that provenance must have."""
     result = read_result(path)
     assert result.command == command
-    assert result.provenance["command"].startswith(f"foretoken {command} ")
+    assert result.provenance["command"].startswith(f"foretell {command} ")
     assert result.provenance["seed"] == seed
     assert result.provenance["dtype"] == "float32"
     assert result.provenance["device"] == "cpu"
-    assert result.provenance["foretoken"] == ft.__version__
+    assert result.provenance["foretell"] == ft.__version__
     assert result.provenance["torch"] == torch.__version__
     assert result.provenance["transformers"]
     assert "git_sha" in result.provenance
@@ -212,15 +212,15 @@ def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     out = fine(command, "--help")
-    assert f"Usage: foretoken {command} " in out
+    assert f"Usage: foretell {command} " in out
     if command != "demo":
-        assert f"Example: foretoken {command} " in " ".join(out.split())
+        assert f"Example: foretell {command} " in " ".join(out.split())
         assert ("DIR" if command == "report" else "MODEL") in out
         assert "--json" in out or command == "serve"
 
 
 def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "foretoken", "info", str(place / "whole")]
+    command = [sys.executable, "-m", "foretell", "info", str(place / "whole")]
     done = subprocess.run(
         [*command, "--json", str(tmp_path / "info.json")],
         capture_output=True,
@@ -365,12 +365,12 @@ def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeyp
     path = tmp_path / "new" / "probe.json"
     data = ("--data", text, "--layer-positions", 0, *PROBE, "--json", path)
     with monkeypatch.context() as patch:
-        patch.setattr(foretoken.cli.probe, "measure_costs", stop)
+        patch.setattr(foretell.cli.probe, "measure_costs", stop)
         assert run("probe", place / "plain", *data).status == 130
     assert contents(path.parent) == {f"{path}.partial"}
     original = text.read_text(encoding="utf-8")
     with monkeypatch.context() as patch:
-        patch.setattr(foretoken.probe.run, "_measure_row", stop)
+        patch.setattr(foretell.probe.run, "_measure_row", stop)
         text.write_text(original.replace("r", "s"), encoding="utf-8")  # as long as before
         assert run("probe", place / "plain", *data).status == 130
         text.write_text(original, encoding="utf-8")
@@ -415,13 +415,13 @@ def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Pa
     assert f"Beside it, from the probe of {place / 'plain'}" in out
     other = ("eval", place / "heads", "--data", place / "long.txt", "--baselines")
     assert "probe the same data" in refused(*other, probed)
-    assert "give one of `foretoken probe`" in refused(*other, path)
+    assert "give one of `foretell probe`" in refused(*other, path)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is there")
 def test_eval_says_what_lm_eval_needs(place: Path) -> None:
     options = ("--data", place / "text.py", "--block-size", 32, "--lm-eval", "piqa")
-    assert "pip install 'foretoken[lm-eval]'" in refused("eval", place / "plain", *options)
+    assert "pip install '.[lm-eval]'" in refused("eval", place / "plain", *options)
 
 
 def test_weights_that_are_no_numbers(place: Path, tmp_path: Path) -> None:
@@ -940,10 +940,10 @@ def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) ->
         yield report
 
     with monkeypatch.context() as patch:
-        patch.setattr(foretoken.cli.train, "training_bar", interrupting)
+        patch.setattr(foretell.cli.train, "training_bar", interrupting)
         ran = run(*train_options(place, out))
     assert ran.status == 130
-    assert ran.err.strip() == "foretoken: interrupted"
+    assert ran.err.strip() == "foretell: interrupted"
     assert not (out / "model").exists()
     other = refused(*train_options(place, out), "--learning-rate", 0.5)
     assert "other settings" in other
@@ -1145,7 +1145,7 @@ BAD = [
     ("demo --out {place}/text.py", "cannot be written to"),
     # How it is called.
     ("nonsense", "No such command 'nonsense'"),
-    ("info", "Missing argument 'MODEL'; see `foretoken info --help`"),
+    ("info", "Missing argument 'MODEL'; see `foretell info --help`"),
     (f"info {MODEL} --nonsense", "No such option: --nonsense"),
     (f"info {MODEL} one-more", "unexpected extra argument"),
     (f"probe {MODEL}", "Missing option '--data'"),
@@ -1173,7 +1173,7 @@ def test_a_hub_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> None:
         raise OSError("no\n  network")
 
-    monkeypatch.setattr(foretoken.loading, "model_info", fail)
+    monkeypatch.setattr(foretell.loading, "model_info", fail)
     assert "(no network); check the name" in refused("info", "nobody/nothing")
 
 

@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-import foretoken as ft
-from foretoken.decoding import (
+import foretell as ft
+from foretell.decoding import (
     AutoLength,
     Draft,
     Drafter,
@@ -27,8 +27,8 @@ from foretoken.decoding import (
     drafter_for,
     passes,
 )
-from foretoken.decoding.cache import slotted
-from foretoken.decoding.drafters import parallel
+from foretell.decoding.cache import slotted
+from foretell.decoding.drafters import parallel
 
 NEW = 10
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])

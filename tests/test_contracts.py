@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import families
-import foretoken as ft
-from foretoken.decoding import Committed, Draft, drafter_for
-from foretoken.errors import BackboneError, HeadError, InputError
-from foretoken.heads import FINAL
+import foretell as ft
+from foretell.decoding import Committed, Draft, drafter_for
+from foretell.errors import BackboneError, HeadError, InputError
+from foretell.heads import FINAL
 
 NEW = 14
 CHAIN = dict(depth=3, shared=True)

@@ -6,11 +6,11 @@ import pytest
 from tokenizers.pre_tokenizers import ByteLevel as PreTokenizer
 from tokenizers.processors import ByteLevel
 
-from foretoken.data import Document, PackedBlocks, read_documents
-from foretoken.data.tokenization import tokenize
-from foretoken.errors import InputError
-from foretoken.loading import load_tokenizer
-from foretoken.targets import IGNORE
+from foretell.data import Document, PackedBlocks, read_documents
+from foretell.data.tokenization import tokenize
+from foretell.errors import InputError
+from foretell.loading import load_tokenizer
+from foretell.targets import IGNORE
 
 CHATML = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"

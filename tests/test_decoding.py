@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import families
-import foretoken as ft
-from foretoken.backbone import Backbone
-from foretoken.decoding import (
+import foretell as ft
+from foretell.backbone import Backbone
+from foretell.decoding import (
     Committed,
     Draft,
     Drafter,
@@ -21,9 +21,9 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
-from foretoken.decoding.cache import require_rollback, restoring
-from foretoken.errors import BackboneError, InputError
-from foretoken.loading import load_causal_lm, load_tokenizer
+from foretell.decoding.cache import require_rollback, restoring
+from foretell.errors import BackboneError, InputError
+from foretell.loading import load_causal_lm, load_tokenizer
 
 RECURRENT = {"mamba": "linear_attention"}
 RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2", "lfm2_conv"]

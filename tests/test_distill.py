@@ -7,13 +7,13 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
-from foretoken.cli import app, main
-from foretoken.data import Document, PackedBlocks, read_documents
-from foretoken.data.distill import Continuations, Sampling, prompts_of
-from foretoken.errors import InputError
-from foretoken.loading import load_tokenizer
-from foretoken.model import MTPModel
-from foretoken.targets import IGNORE
+from foretell.cli import app, main
+from foretell.data import Document, PackedBlocks, read_documents
+from foretell.data.distill import Continuations, Sampling, prompts_of
+from foretell.errors import InputError
+from foretell.loading import load_tokenizer
+from foretell.model import MTPModel
+from foretell.targets import IGNORE
 from test_conversations import TURNS, tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
@@ -39,7 +39,7 @@ def lines(path: Path) -> list[dict]:
 
 
 def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Path) -> None:
-    """Batched with padding or one by one with foretoken's own loop: the same tokens."""
+    """Batched with padding or one by one with foretell's own loop: the same tokens."""
     out = tmp_path / "deeper" / "own.jsonl"
     sampling = Sampling(max_new_tokens=12, batch_size=3)
     file = Continuations(out, tiny, TOKENIZER, prompts(), sampling)
@@ -227,7 +227,7 @@ def test_a_place_that_cannot_be_written_is_one_line_and_stays_as_it_was(
     before = contents(tmp_path)
     command = ["distill", "tiny", "--prompts", str(tmp_path / "text.py"), "--count", "1"]
     command += ["--max-new-tokens", "2", "--out", str(tmp_path / out)]
-    monkeypatch.setattr(sys, "argv", ["foretoken", *command])
+    monkeypatch.setattr(sys, "argv", ["foretell", *command])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 2

@@ -16,12 +16,12 @@ import torch
 from torch.distributed import TCPStore
 from torch.distributed.fsdp import FSDPModule
 
-import foretoken as ft
-from foretoken.cli import main
-from foretoken.errors import InputError
-from foretoken.training import progress, train
-from foretoken.training import trainer as trainer_module
-from foretoken.training.processes import rows_per_pass, sharding
+import foretell as ft
+from foretell.cli import main
+from foretell.errors import InputError
+from foretell.training import progress, train
+from foretell.training import trainer as trainer_module
+from foretell.training.processes import rows_per_pass, sharding
 from test_recipes import masked_corpus, stream
 from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
 
@@ -154,7 +154,7 @@ def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
     jobs.append({"out": str(tmp_path / "2 to 1"), "options": long, "stop": 12})
     (tmp_path / "text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
     command = [
-        "foretoken", "train", "tiny", "--data", str(tmp_path / "text.py"), "--depth", "1",
+        "foretell", "train", "tiny", "--data", str(tmp_path / "text.py"), "--depth", "1",
         "--steps", "2", "--batch-size", "2", "--block-size", "16", "--save-every", "0",
         "--set", f"fsdp={kind == 'shards'}", "--device", "cpu", "--out", str(tmp_path / "command"),
     ]  # fmt: skip

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foretoken.data import Document, read_documents
-from foretoken.errors import InputError
+from foretell.data import Document, read_documents
+from foretell.errors import InputError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

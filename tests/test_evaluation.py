@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import families
-import foretoken as ft
-from foretoken.data import PackedBlocks
-from foretoken.decoding import (
+import foretell as ft
+from foretell.data import PackedBlocks
+from foretell.decoding import (
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
@@ -23,10 +23,10 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
-from foretoken.errors import InputError
-from foretoken.evaluation import (
+from foretell.errors import InputError
+from foretell.evaluation import (
     DepthTable,
-    Foretoken,
+    Foretell,
     Transformers,
     acceptance_by_depth,
     compare,
@@ -35,12 +35,12 @@ from foretoken.evaluation import (
     measure_marginals,
     speed,
 )
-from foretoken.evaluation.calibration import calibrate, calibration_rows
-from foretoken.evaluation.harness import run_harness
-from foretoken.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
-from foretoken.evaluation.methods import Continuation
-from foretoken.evaluation.rules import RULES, accepted_by_rule
-from foretoken.tally import Tally
+from foretell.evaluation.calibration import calibrate, calibration_rows
+from foretell.evaluation.harness import run_harness
+from foretell.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
+from foretell.evaluation.methods import Continuation
+from foretell.evaluation.rules import RULES, accepted_by_rule
+from foretell.tally import Tally
 
 # -- loops --------------------------------------------------------------------------------------
 
@@ -474,8 +474,8 @@ def test_nothing_timed_is_refused(clock: Clock, repeats: int) -> None:
 def test_the_real_methods_agree_and_count_their_passes() -> None:
     model = ft.attach(families.build("llama"), depth=2).eval()
     prompt = families.prompt()
-    plain = Foretoken(model, plain=True)(prompt, 12)
-    heads = Foretoken(model)(prompt, 12)
+    plain = Foretell(model, plain=True)(prompt, 12)
+    heads = Foretell(model)(prompt, 12)
     own = Transformers(model)(prompt, 12)
     lookup = Transformers(model, lookup=3)(prompt, 12)
     assert list(map(len, plain.rows)) == [12]
@@ -483,7 +483,7 @@ def test_the_real_methods_agree_and_count_their_passes() -> None:
     assert plain.forwards == own.forwards == 12
     assert heads.forwards == len(heads.steps) <= 12
     assert lookup.forwards <= 12
-    names = [Foretoken(model, plain=True).name, Foretoken(model).name, Foretoken(model, "x").name]
+    names = [Foretell(model, plain=True).name, Foretell(model).name, Foretell(model, "x").name]
     assert names == ["plain", "parallel", "x"]
     assert Transformers(model).name == "transformers"
     assert Transformers(model, lookup=3).name == "transformers-prompt-lookup"
@@ -496,7 +496,7 @@ def test_transformers_goes_on_after_an_end_of_sequence_token(lookup: int | None)
     """Every method makes as many tokens as asked for, whatever the model's own settings say."""
     model = ft.MTPModel(families.build("llama")).eval()
     prompt = families.prompt()
-    expected = Foretoken(model, plain=True)(prompt, 12).rows
+    expected = Foretell(model, plain=True)(prompt, 12).rows
     own = model.lm.generation_config
     own.update(eos_token_id=expected[0][3], repetition_penalty=3.0)
     before = own.to_dict()
@@ -522,10 +522,10 @@ def test_batches_of_real_methods_agree() -> None:
     model = ft.attach(families.build("llama"), depth=2).eval()
     texts = [families.prompt(seed=s)[:, s:] for s in range(3)]
     methods = [
-        Foretoken(model, plain=True),
-        Foretoken(model),
-        Foretoken(model, "tree", drafter=drafter_for(model.backbone, model.head, None, TREE)),
-        Foretoken(model, "lookup", drafter=LookupDrafter(), source="lookup"),
+        Foretell(model, plain=True),
+        Foretell(model),
+        Foretell(model, "tree", drafter=drafter_for(model.backbone, model.head, None, TREE)),
+        Foretell(model, "lookup", drafter=LookupDrafter(), source="lookup"),
         Transformers(model),
     ]
     table = compare(methods, texts, max_new_tokens=8, repeats=1, batch_size=2, exclude_loops=False)
@@ -539,9 +539,9 @@ def test_batches_of_real_methods_agree() -> None:
 def test_draft_models_in_both_loops() -> None:
     model, draft = (ft.MTPModel(families.build("llama", seed=seed)).eval() for seed in (0, 1))
     prompt = families.prompt()
-    expected = Foretoken(model, plain=True)(prompt, 12).rows
+    expected = Foretell(model, plain=True)(prompt, 12).rows
     ours = ModelDrafter(model.backbone, draft.backbone)
-    assert Foretoken(model, "draft-model", drafter=ours, source="x")(prompt, 12).rows == expected
+    assert Foretell(model, "draft-model", drafter=ours, source="x")(prompt, 12).rows == expected
     theirs = Transformers(model, draft=(draft, "x", ours.length))
     assert (theirs.name, theirs.facts["drafter"]) == ("transformers-draft-model", "x")
     found = theirs(prompt, 12)
@@ -553,7 +553,7 @@ def test_both_loops_are_given_the_same_drafts() -> None:
     model = ft.MTPModel(families.build("llama")).eval()
     draft = ft.MTPModel(families.moved(families.build("llama"), 0.05)).eval()
     prompt, config = families.prompt(), draft.lm.generation_config
-    ours = Foretoken(model, drafter=ModelDrafter(model.backbone, draft.backbone, 3), name="ours")
+    ours = Foretell(model, drafter=ModelDrafter(model.backbone, draft.backbone, 3), name="ours")
     passes = ours(prompt, 40).forwards
     assert 10 < passes < 40
     theirs = Transformers(model, draft=(draft, "x", 3))(prompt, 40).forwards
@@ -569,8 +569,8 @@ def test_sampled_methods_repeat_themselves_and_are_not_compared() -> None:
     model = ft.attach(families.build("llama"), depth=2).eval()
     prompt, drawn = families.prompt(), Sampling(temperature=1.0, seeds=7)
     methods = [
-        Foretoken(model, plain=True, sampling=drawn),
-        Foretoken(model, sampling=drawn),
+        Foretell(model, plain=True, sampling=drawn),
+        Foretell(model, sampling=drawn),
         Transformers(model, sampling=drawn),
     ]
     before = torch.get_rng_state()
@@ -612,12 +612,12 @@ def test_what_compiles_while_it_is_timed_is_timed_again(clock: Clock, monkeypatc
 
 def test_without_heads_there_is_only_plain_decoding() -> None:
     with pytest.raises(ft.HeadError, match="no heads"):
-        Foretoken(ft.MTPModel(families.build("llama")))
+        Foretell(ft.MTPModel(families.build("llama")))
 
 
 def test_a_comparison_of_real_methods() -> None:
     model = ft.attach(families.build("llama"), depth=2).eval()
-    methods = [Foretoken(model, plain=True), Foretoken(model), Transformers(model)]
+    methods = [Foretell(model, plain=True), Foretell(model), Transformers(model)]
     table = compare(
         methods, [families.prompt(seed=s) for s in range(2)], max_new_tokens=8, repeats=1
     )

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-import foretoken as ft
-from foretoken.cli import export as export_command
-from foretoken.errors import InputError
-from foretoken.formats import LAYOUTS
-from foretoken.provenance import read_result
+import foretell as ft
+from foretell.cli import export as export_command
+from foretell.errors import InputError
+from foretell.formats import LAYOUTS
+from foretell.provenance import read_result
 from test_cli import TEXT, TOKENIZER, _as_before, backbone, fine, refused
 
 __all__ = ["_as_before"]  # a fixture

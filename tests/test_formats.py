@@ -7,12 +7,12 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import families
-import foretoken as ft
+import foretell as ft
 import released
-from foretoken.errors import CheckpointError, HeadError, InputError
-from foretoken.formats import LAYOUTS, Checkpoint, export, import_heads, layout
-from foretoken.formats.files import write_checkpoint
-from foretoken.loading import load_causal_lm
+from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.formats import LAYOUTS, Checkpoint, export, import_heads, layout
+from foretell.formats.files import write_checkpoint
+from foretell.loading import load_causal_lm
 
 NATIVE = list(released.BACKBONES)
 ROUND_TRIPS = [
@@ -437,20 +437,20 @@ def test_an_export_never_overwrites_the_model(small_llama, tmp_path: Path) -> No
 
 
 def test_the_card_states_contract_figures_and_command(small_llama, tmp_path: Path) -> None:
-    from foretoken.provenance import provenance, write_result
+    from foretell.provenance import provenance, write_result
 
     ft.MTPModel(small_llama, layout("eagle").head(2)).save_pretrained(tmp_path / "m")
     rows = [{"method": "sequential", "acceptance": 0.625}]
-    origin = provenance(0, "cpu", torch.float32, command="foretoken eval m --data text")
+    origin = provenance(0, "cpu", torch.float32, command="foretell eval m --data text")
     write_result(tmp_path / "r.json", "eval", {"block_size": 64}, rows, origin)
     export(tmp_path / "m", "eagle", tmp_path / "out", results=[tmp_path / "r.json"])
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| concat | embedding, hidden |" in card
-    assert "`foretoken eval m --data text`" in card
+    assert "`foretell eval m --data text`" in card
     assert "0.625" in card
     assert "Not on record" in card
     assert f'"model": "{tmp_path / "out"}"' in card
-    contract = json.loads((tmp_path / "out" / "foretoken-contract.json").read_text())
+    contract = json.loads((tmp_path / "out" / "foretell-contract.json").read_text())
     assert (contract["layout"], contract["tap"], contract["norms"]) == ("eagle", "final", "none")
 
 

@@ -7,11 +7,11 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
-import foretoken as ft
-from foretoken.errors import BackboneError, HeadError, InputError
-from foretoken.heads import FINAL, HEADS, Head, WeightedTap, head_class
-from foretoken.heads.taps import make_tap
-from foretoken.targets import depth_targets
+import foretell as ft
+from foretell.errors import BackboneError, HeadError, InputError
+from foretell.heads import FINAL, HEADS, Head, WeightedTap, head_class
+from foretell.heads.taps import make_tap
+from foretell.targets import depth_targets
 
 SERVED = [name for name in families.FAMILIES if name != "bloom"]
 SHAPES = {
@@ -410,7 +410,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
 def test_a_model_without_heads_says_how_to_get_some() -> None:
     model = ft.MTPModel(families.build("llama"))
     assert model.depth == 0
-    with pytest.raises(HeadError, match=r"no heads.*foretoken train"):
+    with pytest.raises(HeadError, match=r"no heads.*foretell train"):
         model.require_head()
     tokens = families.prompt(2, 10)
     output = model(tokens)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import families
-import foretoken as ft
-from foretoken.decoding import (
+import foretell as ft
+from foretell.decoding import (
     Draft,
     Drafter,
     LookupDrafter,
@@ -14,8 +14,8 @@ from foretoken.decoding import (
     TreeShape,
     drafter_for,
 )
-from foretoken.errors import BackboneError, InputError
-from foretoken.loading import load_tokenizer
+from foretell.errors import BackboneError, InputError
+from foretell.loading import load_tokenizer
 
 NEW, WIDTH = 16, 5
 TEXTS = ("def main(", "import os, ", "class Reader:\n    def __init__(self")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import foretoken as ft
-from foretoken.training import train
+import foretell as ft
+from foretell.training import train
 from test_training import FINISHED, corpus, equal, metrics, settings, small_model, weights
 
 RUNS = {

@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-import foretoken as ft
-from foretoken.decoding import store_by_columns
-from foretoken.decoding.layout import LARGEST
+import foretell as ft
+from foretell.decoding import store_by_columns
+from foretell.decoding.layout import LARGEST
 
 
 def test_small_float32_matrices_change_their_order_and_nothing_else():

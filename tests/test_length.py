@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import families
-import foretoken as ft
-from foretoken.backbone import Backbone
-from foretoken.decoding import (
+import foretell as ft
+from foretell.backbone import Backbone
+from foretell.decoding import (
     AutoLength,
     Batch,
     LookupDrafter,
@@ -24,8 +24,8 @@ from foretoken.decoding import (
     decode,
     drafter_for,
 )
-from foretoken.decoding.length import HOLD, TRIAL
-from foretoken.errors import InputError
+from foretell.decoding.length import HOLD, TRIAL
+from foretell.errors import InputError
 from test_decoding import SHAPES, Checked, attached, prompts, reference
 
 NEW = 14

@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 import families
-from foretoken.backbone import Backbone
-from foretoken.errors import BackboneError, InputError
-from foretoken.loading import load_causal_lm, load_tokenizer
-from foretoken.probe import Marginal, branches, marginalize
-from foretoken.probe.branches import Row, greedy_chains
+from foretell.backbone import Backbone
+from foretell.errors import BackboneError, InputError
+from foretell.loading import load_causal_lm, load_tokenizer
+from foretell.probe import Marginal, branches, marginalize
+from foretell.probe.branches import Row, greedy_chains
 
 VOCAB = 11
 POSITIONS = (0, 3, 8)

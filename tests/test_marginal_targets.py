@@ -1,11 +1,11 @@
 import torch
 
 import families
-import foretoken as ft
-from foretoken.objective import ObjectiveConfig
-from foretoken.probe import marginalize
-from foretoken.targets import IGNORE
-from foretoken.training.marginals import marginal_targets
+import foretell as ft
+from foretell.objective import ObjectiveConfig
+from foretell.probe import marginalize
+from foretell.targets import IGNORE
+from foretell.training.marginals import marginal_targets
 
 OBJECTIVE = ObjectiveConfig(distill="marginal", marginal_width=5, marginal_positions=4)
 

@@ -6,9 +6,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import families
-import foretoken as ft
-from foretoken.errors import InputError
-from foretoken.objective import (
+import foretell as ft
+from foretell.errors import InputError
+from foretell.objective import (
     BackboneTarget,
     MarginalTarget,
     Objective,
@@ -17,8 +17,8 @@ from foretoken.objective import (
     depth_by_depth,
     depth_loss,
 )
-from foretoken.objective.loss import chunks
-from foretoken.targets import IGNORE
+from foretell.objective.loss import chunks
+from foretell.targets import IGNORE
 
 VOCAB, HIDDEN = 23, 8
 

@@ -10,9 +10,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from foretoken.data import Document, PackedBlocks, held_out_split
-from foretoken.data.tokenization import prompt_ids
-from foretoken.errors import InputError
+from foretell.data import Document, PackedBlocks, held_out_split
+from foretell.data.tokenization import prompt_ids
+from foretell.errors import InputError
 
 
 def byte_tokenizer(eos: bool) -> PreTrainedTokenizerFast:
@@ -159,7 +159,7 @@ def test_copies_stay_together_wherever_they_lie() -> None:
 def test_a_split_is_the_same_in_every_process() -> None:
     # Python's own hash of a string differs from process to process; this must not.
     code = (
-        "from foretoken.data import Document, held_out_split\n"
+        "from foretell.data import Document, held_out_split\n"
         "documents = [Document(str(n), str(n)) for n in range(20)]\n"
         "print([d.source for d in held_out_split(documents, 0.3, 7)[1]])"
     )

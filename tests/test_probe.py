@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import families
-import foretoken as ft
-from foretoken.data import Document, PackedBlocks
-from foretoken.decoding import LookupDrafter
-from foretoken.errors import InputError
-from foretoken.probe import (
+import foretell as ft
+from foretell.data import Document, PackedBlocks
+from foretell.decoding import LookupDrafter
+from foretell.errors import InputError
+from foretell.probe import (
     DraftModel,
     Journal,
     Marginalization,
@@ -26,13 +26,13 @@ from foretoken.probe import (
     measure,
     prediction,
 )
-from foretoken.probe import run as probe_run
-from foretoken.probe.layers import linear_cka, read_layers, spread_layers, train_probes
-from foretoken.probe.linear import fit
-from foretoken.probe.prediction import Costs, Prediction, Range, measure_costs, predict, speedup
-from foretoken.probe.records import depth_records, expected_records, part_records
-from foretoken.probe.scores import Scorer, Target, among_likeliest, entropy, entropy_bounds
-from foretoken.tally import Tally
+from foretell.probe import run as probe_run
+from foretell.probe.layers import linear_cka, read_layers, spread_layers, train_probes
+from foretell.probe.linear import fit
+from foretell.probe.prediction import Costs, Prediction, Range, measure_costs, predict, speedup
+from foretell.probe.records import depth_records, expected_records, part_records
+from foretell.probe.scores import Scorer, Target, among_likeliest, entropy, entropy_bounds
+from foretell.tally import Tally
 
 SIZE = 12
 

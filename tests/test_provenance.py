@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from foretoken import provenance as module
-from foretoken.errors import InputError
-from foretoken.provenance import FIELDS, Result, provenance, read_result, write_result
+from foretell import provenance as module
+from foretell.errors import InputError
+from foretell.provenance import FIELDS, Result, provenance, read_result, write_result
 
 scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
 rows = st.lists(st.dictionaries(st.sampled_from(FIELDS), scalars))
@@ -169,8 +169,8 @@ def test_a_missing_file_is_refused(tmp_path: Path) -> None:
 
 def test_provenance_tells_what_ran() -> None:
     before = datetime.now(UTC).replace(microsecond=0)
-    record = provenance(3, "cpu", torch.bfloat16, "foretoken bench tiny --json out/a.json")
-    assert record["command"] == "foretoken bench tiny --json out/a.json"
+    record = provenance(3, "cpu", torch.bfloat16, "foretell bench tiny --json out/a.json")
+    assert record["command"] == "foretell bench tiny --json out/a.json"
     assert (record["seed"], record["device"], record["dtype"]) == (3, "cpu", "bfloat16")
     assert record["torch"] == torch.__version__
     assert record["threads"] == torch.get_num_threads()
@@ -180,7 +180,7 @@ def test_provenance_tells_what_ran() -> None:
 
 
 def test_provenance_holds_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["/home/me/.venv/bin/foretoken", "probe", "my models/a"])
+    monkeypatch.setattr(sys, "argv", ["/home/me/.venv/bin/foretell", "probe", "my models/a"])
     text = json.dumps(provenance(None, "cpu", "float32"))
     for folder in (Path.home(), Path.cwd(), Path(module.__file__).parent):
         assert str(folder) == "/" or str(folder) not in text
@@ -190,8 +190,8 @@ def test_provenance_holds_no_path_of_this_machine(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["/opt/bin/foretoken", "probe", "my models/a"], "foretoken probe 'my models/a'"),
-        (["/opt/lib/foretoken/__main__.py", "info"], "python -m foretoken info"),
+        (["/opt/bin/foretell", "probe", "my models/a"], "foretell probe 'my models/a'"),
+        (["/opt/lib/foretell/__main__.py", "info"], "python -m foretell info"),
         (["benchmarks/a.py", "--fast"], "python benchmarks/a.py --fast"),
         (["/elsewhere/a.py"], "python a.py"),
         (["{cwd}/benchmarks/a.py"], "python benchmarks/a.py"),
@@ -256,9 +256,9 @@ def test_result_files_are_read_without_torch() -> None:
     # The module alone: what the package's __init__ imports is tested with it.
     code = (
         "import sys, types\n"
-        "package = types.ModuleType('foretoken'); package.__path__ = [sys.argv[1]]\n"
-        "sys.modules['foretoken'] = package\n"
-        "import foretoken.provenance\n"
+        "package = types.ModuleType('foretell'); package.__path__ = [sys.argv[1]]\n"
+        "sys.modules['foretell'] = package\n"
+        "import foretell.provenance\n"
         "assert 'torch' not in sys.modules and 'transformers' not in sys.modules\n"
     )
     folder = str(Path(module.__file__).parent)

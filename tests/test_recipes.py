@@ -10,11 +10,11 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import families
-import foretoken as ft
-from foretoken.adapters import Adapters
-from foretoken.errors import InputError
-from foretoken.training import train, trainer
-from foretoken.training.report import draw_curves
+import foretell as ft
+from foretell.adapters import Adapters
+from foretell.errors import InputError
+from foretell.training import train, trainer
+from foretell.training.report import draw_curves
 from test_training import (
     SIZE,
     Stop,
@@ -85,7 +85,7 @@ def test_lora_moves_heads_and_adapters(tmp_path: Path, merge: bool) -> None:
         assert changed == {n for n in base if "proj" in n}
     else:
         assert not (result.directory / "model.safetensors").exists()
-        assert json.loads((result.directory / "foretoken.json").read_text())["backbone"] == {
+        assert json.loads((result.directory / "foretell.json").read_text())["backbone"] == {
             "fingerprint": fingerprint, "architecture": "LlamaForCausalLM", "path": str(where),
             "adapted": True,
         }  # fmt: skip
@@ -261,7 +261,7 @@ def masked_corpus():
     """Blocks with different numbers of targets: one document per block, most of them short."""
     import numpy as np
 
-    from foretoken.data import PackedBlocks
+    from foretell.data import PackedBlocks
 
     rng = np.random.default_rng(0)
     blocks = rng.integers(0, 48, (24, SIZE)).astype(np.int32)
@@ -390,7 +390,7 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
 def test_the_curves_are_drawn_while_the_run_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foretoken.training.progress.draw_curves", draw_curves)
+    monkeypatch.setattr("foretell.training.progress.draw_curves", draw_curves)
     with pytest.raises(Stop):
         train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
@@ -426,7 +426,7 @@ def test_a_head_that_did_not_move_is_seen(tmp_path: Path) -> None:
 
 
 def test_movement_is_the_relative_change(tmp_path: Path) -> None:
-    from foretoken.training.report import Departure
+    from foretell.training.report import Departure
 
     model = small_model()
     departure = Departure(tmp_path / "start.safetensors", model)
@@ -461,8 +461,8 @@ def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
 
 
 def stream():
-    from foretoken.data import Document, StreamedBlocks
-    from foretoken.loading import load_tokenizer
+    from foretell.data import Document, StreamedBlocks
+    from foretell.loading import load_tokenizer
 
     texts = [Document(f"x{n} = {n}\n" * 7, f"d{n}") for n in range(20)]
     return StreamedBlocks(lambda: texts, load_tokenizer("tiny"), SIZE, window=8, name="counting")

@@ -13,17 +13,17 @@ from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
 import report_files
-from foretoken.cli import main
-from foretoken.errors import InputError
-from foretoken.provenance import read_result
-from foretoken.report import write_report
-from foretoken.report.charts import Chart, charts_of
-from foretoken.report.charts.drawing import SERIES, _apart
-from foretoken.report.drafts import continuations
-from foretoken.report.formatting import text
-from foretoken.report.predicted import comparisons
-from foretoken.report.sources import Source, collect
-from foretoken.report.tables import tables_of
+from foretell.cli import main
+from foretell.errors import InputError
+from foretell.provenance import read_result
+from foretell.report import write_report
+from foretell.report.charts import Chart, charts_of
+from foretell.report.charts.drawing import SERIES, _apart
+from foretell.report.drafts import continuations
+from foretell.report.formatting import text
+from foretell.report.predicted import comparisons
+from foretell.report.sources import Source, collect
+from foretell.report.tables import tables_of
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +161,7 @@ def test_chosen_lengths_are_means_over_those_still_running(
     (chart,) = charts_of(collect([tmp_path]))
     assert cells(chart) == [("parallel", "0", "33.3 %"), ("parallel", "2", "66.7 %")]
     report_files.write(tmp_path / "c.json", "bench", [row], draft_lengths=[3])
-    with pytest.raises(InputError, match="'draft_lengths' is not what foretoken writes"):
+    with pytest.raises(InputError, match="'draft_lengths' is not what foretell writes"):
         charts_of(collect([tmp_path]))
 
 
@@ -226,7 +226,7 @@ DEFICIENT = {
 TO_XYZ = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
 
 
-STYLE = (files("foretoken.report") / "templates" / "style.css").read_text(encoding="utf-8")
+STYLE = (files("foretell.report") / "templates" / "style.css").read_text(encoding="utf-8")
 PALETTE = re.findall(r"--series-\d: light-dark\((#\w+), (#\w+)\)", STYLE)
 
 
@@ -356,7 +356,7 @@ def test_models_that_have_nothing_in_common(tmp_path: Path) -> None:
     assert "b.json are of different models (one; two)" in message
     assert "--mixed" in message
     write_report([tmp_path / "in"], tmp_path / "both.html", mixed=True)
-    assert "<title>foretoken: one, two</title>" in (tmp_path / "both.html").read_text()
+    assert "<title>foretell: one, two</title>" in (tmp_path / "both.html").read_text()
 
 
 def test_models_that_one_file_compares(tmp_path: Path) -> None:
@@ -419,7 +419,7 @@ def test_command_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, figures = tmp_path / "new" / "page.html", tmp_path / "figures"
-    command = ["foretoken", "report", str(results), "--out", str(out), "--figures", str(figures)]
+    command = ["foretell", "report", str(results), "--out", str(out), "--figures", str(figures)]
     monkeypatch.setattr("sys.argv", command)
     main()
     assert "Report with 14 figures" in capsys.readouterr().out
@@ -427,11 +427,11 @@ def test_command_line(
     page = out.read_text(encoding="utf-8")
     assert "<script" not in page
     assert json.dumps(report_files.ORIGIN["git_sha"]).strip('"') in page
-    monkeypatch.setattr("sys.argv", ["foretoken", "report", str(tmp_path)])
+    monkeypatch.setattr("sys.argv", ["foretell", "report", str(tmp_path)])
     with pytest.raises(SystemExit) as caught:
         main()
     assert caught.value.code == 2
-    assert capsys.readouterr().err.startswith("foretoken: no result file in")
+    assert capsys.readouterr().err.startswith("foretell: no result file in")
 
 
 def test_a_page_that_cannot_be_written(results: Path, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 import report_files
 from browser import Browser, Opened, contrasts, opened, violations
-from foretoken.report import write_report
+from foretell.report import write_report
 
 PHONE = {"width": 360, "height": 740}
 DESK = {"width": 1200, "height": 900}
@@ -41,7 +41,7 @@ def light(chromium: Browser, report: str) -> Iterator[Opened]:
 def test_renders_without_complaint_and_asks_for_nothing_else(shown: Opened, report: str) -> None:
     assert shown.complaints == []
     assert [url for url in shown.requests if not url.startswith("data:")] == [report]
-    assert shown.page.title() == "foretoken: toy"
+    assert shown.page.title() == "foretell: toy"
     assert shown.page.locator("svg").count() >= 13
     assert shown.page.locator("script").count() == 0
 

@@ -27,9 +27,9 @@ from transformers import (
 )
 
 import families
-import foretoken as ft
-from foretoken.backbone import Backbone
-from foretoken.decoding import (
+import foretell as ft
+from foretell.backbone import Backbone
+from foretell.decoding import (
     Batch,
     Draft,
     Exact,
@@ -43,9 +43,9 @@ from foretoken.decoding import (
     drafter_for,
     length,
 )
-from foretoken.decoding.sampling import Sampler
-from foretoken.decoding.tree import comb, tree
-from foretoken.errors import InputError
+from foretell.decoding.sampling import Sampler
+from foretell.decoding.tree import comb, tree
+from foretell.errors import InputError
 from test_acceptance import p_value
 
 V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretoken.data.tokenization import render
-from foretoken.decoding import NoDrafter
+from foretell.data.tokenization import render
+from foretell.decoding import NoDrafter
 from serving import NAME, TEMPLATE, Running, offline, serving
 
 PROMPT = "def main("
@@ -52,7 +52,7 @@ def test_completions_say_what_the_model_says_offline(running: Running) -> None:
     prompt = len(running.service.tokenizer(PROMPT)["input_ids"])
     assert (usage.prompt_tokens, usage.completion_tokens) == (prompt, 24)
     assert usage.total_tokens == prompt + 24
-    own = usage.foretoken
+    own = usage.foretell
     assert own["tokens_per_forward"] == pytest.approx(24 / own["forwards"])
     assert own["forwards"] < 24  # drafts were accepted
     assert 24 - own["forwards"] <= own["accepted"] <= own["drafted"]
@@ -132,7 +132,7 @@ def test_drafts_show_where_each_piece_came_from(running: Running) -> None:
     plain = running.post("/v1/completions", **asked, drafter="none").json()
     assert {depth for _, depth in plain["choices"][0]["drafts"]} == {0}
     assert plain["choices"][0]["text"] == found["text"]
-    assert plain["usage"]["foretoken"]["tokens_per_forward"] == 1
+    assert plain["usage"]["foretell"]["tokens_per_forward"] == 1
 
 
 def test_the_model_is_listed(running: Running) -> None:
@@ -146,7 +146,7 @@ def test_the_model_is_listed(running: Running) -> None:
 def test_many_clients_at_once_get_what_each_would_get_alone(running: Running) -> None:
     prompts = ["def main(", "import os\n", "class Node:\n", "for x in "]
     wanted = [(prompts[n % 4], 6 + 5 * (n % 3)) for n in range(8)]
-    before = running.metric("foretoken_forwards_total"), running.metric("foretoken_passes_total")
+    before = running.metric("foretell_forwards_total"), running.metric("foretell_passes_total")
 
     def ask(job: tuple[str, int]) -> str:
         asked = {**GREEDY, "prompt": job[0], "max_tokens": job[1]}
@@ -154,26 +154,26 @@ def test_many_clients_at_once_get_what_each_would_get_alone(running: Running) ->
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, wanted)) == [offline(*job) for job in wanted]
-    rows = running.metric("foretoken_forwards_total") - before[0]
-    passes = running.metric("foretoken_passes_total") - before[1]
+    rows = running.metric("foretell_forwards_total") - before[0]
+    passes = running.metric("foretell_passes_total") - before[1]
     assert rows > 1.5 * passes  # they shared passes
 
 
 def test_metrics_tell_what_happened() -> None:
     with serving() as fresh:
         usage = fresh.client.completions.create(**GREEDY, max_tokens=24).usage
-        own = usage.foretoken
-        assert fresh.metric("foretoken_generated_tokens_total") == 24
-        assert fresh.metric("foretoken_prompt_tokens_total") == usage.prompt_tokens
-        assert fresh.metric("foretoken_forwards_total") == own["forwards"]
-        assert fresh.metric("foretoken_tokens_per_forward") == own["tokens_per_forward"]
-        by_depth = [fresh.metric(f'foretoken_drafts_accepted_total{{depth="{n}"}}') for n in (1, 2)]
-        tried = [fresh.metric(f'foretoken_drafts_tried_total{{depth="{n}"}}') for n in (1, 2)]
+        own = usage.foretell
+        assert fresh.metric("foretell_generated_tokens_total") == 24
+        assert fresh.metric("foretell_prompt_tokens_total") == usage.prompt_tokens
+        assert fresh.metric("foretell_forwards_total") == own["forwards"]
+        assert fresh.metric("foretell_tokens_per_forward") == own["tokens_per_forward"]
+        by_depth = [fresh.metric(f'foretell_drafts_accepted_total{{depth="{n}"}}') for n in (1, 2)]
+        tried = [fresh.metric(f'foretell_drafts_tried_total{{depth="{n}"}}') for n in (1, 2)]
         assert by_depth[1] <= tried[1] <= by_depth[0] <= tried[0]
-        assert fresh.metric('foretoken_acceptance{depth="1"}') == by_depth[0] / tried[0]
-        assert fresh.metric("foretoken_request_seconds_count") == 1
-        assert fresh.metric("foretoken_requests_running") == 0
-        ok = 'foretoken_responses_total{path="/v1/completions",status="200"}'
+        assert fresh.metric('foretell_acceptance{depth="1"}') == by_depth[0] / tried[0]
+        assert fresh.metric("foretell_request_seconds_count") == 1
+        assert fresh.metric("foretell_requests_running") == 0
+        ok = 'foretell_responses_total{path="/v1/completions",status="200"}'
         assert fresh.metric(ok) == 1
         assert httpx.get(f"{fresh.url}/health").json() == {"status": "ok"}
 
@@ -189,9 +189,9 @@ def test_what_clients_make_up_adds_no_metrics() -> None:
             assert post(headers=key, content=big).status_code == 413
             assert httpx.get(f"{guarded.url}/{number}", headers=key).status_code == 404
         text = httpx.get(f"{guarded.url}/metrics", headers=key).text
-        lines = [line for line in text.splitlines() if line.startswith("foretoken_responses_total")]
+        lines = [line for line in text.splitlines() if line.startswith("foretell_responses_total")]
         assert sorted(lines) == [
-            f'foretoken_responses_total{{path="other",status="{status}"}} 3.0'
+            f'foretell_responses_total{{path="other",status="{status}"}} 3.0'
             for status in (401, 404, 405, 413)
         ]
 
@@ -335,9 +335,9 @@ def test_a_full_queue_says_so() -> None:
         asked = {**GREEDY, "max_tokens": 16}
         with ThreadPoolExecutor(2) as pool:
             first = pool.submit(slow.post, "/v1/completions", **asked)
-            slow.eventually("foretoken_requests_running", 1)
+            slow.eventually("foretell_requests_running", 1)
             second = pool.submit(slow.post, "/v1/completions", **asked)
-            slow.eventually("foretoken_requests_waiting", 1)
+            slow.eventually("foretell_requests_waiting", 1)
             third = slow.post("/v1/completions", **asked)
             refused(third, 429, "1 requests wait already")
             assert third.headers["Retry-After"] == "1"
@@ -360,11 +360,11 @@ def test_a_client_that_goes_away_ends_its_row(stream: bool) -> None:
         connection.request("POST", "/v1/completions", body, headers)
         if stream:
             connection.getresponse().read(100)
-        slow.eventually("foretoken_requests_running", 1)
+        slow.eventually("foretell_requests_running", 1)
         connection.close()
-        slow.eventually("foretoken_cancelled_total", 1)
-        slow.eventually("foretoken_requests_running", 0)
-        assert slow.metric("foretoken_generated_tokens_total") < 900
+        slow.eventually("foretell_cancelled_total", 1)
+        slow.eventually("foretell_requests_running", 0)
+        assert slow.metric("foretell_generated_tokens_total") < 900
         text = slow.client.completions.create(**GREEDY, max_tokens=3).choices[0].text
         assert text == offline(PROMPT, 3)
 
@@ -402,7 +402,7 @@ def test_told_to_stop_it_lets_requests_finish_for_a_while(grace: int, finishes: 
     with serving(Slow(0.05), grace_seconds=grace) as slow:
         asking = threading.Thread(target=ask)
         asking.start()
-        slow.eventually("foretoken_requests_running", 1)
+        slow.eventually("foretell_requests_running", 1)
     asking.join(30)
     if finishes:
         assert found[0].json()["choices"][0]["text"] == offline(PROMPT, tokens)

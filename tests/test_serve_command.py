@@ -1,4 +1,4 @@
-"""`foretoken serve` as typed."""
+"""`foretell serve` as typed."""
 
 import os
 import re
@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import pytest
 
-import foretoken
-from foretoken.provenance import read_result
+import foretell
+from foretell.provenance import read_result
 from serving import offline
 from test_cli import fine, refused
 
 
 def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
-    environment = {**os.environ, "FORETOKEN_API_KEY": "sesame"}
-    command = [sys.executable, "-m", "foretoken", "serve", "tiny-mtp", "--port", "0"]
+    environment = {**os.environ, "FORETELL_API_KEY": "sesame"}
+    command = [sys.executable, "-m", "foretell", "serve", "tiny-mtp", "--port", "0"]
     command += ["--json", str(tmp_path / "serve.json"), "--draft-length", "auto"]
     with subprocess.Popen(
         [*command, "--model-name", "small"], env=environment, stdout=subprocess.PIPE, text=True
@@ -30,7 +30,7 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
             assert process.stdout is not None
             first, second = process.stdout.readline(), process.stdout.readline()
             assert "vLLM" in second
-            assert "foretoken export MODEL --to LAYOUT" in second
+            assert "foretell export MODEL --to LAYOUT" in second
             found = re.fullmatch(r"small at (http://127.0.0.1:\d+)/v1, the page at \1/\n", first)
             assert found is not None, first
             assert process.stdout.readline().startswith("Result file: ")
@@ -58,7 +58,7 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
 def test_help_sends_production_elsewhere() -> None:
     text = " ".join(fine("serve", "--help").split())
     assert "Production traffic belongs on vLLM" in text
-    assert "foretoken export MODEL --to LAYOUT --out DIR" in text
+    assert "foretell export MODEL --to LAYOUT --out DIR" in text
 
 
 def test_no_length_is_chosen_for_drafts_that_nobody_makes() -> None:
@@ -77,10 +77,10 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
     assert "cannot listen at nowhere" in refused("serve", "none", "--host", "nowhere.invalid")
     assert "cannot listen at a..b" in refused("serve", "none", "--host", "a..b")
     given = ("--api-key", "sesame", "--json", "serve.json")
-    assert "give that by FORETOKEN_API_KEY" in refused("serve", "none", *given)
+    assert "give that by FORETELL_API_KEY" in refused("serve", "none", *given)
     assert "--api-key is empty" in refused("serve", "none", "--api-key", "")
-    monkeypatch.delattr(foretoken, "serve", raising=False)
+    monkeypatch.delattr(foretell, "serve", raising=False)
     monkeypatch.setitem(sys.modules, "fastapi", None)
-    for name in [name for name in sys.modules if name.startswith("foretoken.serve")]:
+    for name in [name for name in sys.modules if name.startswith("foretell.serve")]:
         monkeypatch.delitem(sys.modules, name)
-    assert "pip install 'foretoken[serve]'" in refused("serve", "tiny-mtp")
+    assert "pip install '.[serve]'" in refused("serve", "tiny-mtp")

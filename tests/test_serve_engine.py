@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import families
-import foretoken as ft
-from foretoken.decoding import Batch, NoDrafter, Sampling, StopTokens, drafter_for
-from foretoken.errors import InputError
-from foretoken.serve import Engine, Job, Limits, Metrics, Progress, Settings
-from foretoken.serve.jobs import Closed, QueueFull
+import foretell as ft
+from foretell.decoding import Batch, NoDrafter, Sampling, StopTokens, drafter_for
+from foretell.errors import InputError
+from foretell.serve import Engine, Job, Limits, Metrics, Progress, Settings
+from foretell.serve.jobs import Closed, QueueFull
 
 GREEDY = Settings(Sampling())
 

@@ -102,7 +102,7 @@ def test_the_keyboard_is_enough(page: Any, running: Running) -> None:
     expect(page.locator("#with .text span").nth(4)).to_be_visible()
     page.keyboard.press("Escape")
     expect(page.get_by_role("status")).to_have_text("Stopped.")
-    running.eventually("foretoken_requests_running", 0)
+    running.eventually("foretell_requests_running", 0)
     expect(page.get_by_role("button", name="Generate")).to_be_enabled()
 
 

@@ -5,8 +5,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foretoken.decoding import Step
-from foretoken.serve.text import Writer
+from foretell.decoding import Step
+from foretell.serve.text import Writer
 from test_cli import TOKENIZER
 
 TEXTS = st.text(st.sampled_from("ab\né日"), max_size=14)

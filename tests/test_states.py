@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import families
-import foretoken as ft
-from foretoken.backbone.calls import hidden_of
-from foretoken.errors import InputError
-from foretoken.training.states import StateCache
+import foretell as ft
+from foretell.backbone.calls import hidden_of
+from foretell.errors import InputError
+from foretell.training.states import StateCache
 
 POSITIONS = torch.cat([torch.arange(5), torch.arange(11)])
 BLOCK = 16 * families.HIDDEN * 4 * 2  # bytes: two states, float32

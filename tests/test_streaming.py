@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from foretoken.data import Document, PackedBlocks, StreamedBlocks
-from foretoken.errors import InputError
-from foretoken.loading import load_tokenizer
-from foretoken.targets import IGNORE
+from foretell.data import Document, PackedBlocks, StreamedBlocks
+from foretell.errors import InputError
+from foretell.loading import load_tokenizer
+from foretell.targets import IGNORE
 from test_packing import WITHOUT_EOS
 
 TOKENIZER = load_tokenizer("tiny")
@@ -122,6 +122,6 @@ def test_workers_of_a_loader_share_the_blocks(monkeypatch) -> None:
         class Worker:
             id, num_workers = number, 3
 
-        monkeypatch.setattr("foretoken.data.streaming.get_worker_info", lambda w=Worker: w)
+        monkeypatch.setattr("foretell.data.streaming.get_worker_info", lambda w=Worker: w)
         found += as_tuples(taken(stream, 4))
     assert sorted(found) == sorted(expected)

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from foretoken.tally import DRAWS, GROUPS, Tally, estimate
+from foretell.tally import DRAWS, GROUPS, Tally, estimate
 
 
 def filled(documents: int = 40, each: int = 7) -> tuple[Tally, np.ndarray]:

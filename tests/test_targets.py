@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foretoken.targets import IGNORE, depth_targets, tokens_ahead
+from foretell.targets import IGNORE, depth_targets, tokens_ahead
 
 lengths = st.lists(st.integers(1, 9), min_size=1, max_size=6)
 """Documents packed into one row."""

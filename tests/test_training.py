@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
-import foretoken as ft
-from foretoken.data import PackedBlocks
-from foretoken.errors import InputError
-from foretoken.evaluation import measure_heads
-from foretoken.heads import HeadConfig
-from foretoken.objective import ObjectiveConfig
-from foretoken.training import Progress, TrainConfig, train
-from foretoken.training.config import merged
-from foretoken.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
+import foretell as ft
+from foretell.data import PackedBlocks
+from foretell.errors import InputError
+from foretell.evaluation import measure_heads
+from foretell.heads import HeadConfig
+from foretell.objective import ObjectiveConfig
+from foretell.training import Progress, TrainConfig, train
+from foretell.training.config import merged
+from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 
 VOCAB, SIZE = 48, 16
 FINISHED = {
@@ -479,7 +479,7 @@ def test_a_config_has_a_head_where_one_is_to_be_made() -> None:
 
 
 def test_rundir_resumes_clock_and_metrics(tmp_path: Path) -> None:
-    from foretoken.training.rundir import RunDirectory
+    from foretell.training.rundir import RunDirectory
 
     run = RunDirectory(tmp_path / "run")
     run.claim(TrainConfig.parse({"steps": 10}), {"backbone": "abc"}, {"seed": 0})
@@ -522,7 +522,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path: Path) -> None:
     model = small_model()
     with torch.no_grad():
         next(model.head.parameters()).fill_(float("inf"))
-    with pytest.raises(ft.ForetokenError, match="not finite at step"):
+    with pytest.raises(ft.ForetellError, match="not finite at step"):
         train(model, corpus(), settings(), tmp_path / "run")
     assert not (tmp_path / "run" / "model").exists()
 

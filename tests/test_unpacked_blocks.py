@@ -12,14 +12,14 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 from typer.testing import CliRunner
 
 import families
-import foretoken as ft
-from foretoken.cli import app, common
-from foretoken.data import PackedBlocks
-from foretoken.errors import BackboneError, InputError
-from foretoken.evaluation import measure_heads, measure_marginals
-from foretoken.model import MTPModel
-from foretoken.targets import IGNORE
-from foretoken.training import TrainConfig, train
+import foretell as ft
+from foretell.cli import app, common
+from foretell.data import PackedBlocks
+from foretell.errors import BackboneError, InputError
+from foretell.evaluation import measure_heads, measure_marginals
+from foretell.model import MTPModel
+from foretell.targets import IGNORE
+from foretell.training import TrainConfig, train
 from test_packing import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
 
 LEAKING = [

@@ -13,15 +13,15 @@ from pathlib import Path
 import torch
 import yaml
 
-from foretoken import MTPModel
-from foretoken.data import PackedBlocks
-from foretoken.data.stdlib import HELD_OUT, standard_library
-from foretoken.evaluation import measure_heads
-from foretoken.loading import load_tokenizer
-from foretoken.provenance import provenance, write_result
+from foretell import MTPModel
+from foretell.data import PackedBlocks
+from foretell.data.stdlib import HELD_OUT, standard_library
+from foretell.evaluation import measure_heads
+from foretell.loading import load_tokenizer
+from foretell.provenance import provenance, write_result
 
 ROOT = Path(__file__).parents[2]
-BUNDLED = ROOT / "src" / "foretoken" / "bundled"
+BUNDLED = ROOT / "src" / "foretell" / "bundled"
 
 CARD = """---
 license: apache-2.0
@@ -32,12 +32,12 @@ language: code
 
 {what} A Llama of {backbone:,} parameters ({layers} blocks of width {width}){heads}, byte-level BPE
 with a vocabulary of {vocabulary}. It writes recognisable Python and is good for nothing but
-trying foretoken out.
+trying foretell out.
 
 | | |
 |---|---|
 | data | standard library of Python {python}: {files} files, {bytes:,} bytes |
-| left out of it | tests, generated tables: see `foretoken.data.stdlib` |
+| left out of it | tests, generated tables: see `foretell.data.stdlib` |
 | licence | of the data: Python Software Foundation License 2; of the weights: Apache-2.0 |
 | held out | {held_out} files, listed below |
 | steps | {steps} of {batch} × {block} tokens: {tokens:,} tokens, {epochs} epochs |

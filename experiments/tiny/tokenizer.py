@@ -17,8 +17,8 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from foretoken.data.stdlib import standard_library
-from foretoken.errors import InputError
+from foretell.data.stdlib import standard_library
+from foretell.errors import InputError
 
 END_OF_TEXT = "<|endoftext|>"
 """The one special token, id 0: begins, ends, separates and pads documents."""

@@ -17,10 +17,10 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from foretoken import MTPModel
-from foretoken.data import PackedBlocks
-from foretoken.data.stdlib import standard_library
-from foretoken.training import Progress, TrainConfig, train
+from foretell import MTPModel
+from foretell.data import PackedBlocks
+from foretell.data.stdlib import standard_library
+from foretell.training import Progress, TrainConfig, train
 
 HERE = Path(__file__).parent
 

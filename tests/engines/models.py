@@ -16,9 +16,9 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-import foretoken as ft
-from foretoken.decoding import NoDrafter
-from foretoken.formats import layout
+import foretell as ft
+from foretell.decoding import NoDrafter
+from foretell.formats import layout
 
 VOCAB, HIDDEN, LAYERS, NEW = 256, 128, 4, 40
 ENOUGH = 2.2

@@ -3,7 +3,7 @@
     make test-engines                      # all cases; writes results/engines.json
     make test-engines CASES=mimo           # those whose name begins with mimo; replaces their rows
 
-Runs in an environment of its own, `.venv-engines/`, which has vLLM and foretoken.
+Runs in an environment of its own, `.venv-engines/`, which has vLLM and foretell.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from models import ENOUGH, NEW, Case, counts, head_config, other_contracts, padded, prompts, trained
 
-import foretoken as ft
-from foretoken.formats import export, import_heads
-from foretoken.formats.exporting import BACKBONE
-from foretoken.provenance import provenance, read_result, write_result
+import foretell as ft
+from foretell.formats import export, import_heads
+from foretell.formats.exporting import BACKBONE
+from foretell.provenance import provenance, read_result, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engines.json"
 

@@ -1,6 +1,6 @@
-r"""The same heads in foretoken and in a real vLLM on a CPU: tokens per second, side by side.
+r"""The same heads in foretell and in a real vLLM on a CPU: tokens per second, side by side.
 
-    foretoken train tiny --data stdlib:train --for vllm --minutes 5 --optimizer muon \
+    foretell train tiny --data stdlib:train --for vllm --minutes 5 --optimizer muon \
       --set matrix_learning_rate=0.05 --batch-size 8 --out runs/for-vllm
     make bench-engines MODEL=runs/for-vllm/model
 
@@ -21,14 +21,14 @@ from typing import Any
 import torch
 from models import padded
 
-import foretoken as ft
-from foretoken.data import PackedBlocks, read_documents
-from foretoken.data.tokenization import tokenize_all
-from foretoken.decoding import NoDrafter, store_by_columns
-from foretoken.formats import export
-from foretoken.formats.exporting import BACKBONE
-from foretoken.loading import load_tokenizer, resolve
-from foretoken.provenance import provenance, write_result
+import foretell as ft
+from foretell.data import PackedBlocks, read_documents
+from foretell.data.tokenization import tokenize_all
+from foretell.decoding import NoDrafter, store_by_columns
+from foretell.formats import export
+from foretell.formats.exporting import BACKBONE
+from foretell.loading import load_tokenizer, resolve
+from foretell.provenance import provenance, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engine-speed.json"
 PROMPTS, PROMPT_TOKENS, NEW, REPEATS = 8, 64, 96, 3
@@ -38,7 +38,7 @@ Engine = Callable[[Rows], tuple[Rows, int]]
 """Continues prompts; says how many passes it took, counted once for every row."""
 
 
-def foretoken(model: ft.MTPModel, *, plain: bool) -> Engine:
+def foretell(model: ft.MTPModel, *, plain: bool) -> Engine:
     drafter = NoDrafter() if plain else None
 
     def run(rows: Rows) -> tuple[Rows, int]:
@@ -121,8 +121,8 @@ def main(path: str) -> None:
         target = backbone if backbone.exists() else Path(resolve(str(model.tokenizer_path)))
         speculative = {"method": "mtp", "model": str(out), "num_speculative_tokens": depth}
         engines = {
-            "plain": foretoken(model, plain=True),
-            "heads": foretoken(model, plain=False),
+            "plain": foretell(model, plain=True),
+            "heads": foretell(model, plain=False),
             "vllm-plain": vllm(target, None),
             "vllm-heads": vllm(target, speculative),
         }

@@ -1,0 +1,345 @@
+"""The view on a causal language model: embed, run, tap, unembed, and a fresh decoder block.
+
+The model stays what it is, an ordinary `PreTrainedModel`. The view knows no family by name. It
+watches one small forward pass, learns from it where the parts lie and how they are scaled, and then
+proves on the same pass that it reproduces the model's own logits. What does not fit is refused with
+the property that is missing.
+
+Shapes: B batch, T time, D hidden, V vocabulary, L layers.
+"""
+
+import copy
+import hashlib
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, PreTrainedModel
+
+from foretell.backbone.calls import (
+    BackboneOutput,
+    BlockCall,
+    Recorder,
+    StandIn,
+    Trace,
+    hidden_of,
+    split_call,
+)
+from foretell.backbone.dense import make_dense
+from foretell.backbone.discovery import (
+    Discovery,
+    Scale,
+    evaluating,
+    find_blocks,
+    name_of,
+    required,
+    same,
+)
+from foretell.backbone.wide import WideBlock
+from foretell.errors import BackboneError
+
+BlockInit = Literal["fresh", "copy"]
+"""Weights of a new block: the model's own random initialisation, or a copy of its last block."""
+
+BlockKind = Literal["same", "dense", "wide"]
+"""What a new block is: the same, without experts, or with an attention that reads twice as much."""
+
+
+class Backbone:
+    """The view. Building it runs the model once, on a few random tokens, to learn and to check.
+
+    Args:
+        model: any `AutoModelForCausalLM`; it is not modified.
+
+    Raises:
+        BackboneError: the model lacks a property that heads need; the message says which.
+    """
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        if getattr(model.config, "is_encoder_decoder", False):
+            raise BackboneError(
+                f"{name_of(model)} is an encoder-decoder; a decoder-only causal LM is needed."
+            )
+        self.model = model
+        self.decoder, self._blocks_name, self.blocks = find_blocks(model)
+        self.embedding = required(model.get_input_embeddings(), model, "input embedding")
+        self.output = required(model.get_output_embeddings(), model, "output embedding")
+        self.embed_scale, self.logit_scale = Scale(), Scale()
+        self.softcap: float | None = None
+        self.final_norm: nn.Module = nn.Identity()
+        self.blocks_return_tuples = False
+        self._open: list[Trace] = []
+        Discovery(self).run()
+
+    # -- what it is -----------------------------------------------------------------------------
+
+    @property
+    def config(self) -> Any:
+        """The text part of the model's config."""
+        return self.model.config.get_text_config()
+
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.blocks)
+
+    @property
+    def hidden_size(self) -> int:
+        """D, the width of the residual stream."""
+        return int(self.config.hidden_size)
+
+    @property
+    def vocab_size(self) -> int:
+        """V, the number of logits."""
+        return int(self.output.weight.shape[0])
+
+    @property
+    def max_length(self) -> int | None:
+        """The longest context the model was built for, in tokens; None where it names none."""
+        for name in ("max_position_embeddings", "n_positions"):
+            if (value := getattr(self.config, name, None)) is not None:
+                return int(value)
+        return None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model's input goes."""
+        return cast(torch.device, self.embedding.weight.device)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type of the weights."""
+        return cast(torch.dtype, self.output.weight.dtype)
+
+    @cached_property
+    def isolates_documents(self) -> bool:
+        """Whether packed documents are kept apart by position ids that restart.
+
+        Some families build their mask without looking at the positions, and a recurrent state knows
+        no documents. Tried out, not looked up: does a second document's output change with the
+        first?
+        """
+        tokens = torch.arange(16, device=self.device).remainder(self.vocab_size).reshape(2, 8)
+        tokens[1, 4:] = tokens[0, 4:]
+        positions = torch.arange(8, device=self.device).remainder(4).expand(2, 8)
+        with evaluating(self.model):
+            final = self(tokens, position_ids=positions).final[:, 4:]
+        return same(final[0], final[1])
+
+    def fingerprint(self) -> str:
+        """See `fingerprint`."""
+        return fingerprint(self.model)
+
+    # -- what it does ---------------------------------------------------------------------------
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Token embeddings with the family's own scaling, without positions: (B, T) → (B, T, D)."""
+        return self.embed_scale(cast(Tensor, self.embedding(tokens)))
+
+    def unembed(self, final: Tensor) -> Tensor:
+        """Logits with the family's own scaling and soft-capping: (..., D) → (..., V)."""
+        logits = self.logit_scale(cast(Tensor, self.output(final.to(self.dtype))))
+        if self.softcap is not None:
+            logits = torch.tanh(logits / self.softcap) * self.softcap
+        return logits
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        *,
+        layers: Iterable[int] = (),
+        attention_mask: Tensor | dict[str, Tensor] | None = None,
+        position_ids: Tensor | None = None,
+        cache: Cache | None = None,
+        router_logits: bool = False,
+    ) -> BackboneOutput:
+        """Run the model up to its output head.
+
+        Args:
+            tokens: (B, T) token ids.
+            layers: which residual states to keep, 0…L.
+            attention_mask: (B, S) ones and zeros over cache and tokens, or what is added to
+                attention's scores, (B, 1, T, S), by kind of layer where there are several; None
+                where nothing is padded.
+            position_ids: (B, T); restarting at 0 inside a row where documents are packed.
+            cache: appended to in place; None for a pass that keeps nothing.
+            router_logits: keep what the loss that balances experts needs, where there is one.
+        """
+        given = {
+            "output_router_logits": True if router_logits and self.balances_experts else None,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": cache,
+        }
+        with self.watch(layers) as trace:
+            output = self.decoder(
+                input_ids=tokens,
+                use_cache=cache is not None,
+                **{name: value for name, value in given.items() if value is not None},
+            )
+        states = dict(trace.block_inputs)
+        if self.num_layers in layers:
+            states[self.num_layers] = hidden_of(trace.last_output)
+        routing = getattr(output, "router_logits", None)
+        call = cast(BlockCall, trace.call)
+        return BackboneOutput(output[0], states, call, routing, position_ids)
+
+    @property
+    def balances_experts(self) -> bool:
+        """Whether the model has a loss that spreads tokens over its experts."""
+        return bool(getattr(self.model, "router_aux_loss_coef", None)) and hasattr(
+            sys.modules[type(self.model).__module__], "load_balancing_loss_func"
+        )
+
+    def auxiliary_loss(self, output: BackboneOutput) -> Tensor:
+        """The model's own loss that balances its experts, weighted as the model weighs it; else 0.
+
+        transformers adds it where `config.output_router_logits` is set; a backbone that learns here
+        always keeps it.
+        """
+        if output.router_logits is None:
+            return output.final.new_zeros((), dtype=torch.float32)
+        model: Any = self.model
+        balance = sys.modules[type(model).__module__].load_balancing_loss_func
+        loss = balance(output.router_logits, model.num_experts, model.num_experts_per_tok)
+        return cast(Tensor, model.router_aux_loss_coef * loss)
+
+    def block_call(
+        self,
+        hidden: Tensor,
+        position_ids: Tensor,
+        cache: Cache | None,
+        attention_mask: Any = None,
+    ) -> BlockCall:
+        """How the model would call its last block on `hidden` (B, T, D) behind `cache`.
+
+        The decoder's own code prepares the arguments: it runs with every block replaced by a
+        stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
+        """
+        rehearsal, recorder = self._rehearsal
+        rehearsal(
+            inputs_embeds=hidden,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            **({} if attention_mask is None else {"attention_mask": attention_mask}),
+        )
+        if (call := recorder.take()) is None:
+            raise BackboneError(
+                f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "
+                "its list of blocks."
+            )
+        return call
+
+    @cached_property
+    def _rehearsal(self) -> tuple[nn.Module, "Recorder"]:
+        """The decoder with stand-ins for blocks, sharing every other module with the real one."""
+        rehearsal = copy.copy(self.decoder)
+        for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the decoder itself
+            rehearsal.__dict__.pop(hooked, None)
+        recorder = Recorder(self.blocks_return_tuples)
+        rehearsal._modules = dict(self.decoder._modules)
+        stand_ins = [StandIn(block, recorder) for block in self.blocks]
+        rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
+        return rehearsal, recorder
+
+    def new_block(self, init: BlockInit = "fresh", kind: BlockKind = "same") -> nn.Module:
+        """A trainable block like the model's last one, which writes to layer 0 of its cache."""
+        config = self.model.config
+        shared = {id(value): value for value in (config, self.config)}
+        block = copy.deepcopy(self.blocks[-1], memo=shared)
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                setattr(module, "layer_idx", 0)  # noqa: B010 - typed as a submodule otherwise
+        if kind == "dense":
+            make_dense(block, self.config)
+        if kind == "wide":
+            block = WideBlock(block)
+        if init == "fresh":
+            self._initialise(block)
+        return block.requires_grad_(True)
+
+    def new_norm(self) -> nn.Module:
+        """A trainable copy of the final norm."""
+        return copy.deepcopy(self.final_norm).requires_grad_(True)
+
+    def fresh_norm(self) -> nn.Module:
+        """A norm of the final norm's kind, as the model initialises it."""
+        norm = self.new_norm()
+        self._initialise(norm)
+        return norm
+
+    def _initialise(self, block: nn.Module) -> None:
+        for part in (*block.parameters(), *block.buffers(), *block.modules()):
+            part.__dict__.pop("_is_hf_initialized", None)  # or transformers leaves it as it is
+        with torch.no_grad():
+            block.apply(
+                self.model._init_weights
+            )  # children first, as transformers does: parents may correct
+
+    @property
+    def watchers(self) -> tuple[Trace, ...]:
+        """Those that `watch` has open."""
+        return tuple(self._open)
+
+    @contextmanager
+    def watch(self, layers: Iterable[int]) -> Iterator[Trace]:
+        """Record, while the model runs, what enters `layers` and how the last block is called.
+
+        Passes within share it, so that their hooks are there only once. Streams that take turns
+        may end in any order.
+        """
+        if shared := next((open for open in self._open if open.layers == set(layers)), None):
+            yield shared
+            return
+        trace = Trace(set(layers))
+        last = self.blocks[-1]
+
+        def see_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            _, trace.call = split_call(args, kwargs)
+
+        def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            trace.last_output = output
+
+        def see_input(layer: int) -> Any:
+            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+                trace.block_inputs[layer] = split_call(args, kwargs)[0]
+
+            return hook
+
+        handles = [
+            last.register_forward_pre_hook(see_call, with_kwargs=True),
+            last.register_forward_hook(see_output),
+        ]
+        handles += [
+            self.blocks[layer].register_forward_pre_hook(see_input(layer), with_kwargs=True)
+            for layer in layers
+            if layer < self.num_layers
+        ]
+        self._open.append(trace)
+        try:
+            yield trace
+        finally:
+            self._open = [other for other in self._open if other is not trace]
+            for handle in handles:
+                handle.remove()
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """A short hash that tells a backbone from any other, in float32 as in bfloat16.
+
+    It covers every parameter's name and shape and up to 256 evenly spread values of each, rounded
+    to bfloat16, so that it takes moments for a large model too.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in sorted(model.named_parameters()):
+        flat = parameter.detach().reshape(-1)
+        sample = flat[:: max(1, flat.numel() // 256)][:256]
+        rounded = sample.to(torch.bfloat16).float().cpu().numpy()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode())
+        digest.update(rounded.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,225 @@
+"""`foretell bench`: decoding methods side by side."""
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from foretell.cli import common, drafting
+from foretell.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
+from foretell.errors import InputError
+from foretell.evaluation import Foretell, SpeedTable, Transformers, compare
+from foretell.evaluation.methods import Method
+from foretell.evaluation.speed import share_by_length
+from foretell.model import MTPModel
+
+PROMPT_LOOKUP = 10
+"""Tokens that prompt lookup drafts, ours and transformers'; its documentation uses 10."""
+
+
+def bench(
+    model: common.Model,
+    prompts: common.Prompts = "stdlib:held-out",
+    count: Annotated[int, typer.Option(help="How many prompts.")] = 20,
+    prompt_tokens: common.PromptTokens = 64,
+    max_new_tokens: common.MaxNewTokens = 128,
+    repeats: Annotated[int, typer.Option(help="Timings of each prompt; the median counts.")] = 3,
+    include_loops: Annotated[
+        bool,
+        typer.Option(
+            "--include-loops",
+            help="Measure to the end even where greedy decoding repeats itself, "
+            "which flatters every drafting method.",
+        ),
+    ] = False,
+    batch_size: Annotated[int, typer.Option(help="Prompts decoded at once.")] = 1,
+    temperature: drafting.Temperature = 0.0,
+    tree: Annotated[
+        str | None,
+        typer.Option(help="Draft trees from the heads too: 4,2,1 (children by depth), 12 (nodes)."),
+    ] = None,
+    draft_length: Annotated[
+        str | None,
+        typer.Option(
+            metavar="N|auto",
+            help="Draft so many tokens from the heads too, or auto: chosen while decoding.",
+        ),
+    ] = None,
+    draft_model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="Compare with this draft model.")
+    ] = None,
+    pass_width: drafting.PassWidth = None,
+    compiled: Annotated[
+        bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
+    ] = False,
+    seed: common.Seed = 0,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Compare plain decoding, drafts of all kinds and transformers' generate on the same prompts.
+
+    Greedy outputs are checked against plain decoding; those drawn at a temperature differ by their
+    random numbers. Unless told otherwise every method stops where the plain greedy continuation
+    begins to loop, since in a loop any draft is accepted. transformers drafts for one prompt at a
+    time only.
+
+    Example: foretell bench tiny-mtp
+    """
+    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
+    tokenizer = common.tokenizer_of(model, loaded)
+    context = loaded.backbone.max_length
+    room = None if context is None else context - max_new_tokens
+    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room)
+    longest = max(text.shape[1] for text in texts)
+    if context is not None and longest + max_new_tokens > context:
+        raise InputError(
+            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
+            f"model's context of {context}; ask for fewer."
+        )
+    draft = None
+    if draft_model is not None:
+        draft = drafting.load_draft_model(draft_model, loaded), draft_model
+    methods = methods_of(
+        loaded,
+        sampling=drafting.sampling(temperature, seed),
+        compiled=compiled,
+        draft=draft,
+        tree=tree,
+        draft_length=drafting.parse_length(draft_length),
+        pass_width=pass_width,
+        batch_size=batch_size,
+    )
+    with common.progress_bar("Decoding") as progress:
+        found = compare(
+            methods,
+            [text.to(loaded.backbone.device) for text in texts],
+            max_new_tokens=max_new_tokens,
+            repeats=repeats,
+            exclude_loops=not include_loops,
+            batch_size=batch_size,
+            progress=progress,
+        )
+    show_speed([(model, found)], title(f"{model} on {prompts}", temperature, batch_size))
+    settings = {
+        "prompts": prompts,
+        "count": count,
+        "prompt_tokens": prompt_tokens,
+        "max_new_tokens": max_new_tokens,
+        "repeats": repeats,
+        "batch_size": batch_size,
+        "temperature": temperature,
+        "tree": tree,
+        "draft_length": draft_length,
+        "draft_lengths": found.draft_lengths,
+        "pass_width": pass_width,
+        "draft_model": draft_model,
+        "compile": compiled,
+        "prompt_lookup": PROMPT_LOOKUP,
+        "loops": "included" if include_loops else "excluded",
+        "looped": found.looped,
+        "dropped": found.dropped,
+    }
+    rows = [{"model": model, **row} for row in found.rows]
+    common.save_json(json, "bench", loaded, seed, settings, rows)
+
+
+def methods_of(
+    model: MTPModel,
+    *,
+    sampling: Sampling | None = None,
+    compiled: bool = False,
+    draft: tuple[MTPModel, str] | None = None,
+    tree: str | None = None,
+    draft_length: int | Literal["auto"] | None = None,
+    pass_width: int | None = None,
+    batch_size: int = 1,
+) -> list[Method]:
+    """Everything that can decode with this model, plain first.
+
+    Args:
+        model: that decodes.
+        sampling: greedy by default.
+        compiled: show ours with a compiled step too.
+        draft: a draft model, and its name.
+        tree: a shape, to draft trees from the heads too.
+        draft_length: to draft so many tokens from the heads too, or `"auto"`.
+        pass_width: of every pass of ours, whatever is drafted.
+        batch_size: with more than 1, transformers drafts nothing.
+    """
+    for asked, name in ((tree, "--tree"), (draft_length, "--draft-length")):
+        if asked is not None and model.head is None:
+            raise InputError(f"{name} is for heads, and the model has none; leave it out.")
+    ours = [Foretell(model, plain=True, sampling=sampling, pass_width=pass_width)]
+
+    def add(name: str, drafter: Drafter, **facts: Any) -> None:
+        ours.append(
+            Foretell(
+                model, name, drafter=drafter, sampling=sampling, pass_width=pass_width, **facts
+            )
+        )
+
+    if model.head is not None:
+        kind = drafting.method_name("heads", model)
+        add(kind, drafting.drafter("heads", model))
+        if tree is not None:
+            shape = drafting.parse_tree(tree, pass_width)
+            add(f"{kind}-tree", drafting.drafter("heads", model, shape=shape), tree=tree)
+        if draft_length is not None:
+            drafter = drafting.drafter("heads", model, draft_length)
+            add(f"{kind}-{draft_length}", drafter, draft_length=draft_length)
+    add("prompt-lookup", LookupDrafter(PROMPT_LOOKUP), source="lookup")
+    theirs = [Transformers(model, sampling=sampling)]
+    if batch_size == 1:
+        theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
+    if draft is not None:
+        small = ModelDrafter(model.backbone, draft[0].backbone)
+        add("draft-model", small, source=draft[1])
+        if batch_size == 1:
+            theirs.append(Transformers(model, draft=(*draft, small.length), sampling=sampling))
+    if compiled:
+        ours += [method.compile() for method in ours]
+    return [*ours, *theirs]
+
+
+def title(what: str, temperature: float, batch_size: int) -> str:
+    """The headline of a comparison."""
+    chosen = f"temperature {temperature:g}" if temperature else "greedy"
+    return f"{what}, {chosen}, batch {batch_size}"
+
+
+def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
+    """Print the one table of a comparison, and what was left out of it."""
+    columns = ("model", "method", "tokens/forward", "tokens/s", "speed-up", "identical")
+    rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
+    common.table(title, columns, rows)
+    for model, table in found:
+        for method, shares in _acceptance(table).items():
+            common.console.print(f"{model}, {method}: accepted while decoding, {shares}")
+        for method, batches in table.draft_lengths.items():
+            chosen = share_by_length([length for batch in batches for length in batch])
+            common.console.print(f"{model}, {method}: {drafting.describe_lengths(chosen)}")
+        if table.looped:
+            common.console.print(
+                f"{model}: {table.looped} continuations fall into a loop and were cut where it "
+                f"begins ({table.dropped} prompts left out because that is at once)."
+            )
+
+
+def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:
+    return (
+        model,
+        row["method"],
+        f"{row['tokens_per_forward']:.2f}",
+        f"{row['tokens_per_second']:.0f}",
+        f"{row['speedup']:.2f}×",
+        "–" if row["identical"] is None else f"{row['identical']} of {row['prompts']}",
+    )
+
+
+def _acceptance(table: SpeedTable) -> dict[str, str]:
+    found: dict[str, list[str]] = {}
+    for row in table.rows:
+        if "acceptance" in row:
+            share = f"depth {row['depth']}: {common.percent(row['acceptance'])}"
+            found.setdefault(row["method"], []).append(share)
+    return {method: ", ".join(shares) for method, shares in found.items()}

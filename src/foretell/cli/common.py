@@ -1,0 +1,263 @@
+"""What the commands share: options, loading, tables, progress and result files."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from transformers import PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from foretell.data import (
+    Document,
+    PackedBlocks,
+    StreamedBlocks,
+    read_corpus,
+    read_documents,
+)
+from foretell.data.tokenization import Tokenized, given_prompt, opening, tokenize_all
+from foretell.decoding import store_by_columns
+from foretell.errors import InputError
+from foretell.loading import load_tokenizer
+from foretell.model import MTPModel
+from foretell.provenance import provenance, write_result
+from foretell.training import TrainConfig
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, tiny or tiny-mtp.")]
+Data = Annotated[
+    str,
+    typer.Option(
+        help="Text to read: .txt, .md, .py, .jsonl or .parquet (field 'text', or 'messages' with "
+        "roles), a directory of those, or hub:NAME:CONFIG:SPLIT; "
+        "stdlib:train and stdlib:held-out are Python's own standard library."
+    ),
+]
+Json = Annotated[Path | None, typer.Option("--json", help="Write the result file here.")]
+Prompts = Annotated[
+    str, typer.Option(help="Texts or conversations to take prompts from; as --data of train.")
+]
+PromptTokens = Annotated[int, typer.Option(help="Length of a prompt cut from a text, at most.")]
+MaxNewTokens = Annotated[int, typer.Option(help="Tokens to add to a prompt, at most.")]
+BlockSize = Annotated[int, typer.Option(help="Tokens per row.")]
+Seed = Annotated[
+    int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
+]
+Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Weights: auto (float32 on CPU, else as stored), float32, bfloat16, float16."
+    ),
+]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def _checked_seed(seed: int) -> int:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed is {seed}; give one from 0 to {2**32 - 1}.")
+    return seed
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is the first accelerator, or the CPU."""
+    if name == "auto":
+        found = torch.accelerator.current_accelerator()
+        return (
+            found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        device = torch.device("meta")
+    if device.type == "meta":  # nothing can be computed there
+        raise InputError(f"device {name!r} is not available here; use auto or cpu.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """`auto` is float32 on a CPU, and the stored type elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
+
+
+def load_model(
+    name: str, device: str = "auto", dtype: str = "auto", *, by_columns: bool = True
+) -> MTPModel:
+    """A model on its device, ready to decode.
+
+    `by_columns` stores weights as is fastest for a few rows; passes of one width want them by rows,
+    where what is computed for a row does not depend on its place.
+    """
+    quiet_transformers()
+    where = pick_device(device)
+    model = MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+    if by_columns:
+        store_by_columns(model)
+    return model
+
+
+def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model, checked against its vocabulary."""
+    tokenizer = load_tokenizer(model.tokenizer_path or name)
+    if len(tokenizer) > model.backbone.vocab_size:
+        raise InputError(
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model "
+            f"{model.backbone.vocab_size}; they do not belong together."
+        )
+    return tokenizer
+
+
+def load_blocks(
+    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
+) -> PackedBlocks:
+    """Read a corpus; show that something happens."""
+    with console.status(Text(f"Reading {data}")):
+        return pack(tokenize_all(read_documents(data), tokenizer), model, tokenizer, block_size)
+
+
+def pack(
+    pieces: Iterable[Tokenized],
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+) -> PackedBlocks:
+    """Documents in blocks, packed if the model keeps them apart."""
+    _check_block_size(model, block_size)
+    return PackedBlocks.from_pieces(
+        list(pieces),
+        tokenizer,
+        block_size,
+        one_document_per_block=not model.backbone.isolates_documents,
+    )
+
+
+def _check_block_size(model: MTPModel, block_size: int) -> None:
+    context = model.backbone.max_length
+    if context is not None and block_size > context:
+        raise InputError(
+            f"blocks of {block_size} tokens are longer than the model's context of {context}; "
+            "give a smaller --block-size."
+        )
+
+
+def load_corpus(
+    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
+    """What to train on, and what to measure on where some documents are held out."""
+    _check_block_size(model, config.block_size)
+    with console.status(Text(f"Reading {data}")):
+        return read_corpus(
+            data,
+            tokenizer,
+            config.block_size,
+            held_out=config.held_out,
+            seed=config.seed,
+            streaming=config.streaming,
+            one_document_per_block=not model.backbone.isolates_documents,
+        )
+
+
+def load_prompts(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    length: int,
+    count: int,
+    seed: int,
+    *,
+    room: int | None = None,
+) -> list[torch.Tensor]:
+    """Up to `count` prompts, (1, T) each, spread over the documents.
+
+    A text longer than `length` tokens gives a stretch from a random place, a shorter one is used
+    whole. A conversation, or what is marked as the prompt of token ids, is used whole; one longer
+    than `room`, where that is given, is passed over.
+    """
+    if length < 1 or count < 1:
+        raise InputError(
+            f"{count} prompts of {length} tokens were asked for; ask for at least 1 of at least 1 "
+            "token."
+        )
+    documents: list[Document] = list(read_documents(path))
+    order = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(documents), generator=order)
+    prefix = opening(tokenizer)
+    prompts: list[torch.Tensor] = []
+    too_long = 0
+    for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
+        ids = given_prompt(documents[index], tokenizer, length)
+        if ids is not None and room is not None and len(ids) > room:
+            too_long += 1
+            continue
+        if ids is None:
+            text = tokenizer(documents[index].text, add_special_tokens=False, verbose=False)
+            tokens = text["input_ids"]
+            start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
+            ids = prefix + tokens[start : start + length] if tokens else []
+        if not ids:
+            continue
+        prompts.append(torch.tensor([ids]))
+        if len(prompts) == count:
+            break
+    if not prompts:
+        what = f"leaves room to answer (at most {room} tokens)" if too_long else "has a token"
+        raise InputError(f"{path}: no prompt in it {what}.")
+    return prompts
+
+
+def save_json(
+    path: Path | None,
+    command: str,
+    model: MTPModel,
+    seed: int | None,
+    settings: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+) -> None:
+    """Write a result file, where one was asked for; its settings tell which backbone it is."""
+    if path is None:
+        return
+    origin = provenance(seed, model.backbone.device, model.backbone.dtype)
+    write_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
+    console.print(f"Result file: {path}")
+
+
+def quiet_transformers() -> None:
+    """Keep transformers' bars and notices out of our output; its errors become ours."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+@contextmanager
+def progress_bar(description: str) -> Iterator[Any]:
+    """A bar; yields a function that takes the share done (0…1)."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task(description, total=1.0)
+        yield lambda share: progress.update(task, completed=share)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a plain table, numbers to the right, never cut to the width of a terminal."""
+    lines = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    console.print(title, style="italic")
+    for line in lines:
+        cells = [line[0].ljust(widths[0])]
+        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        console.print("  ".join(cells), style="bold" if line is lines[0] else "")
+
+
+def percent(value: float) -> str:
+    """0.4567 → 45.7 %."""
+    return f"{100 * value:.1f} %"

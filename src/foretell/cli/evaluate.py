@@ -1,0 +1,179 @@
+"""`foretell eval`: what the heads predict on held-out text."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from foretell.cli import common
+from foretell.cli.probe_tables import show_depths, shown
+from foretell.errors import InputError
+from foretell.evaluation import DepthTable, measure_heads
+from foretell.evaluation.harness import require_harness, run_harness
+from foretell.model import MTPModel
+from foretell.provenance import read_result
+from foretell.tally import Means, estimate
+
+BASELINE_FIELDS = (
+    "model", "method", "depth", "positions", "top1", "top5", "nll", "agreement", "acceptance",
+)  # fmt: skip
+
+
+def evaluate(
+    model: common.Model,
+    data: common.Data,
+    block_size: common.BlockSize = 256,
+    blocks: Annotated[int | None, typer.Option(help="Rows to read; all by default.")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Compare next-token quality with this model, such as the one before training.",
+        ),
+    ] = None,
+    baselines: Annotated[
+        Path | None,
+        typer.Option(help="A result file of `foretell probe` on the same data to set beside."),
+    ] = None,
+    lm_eval: Annotated[
+        str | None,
+        typer.Option(metavar="TASKS", help="Run these tasks of lm-eval too, as in arc_easy,piqa."),
+    ] = None,
+    lm_eval_limit: Annotated[
+        int | None, typer.Option(help="Questions of each task of lm-eval; all by default.")
+    ] = None,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Measure the heads on text they have not seen: accuracy by depth, agreement with the backbone,
+    what each acceptance rule would accept, and whether their confidence can be trusted.
+
+    Every figure has a confidence interval over documents.
+
+    Example: foretell eval tiny-mtp --data stdlib:held-out
+    """
+    if lm_eval is not None:
+        require_harness()
+    beside = [] if baselines is None else _baselines(baselines, data)
+    loaded = common.load_model(model, device, dtype)
+    found = _measure(model, loaded, data, block_size, blocks)
+    rows = [*_rows(found), {"table": "quality", "depth": 0, **_bits(found.bits())}, *beside]
+    rows = [{"model": model, **row} for row in rows]
+    rows[0]["bits_per_byte"] = found.bits_per_byte
+    show_depths(found, f"{model} on {data}")
+    _show_rules(found)
+    _show_calibration(found)
+    _show_baselines(beside)
+    common.console.print(f"Depth 0: {shown(_bits(found.bits()), 'bits_per_byte')} bits per byte")
+    if against is not None:
+        rows += _compare(model, found, against, data, block_size, blocks, device, dtype)
+    if lm_eval is not None:
+        rows += _harness(model, loaded, lm_eval, lm_eval_limit)
+    settings = {
+        "data": data, "block_size": block_size, "blocks": blocks, "against": against,
+        "baselines": baselines, "lm_eval": lm_eval, "lm_eval_limit": lm_eval_limit,
+    }  # fmt: skip
+    common.save_json(json, "eval", loaded, None, settings, rows)
+
+
+def _measure(
+    name: str, model: MTPModel, data: str, block_size: int, limit: int | None
+) -> DepthTable:
+    corpus = common.load_blocks(data, model, common.tokenizer_of(name, model), block_size)
+    with common.progress_bar("Evaluating") as progress:
+        return measure_heads(model, corpus, limit=limit, progress=progress)
+
+
+def _rows(found: DepthTable) -> list[dict[str, Any]]:
+    rules = [{"table": "rules", **row} for row in found.rule_rows()]
+    calibration = [{"table": "calibration", **row} for row in found.calibration_rows()]
+    return found.rows() + rules + calibration
+
+
+def _bits(means: Means) -> dict[str, float | None]:
+    return estimate("bits_per_byte", means)
+
+
+def _baselines(path: Path, data: str) -> list[dict[str, Any]]:
+    """The depths of a probe of the same text."""
+    result = read_result(path)
+    if result.command != "probe":
+        raise InputError(f"{path} is of `foretell {result.command}`; give one of `foretell probe`.")
+    if (other := result.settings.get("data")) != data:
+        raise InputError(f"{path} was measured on {other}, not on {data}; probe the same data.")
+    return [
+        {"table": "baselines", **{name: row.get(name) for name in BASELINE_FIELDS}}
+        for row in result.rows
+        if row.get("table") == "depths"
+    ]
+
+
+def _compare(
+    name: str,
+    found: DepthTable,
+    against: str,
+    data: str,
+    block_size: int,
+    limit: int | None,
+    device: str,
+    dtype: str,
+) -> list[dict[str, Any]]:
+    """Bits per byte of the other model, and by how much this one's are more.
+
+    Documents are drawn for both together, so that the interval is that of the difference.
+    """
+    plain = common.load_model(against, device, dtype)
+    plain.head = None
+    other = _measure(against, plain, data, block_size, limit)
+    rows = [{"model": against, "table": "quality", "depth": 0, **_bits(other.bits())}]
+    text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
+    if other.tally.groups == found.tally.groups:
+        more = _bits(found.bits() - other.bits())
+        rows.append({"model": name, "table": "difference", "source": against, **more})
+        text += f"; {name} has {shown(more, 'bits_per_byte', signed=True)} more"
+    common.console.print(text)
+    return rows
+
+
+def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[dict[str, Any]]:
+    tokenizer = common.tokenizer_of(name, model)
+    rows = run_harness(model, tokenizer, tasks.split(","), limit=limit)
+    lines = [(row["task"], row["metric"], shown(row, "value")) for row in rows]
+    common.table("lm-eval", ("task", "metric", "value"), lines)
+    return [{"model": name, "table": "lm-eval", **row} for row in rows]
+
+
+def _show_rules(found: DepthTable) -> None:
+    rows = [row for row in found.rule_rows() if row["depth"] == found.depth]
+    if rows:
+        columns = ("rule", "lossless", f"accepted at depth {found.depth}", "tokens/forward")
+        lines = [
+            (
+                row["rule"],
+                "yes" if row["lossless"] else "no",
+                shown(row, "acceptance", 1, 100, " %"),
+                shown(row, "tokens_per_forward", 2),
+            )
+            for row in rows
+        ]
+        common.table("Expected of each acceptance rule", columns, lines)
+
+
+def _show_calibration(found: DepthTable) -> None:
+    errors = [row for row in found.calibration_rows() if "ece" in row]
+    if errors:
+        parts = ", ".join(f"depth {row['depth']}: {shown(row, 'ece')}" for row in errors)
+        common.console.print(f"Calibration error of the heads' confidence, {parts}")
+
+
+def _show_baselines(rows: list[dict[str, Any]]) -> None:
+    if rows:
+        columns = ("method", "depth", "top-1", "agrees", "accepted")
+        names = ("top1", "agreement", "acceptance")
+        lines = [
+            (row["method"], str(row["depth"]), *(shown(row, name, 1, 100, " %") for name in names))
+            for row in rows
+            if row["depth"]
+        ]
+        common.table(f"Beside it, from the probe of {rows[0]['model']}", columns, lines)

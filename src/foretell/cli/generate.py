@@ -1,0 +1,224 @@
+"""`foretell generate`: stream a continuation."""
+
+import sys
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.color import ColorSystem
+from rich.style import Style
+from transformers import PreTrainedTokenizerBase
+
+from foretell.cli import common, drafting
+from foretell.data import Document, read_documents
+from foretell.data.documents import RECORD_SUFFIXES, decode
+from foretell.data.tokenization import given_prompt, prompt_ids
+from foretell.decoding import Detokenizer, Step
+from foretell.errors import InputError
+from foretell.evaluation.speed import share_by_length
+
+DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
+"""Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
+
+
+def generate(
+    model: common.Model,
+    prompt: Annotated[
+        str | None, typer.Option(help="Text to continue; - reads standard input.")
+    ] = None,
+    prompt_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the text, or of one record (.jsonl) with the conversation."),
+    ] = None,
+    max_new_tokens: common.MaxNewTokens = 128,
+    stop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="TEXT", help="End where this text is complete. Repeat for more."),
+    ] = None,
+    temperature: drafting.Temperature = 0.0,
+    top_k: drafting.TopKOption = 0,
+    top_p: drafting.TopP = 1.0,
+    min_p: drafting.MinP = 0.0,
+    repetition_penalty: drafting.RepetitionPenalty = 1.0,
+    seed: common.Seed = 0,
+    drafter: drafting.DrafterName = None,
+    draft_length: drafting.DraftLength = None,
+    tree: drafting.Tree = None,
+    rule: drafting.Rule = None,
+    pass_width: drafting.PassWidth = None,
+    compiled: drafting.Compile = False,
+    show_drafts: Annotated[
+        bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")
+    ] = False,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Decode without the heads, as --drafter none.")
+    ] = False,
+    device: common.Device = "auto",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Continue a prompt. The output is the backbone's own; drafts only make it come faster.
+
+    Greedy unless --temperature is given. The lossy rules change the output, and the last line says
+    so.
+
+    Example: foretell generate tiny-mtp --prompt "def main(" --show-drafts
+    """
+    document = _prompt(prompt, prompt_file)
+    shape, length = drafting.parse_tree(tree, pass_width), drafting.parse_length(draft_length)
+    accept = drafting.parse_rule(rule)
+    sampling = drafting.sampling(
+        temperature,
+        seed,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        repetition_penalty=repetition_penalty,
+    )
+    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
+    tokenizer = common.tokenizer_of(model, loaded)
+    given = given_prompt(document, tokenizer)
+    text = document.text if given is None else str(tokenizer.decode(given))
+    ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
+    if ids.shape[1] == 0:
+        raise InputError("the prompt is empty; give at least one token.")
+    name = drafting.drafter_name(drafter, loaded, plain=plain)
+    stream = loaded.stream(
+        ids,
+        max_new_tokens=max_new_tokens,
+        stop_tokens={*loaded.stop_tokens, tokenizer.eos_token_id} - {None},
+        stop_strings=stop or (),
+        tokenizer=tokenizer,
+        sampling=sampling,
+        drafter=drafting.drafter(name, loaded, length, shape),
+        draft_length="auto" if length == "auto" else None,
+        rule=accept,
+        pass_width=pass_width,
+        compiled=compiled,
+    )
+    printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
+    steps: list[Step] = []
+    for (step,) in stream:
+        if not steps:  # not earlier: a prompt that is refused is not repeated
+            _write(text)
+        steps.append(step)
+        printer.add(step)
+    printer.finish()
+    row = {
+        "model": model,
+        "method": drafting.method_name(name, loaded),
+        **counted(steps),
+        "batch": 1,
+        "temperature": temperature,
+        "compiled": compiled,
+        "drafter": name,
+        "tree": tree,
+        "draft_length": length,
+        "pass_width": pass_width,
+    }
+    print(
+        f"{row['tokens']} tokens in {len(steps)} forward passes, "
+        f"{row['tokens_per_forward']:.2f} per forward "
+        f"({drafting.describe(accept, temperature)})",
+        file=sys.stderr,
+    )
+    lengths = [step.drafted for step in steps[1:]]
+    if length == "auto" and lengths:
+        print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
+    written = [token for step in steps for token in step.tokens]
+    settings = {
+        "prompt": text,
+        "max_new_tokens": max_new_tokens,
+        "stop": stop or [],
+        "top_k": top_k,
+        "top_p": top_p,
+        "min_p": min_p,
+        "repetition_penalty": repetition_penalty,
+        "rule": rule or "speculative",
+        "lossless": accept.lossless,
+        "text": tokenizer.decode(written),
+        "token_ids": written,
+        "draft_lengths": lengths,
+        "steps": shown_steps(steps, tokenizer, ids[0].tolist()),
+    }
+    drawn = None if sampling.greedy else seed
+    common.save_json(json, "generate", loaded, drawn, settings, [row])
+
+
+def counted(steps: Sequence[Step]) -> dict[str, Any]:
+    """Fields of a row: what came of the steps of one prompt."""
+    count = sum(len(step.tokens) for step in steps)
+    return {
+        "tokens": count,
+        "forwards": len(steps),
+        "tokens_per_forward": count / len(steps),
+    }
+
+
+def shown_steps(
+    steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]
+) -> list[dict[str, Any]]:
+    """What `foretell report` colours: of every step what was drafted, accepted, and its text.
+
+    `pieces` is the text of each token, where it became whole; what is left belongs to the last one.
+    """
+    text = Detokenizer(tokenizer, prompt)
+    records: list[dict[str, Any]] = []
+    for step in steps:
+        pieces = [text.add(token) for token in step.tokens]
+        records.append({"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces})
+    if records and records[-1]["pieces"]:
+        records[-1]["pieces"][-1] += text.finish()
+    return records
+
+
+class _Printer:
+    """Writes text as it becomes whole, coloured by depth on request."""
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int], colour: bool
+    ) -> None:
+        self.text, self.colour = Detokenizer(tokenizer, prompt), colour
+
+    def add(self, step: Step) -> None:
+        """Write a step's tokens; depth k drafted the k-th accepted one."""
+        for index, token in enumerate(step.tokens):
+            if text := self.text.add(token):
+                self._write(text, index + 1 if index < step.accepted else 0)
+
+    def finish(self) -> None:
+        """Write what is left, and end the line."""
+        self._write(self.text.finish(), 0)
+        _write("\n")
+
+    def _write(self, text: str, depth: int) -> None:
+        style = DEPTH_STYLES[min(depth, len(DEPTH_STYLES) - 1)] if self.colour else ""
+        console = common.console
+        plain = console.color_system is None or console.no_color
+        system = None if plain else ColorSystem.STANDARD
+        _write(Style.parse(style).render(text, color_system=system))
+
+
+def _write(text: str) -> None:
+    """Write text as it is, where rich would wrap lines and replace tabs."""
+    common.console.file.write(text)
+    common.console.file.flush()
+
+
+def _prompt(prompt: str | None, file: Path | None) -> Document:
+    if (prompt is None) == (file is None):
+        raise InputError("give the text to continue with --prompt or --prompt-file, one of them.")
+    if file is None:
+        return Document(sys.stdin.read() if prompt == "-" else str(prompt), "--prompt")
+    if file.name.lower().endswith(RECORD_SUFFIXES):
+        records = list(islice(read_documents(file), 2))
+        if len(records) > 1:
+            raise InputError(f"{file}: holds more than one prompt; give a file of the one.")
+        return records[0]
+    try:
+        return Document(decode(file.read_bytes(), str(file)), str(file))
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None

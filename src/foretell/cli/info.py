@@ -1,0 +1,67 @@
+"""`foretell info`: what was found in a model."""
+
+from foretell.cli import common
+from foretell.decoding.cache import require_rollback
+from foretell.errors import BackboneError
+from foretell.model import MTPModel
+
+
+def info(
+    model: common.Model,
+    device: common.Device = "cpu",
+    dtype: common.Dtype = "auto",
+    json: common.Json = None,
+) -> None:
+    """Show what was found: family, shape, heads, and what the model can be used for.
+
+    Example: foretell info tiny-mtp
+    """
+    loaded = common.load_model(model, device, dtype)
+    facts = _facts(loaded)
+    for name, value in facts.items():
+        common.console.print(f"{name:<22}{value}")
+    row = {
+        "model": model,
+        "family": loaded.backbone.config.model_type,
+        "head": loaded.head.config.kind if loaded.head else None,
+        "depth": loaded.depth,
+    }
+    common.save_json(json, "info", loaded, None, facts, [row])
+
+
+def _facts(model: MTPModel) -> dict[str, str]:
+    backbone, head = model.backbone, model.head
+    facts = {
+        "architecture": type(model.lm).__name__,
+        "family": str(backbone.config.model_type),
+        "layers": str(backbone.num_layers),
+        "hidden size": str(backbone.hidden_size),
+        "vocabulary": str(backbone.vocab_size),
+        "context": str(backbone.max_length or "not stated"),
+        "backbone parameters": f"{sum(p.numel() for p in model.lm.parameters()):,}",
+        "embedding scale": _scale(backbone.embed_scale),
+        "logit scale": _scale(backbone.logit_scale),
+        "logit soft-cap": str(backbone.softcap or "none"),
+        "fingerprint": backbone.fingerprint(),
+        "packed documents": "kept apart" if backbone.isolates_documents else "leak into each other",
+        "drafts": _drafts(model),
+    }
+    if head is not None:
+        facts["head"] = ", ".join(f"{k} {v}" for k, v in head.config.to_dict().items())
+        facts["head parameters"] = f"{sum(p.numel() for p in head.parameters()):,}"
+    else:
+        facts["head"] = "none; train one with `foretell train`"
+    return facts
+
+
+def _scale(scale: object) -> str:
+    factor = getattr(scale, "factor", 1.0)
+    return f"÷ {factor:g}" if getattr(scale, "divides", False) else f"× {factor:g}"
+
+
+def _drafts(model: MTPModel) -> str:
+    try:
+        require_rollback(model.backbone)
+    except BackboneError as error:
+        return f"refused: {error}"
+    return "supported"

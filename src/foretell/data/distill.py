@@ -1,0 +1,264 @@
+"""Self-distilled data: prompts with the backbone's own continuations.
+
+Heads that are trained on what their backbone writes learn to predict it, and not what somebody else
+once wrote (Cai et al. 2024, "Medusa", section 2.3.2; FastMTP, arXiv 2509.18362).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import Tensor
+from transformers import GenerationConfig
+
+from foretell.backbone.discovery import generating
+from foretell.data.documents import Document
+from foretell.data.tokenization import given_prompt, opening
+from foretell.errors import InputError
+from foretell.model import MTPModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+_STRETCH = 16
+"""Batches among which prompts are sorted by length: a batch is padded to its longest prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How continuations are drawn.
+
+    Attributes:
+        max_new_tokens: of a continuation; it ends earlier with an end-of-sequence token.
+        temperature: 0 is greedy.
+        top_p: the smallest set of tokens with this probability is drawn from.
+        batch_size: prompts continued at once.
+        seed: of the draws; every batch has its own, made from this one.
+    """
+
+    max_new_tokens: int = 128
+    temperature: float = 0.0
+    top_p: float = 1.0
+    batch_size: int = 16
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1 or self.batch_size < 1:
+            raise InputError("max_new_tokens and batch_size must be at least 1.")
+        if not 0 <= self.temperature < math.inf or not 0 < self.top_p <= 1:
+            raise InputError("temperature must be 0 or more, and top_p over 0 and at most 1.")
+
+
+def prompts_of(
+    documents: Iterable[Document],
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_tokens: int,
+    max_new_tokens: int,
+) -> Iterator[list[int]]:
+    """Token ids of the prompts in `documents`.
+
+    A conversation gives one, up to where the assistant would answer for the last time. A text gives
+    one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
+    and continuations cover as much; each stands behind what the tokenizer puts before a text.
+    """
+    prefix = opening(tokenizer)
+    for document in documents:
+        given = given_prompt(document, tokenizer, prompt_tokens)
+        if given is not None:
+            yield given
+        else:
+            ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
+            for start in range(0, len(ids), prompt_tokens + max_new_tokens):
+                yield prefix + ids[start : start + prompt_tokens]
+
+
+class Continuations:
+    """A file of continuations, one JSON object per line, that is written batch by batch.
+
+    A line has `tokens`, of which the first `prompt_tokens` are the prompt, and `text`. Killed at
+    any moment and started again, it goes on after the last whole batch. Lines come in the order of
+    the prompts, but sorted by length, the longest first, within every 16 batches.
+
+    Args:
+        path: the file. What it holds already stays; a note beside it tells with which settings it
+            was begun.
+        model: its backbone writes; heads play no part.
+        tokenizer: of the model.
+        prompts: token ids.
+        sampling: how to draw.
+
+    Raises:
+        InputError: the file was begun with other settings, prompts or another model, is not one
+            that was begun here, or cannot be written; a prompt is empty or leaves no room in the
+            context.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        model: MTPModel,
+        tokenizer: PreTrainedTokenizerBase,
+        prompts: list[list[int]],
+        sampling: Sampling,
+    ) -> None:
+        self.path, self.model, self.tokenizer = path, model, tokenizer
+        self.sampling = sampling
+        stretch = _STRETCH * sampling.batch_size
+        self.prompts = [
+            prompt
+            for start in range(0, len(prompts), stretch)
+            for prompt in sorted(prompts[start : start + stretch], key=len, reverse=True)
+        ]
+        context = model.backbone.max_length
+        for number, prompt in enumerate(prompts, start=1):
+            if not prompt:
+                raise InputError(f"prompt {number} is empty.")
+            if context is not None and len(prompt) + sampling.max_new_tokens > context:
+                raise InputError(
+                    f"prompt {number} has {len(prompt)} tokens, and {sampling.max_new_tokens} more "
+                    f"do not fit into the model's context of {context}; shorten either."
+                )
+        if not prompts:
+            raise InputError("there is no prompt.")
+        self._claim()
+
+    def _claim(self) -> None:
+        """Make the file ours, or find it to be so already; forget a half-written batch."""
+        digest = hashlib.sha256(json.dumps(self.prompts).encode()).hexdigest()[:16]
+        settings = {
+            "backbone": self.model.fingerprint(),
+            "dtype": str(self.model.backbone.dtype),
+            "prompts": digest,
+            **asdict(self.sampling),
+        }
+        note = self.path.with_name(f"{self.path.name}.settings.json")
+        text = json.dumps(settings, indent=2) + "\n"
+        try:
+            self.done = self._keep_whole_batches() if self._was_begun(note, text) else 0
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not note.is_file():
+                _write_whole(note, text)
+            with self.path.open("a"):
+                pass  # it can be written to
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written to ({error.strerror}); name another file."
+            ) from None
+
+    def _was_begun(self, note: Path, text: str) -> bool:
+        """Whether the file is there and ours to go on with, by the note beside it."""
+        if self.path.exists() and not self.path.is_file():
+            raise InputError(f"{self.path}: is not a file; name one to be written.")
+        if note.is_file() and note.read_bytes() != text.encode():
+            raise InputError(
+                f"{self.path}: was begun with other settings, see {note.name} beside it; "
+                "name another file."
+            )
+        if self.path.is_file() and not note.is_file():
+            raise InputError(f"{self.path}: exists and was not begun here; name another file.")
+        return self.path.is_file()
+
+    def _keep_whole_batches(self) -> int:
+        """Cut the file behind its last whole batch; the number of prompts that are done."""
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        if len(lines) > len(self.prompts) or not all(map(_continues, lines, self.prompts)):
+            raise InputError(
+                f"{self.path}: holds something else than continuations of these prompts; "
+                "name another file."
+            )
+        whole = [line for line in lines if line.endswith(b"\n")]
+        size = self.sampling.batch_size
+        done = len(whole) if len(whole) == len(self.prompts) else len(whole) // size * size
+        if done < len(lines):
+            with self.path.open("r+b") as file:
+                file.truncate(sum(len(line) for line in whole[:done]))
+        return done
+
+    def write(self, progress: Callable[[float], None] | None = None) -> int:
+        """Continue what is left; how many tokens were written now."""
+        self.model.eval()
+        size, written = self.sampling.batch_size, 0
+        with self.path.open("a", encoding="utf-8") as file:
+            for start in range(self.done, len(self.prompts), size):
+                batch = self.prompts[start : start + size]
+                torch.manual_seed(_seed(self.sampling.seed, start))
+                for prompt, new in zip(batch, self._continue(batch), strict=True):
+                    tokens = [*prompt, *new]
+                    record = {
+                        "tokens": tokens,
+                        "prompt_tokens": len(prompt),
+                        "text": self.tokenizer.decode(tokens),
+                    }
+                    file.write(json.dumps(record) + "\n")
+                    written += len(new)
+                file.flush()
+                os.fsync(file.fileno())
+                self.done = start + len(batch)
+                if progress is not None:
+                    progress(self.done / len(self.prompts))
+        return written
+
+    @torch.inference_mode()
+    def _continue(self, prompts: list[list[int]]) -> list[list[int]]:
+        """What the backbone writes behind each prompt, up to and with an end-of-sequence token."""
+        device, longest = self.model.backbone.device, max(map(len, prompts))
+        stops = sorted({*self.model.stop_tokens, self.tokenizer.eos_token_id} - {None})
+        filler = stops[0] if stops else 0
+        rows = [[filler] * (longest - len(prompt)) + prompt for prompt in prompts]
+        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        drawn = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0}
+        config = GenerationConfig(
+            max_new_tokens=self.sampling.max_new_tokens,
+            do_sample=self.sampling.temperature > 0,
+            eos_token_id=stops or None,
+            pad_token_id=filler,
+            **(drawn if self.sampling.temperature > 0 else {}),
+        )
+        lm: Any = self.model.lm
+        with generating(lm, config):
+            out = cast(
+                Tensor,
+                lm.generate(
+                    torch.tensor(rows, device=device),
+                    attention_mask=torch.tensor(mask, device=device),
+                ),
+            )
+        return [_until_stop(row, stops) for row in out[:, longest:].tolist()]
+
+
+def _continues(line: bytes, prompt: list[int]) -> bool:
+    """Whether a line, perhaps half-written, is a continuation of `prompt`."""
+    begin = json.dumps({"tokens": prompt})[:-2].encode() + b","
+    return line.startswith(begin) or begin.startswith(line)
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Write a file, and never half of it."""
+    work = path.with_name(f".{path.name}")
+    try:
+        work.write_bytes(text.encode())
+        work.replace(path)
+    except OSError:
+        work.unlink(missing_ok=True)
+        raise
+
+
+def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:
+    for index, token in enumerate(tokens):
+        if token in stops:
+            return tokens[: index + 1]
+    return tokens
+
+
+def _seed(seed: int, start: int) -> int:
+    digest = hashlib.sha256(f"{seed}:{start}".encode()).digest()
+    return int.from_bytes(digest[:6], "big")

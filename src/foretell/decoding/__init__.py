@@ -1,0 +1,61 @@
+"""Decoding: drafters, acceptance rules, and the loop that joins them."""
+
+from foretell.decoding.acceptance import (
+    AcceptanceRule,
+    Distance,
+    Exact,
+    MinimumBlock,
+    SpeculativeSampling,
+    TopK,
+    Typical,
+    Verdict,
+)
+from foretell.decoding.batch import Batch, Step, Stop, StopStrings, StopTokens
+from foretell.decoding.draft import Draft
+from foretell.decoding.drafters import (
+    Committed,
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    drafter_for,
+)
+from foretell.decoding.layout import store_by_columns, store_by_rows
+from foretell.decoding.length import AutoLength, Measured
+from foretell.decoding.loop import Generation, decode
+from foretell.decoding.sampling import Sampler, Sampling
+from foretell.decoding.text import Detokenizer
+from foretell.decoding.tree import TreeShape
+
+__all__ = [
+    "AcceptanceRule",
+    "AutoLength",
+    "Batch",
+    "Committed",
+    "Detokenizer",
+    "Distance",
+    "Draft",
+    "Drafter",
+    "Exact",
+    "Generation",
+    "LookupDrafter",
+    "Measured",
+    "MinimumBlock",
+    "ModelDrafter",
+    "NoDrafter",
+    "Sampler",
+    "Sampling",
+    "SpeculativeSampling",
+    "Step",
+    "Stop",
+    "StopStrings",
+    "StopTokens",
+    "TopK",
+    "TreeShape",
+    "Typical",
+    "Verdict",
+    "decode",
+    "drafter_for",
+    "store_by_columns",
+    "store_by_rows",
+]

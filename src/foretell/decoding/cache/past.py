@@ -1,0 +1,86 @@
+"""What has been read, as drafters and passes know it.
+
+Shapes: B rows, W nodes of a pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+from transformers import Cache
+
+from foretell.backbone import Backbone
+from foretell.decoding.cache.restoring import RestoringPast
+from foretell.decoding.cache.slotted import SlottedPast, takes_masks
+from foretell.decoding.draft import Draft
+from foretell.errors import BackboneError
+
+
+class Past(Protocol):
+    """What the rows of a batch have read.
+
+    Attributes:
+        cache: the backbone's.
+        read: how many tokens of each row; the next pass begins there.
+        compiled: whether what runs over its passes is compiled.
+    """
+
+    cache: Cache
+    read: list[int]
+    compiled: bool
+
+    def beside(self) -> Cache:
+        """The cache of one more block, which is always as far as this one."""
+        ...
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        """Arguments of a pass over `width` more tokens: `cache`, positions and mask.
+
+        The tokens are a chain, or the nodes of `draft`.
+        """
+        ...
+
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        """The same for a block that is behind: over `width` tokens from positions `begin` on."""
+        ...
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        """Take back all but the first `read` tokens of each row; it may take back some more.
+
+        `path` (B, W) are the nodes of the last pass, if it was a tree, that come first.
+        """
+        ...
+
+    def assume(self) -> None:
+        """Go on behind what was entered last; the next `keep` may still take all of it back."""
+        ...
+
+    def select(self, places: Sequence[int]) -> None:
+        """Go on with the rows at some places alone, in that order.
+
+        One that moves comes from behind those that stay, see `Batch.let_go`.
+        """
+        ...
+
+
+def new_past(
+    backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False, compiled: bool = False
+) -> Past:
+    """The past of `rows` rows of up to `capacity` tokens; see `SlottedPast`.
+
+    Raises:
+        BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
+    """
+    if takes_masks(backbone):
+        return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
+    if rows > 1:
+        raise BackboneError(
+            f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
+            "lengths apart; decode its rows one by one."
+        )
+    if fixed or compiled:
+        raise BackboneError(
+            f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
+            "or of one width: it takes no attention mask that lets them see pasts of any length."
+        )
+    return RestoringPast(backbone)

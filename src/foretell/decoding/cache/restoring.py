@@ -1,0 +1,178 @@
+"""transformers' own cache, for one row and chains.
+
+It serves recurrent layers, whose state is put back where it was, and backbones that take no mask of
+ours.
+
+Shapes: B rows, W nodes of a pass.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+
+from foretell.backbone import Backbone
+from foretell.backbone.discovery import evaluating
+from foretell.decoding.draft import Draft
+from foretell.errors import BackboneError, ForetellError
+
+READ_AGAIN = 16
+"""Tokens that are read once more at most, with others behind them that may be taken back. From then
+on they are read for good, in a pass of their own: one of which all stands."""
+
+
+class RestoringPast:
+    """For one row and chains, on transformers' own cache.
+
+    From keys and values the end is cut off. A recurrent state cannot be shortened: it is put back
+    to where it was before the first pass since `keep`, and what stands is read again with the next;
+    whoever enters passes sees to it that this does not become ever more (`READ_AGAIN`).
+
+    Raises:
+        BackboneError: a layer's state cannot be taken back, by name.
+    """
+
+    cache: Cache
+    compiled = False
+
+    def __init__(self, backbone: Backbone) -> None:
+        require_rollback(backbone)
+        self.config, self.device = backbone.config, backbone.device
+        self.recurrent = bool(recurrent_layers(backbone))
+        self.read, self.started, self.entered, self.assumed = [0], 0, 0, False
+        self.cache = DynamicCache(config=self.config) if self.recurrent else DynamicCache()
+        self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
+        self.others: list[Cache] = []
+
+    def beside(self) -> Cache:
+        cache: Cache = DynamicCache()
+        if self.recurrent:  # a block like the last one keeps what the last one keeps
+            (last,) = DynamicCache(config=self.config).layers[-1:]
+            attends = isinstance(last, DynamicLayer)
+            cache = Cache(layers=[last]) if attends else RecurrentCache(self, last)
+        self.others.append(cache)
+        return cache
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        for layer, state in self.states if self.read[0] < self.entered else ():
+            layer.__dict__.update(_copied(state))
+        layers: list[Any] = [
+            layer for cache in (self.cache, *self.others) for layer in cache.layers
+        ]
+        for layer in layers:
+            if isinstance(layer, DynamicLayer):
+                layer.crop(min(0, self.read[0] - layer.get_seq_length()))
+        self.entered = self.read[0] + width
+        if not self.assumed:
+            self.started = self.read[0]
+            recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
+            self.states = [(layer, _copied(layer.__dict__)) for layer in recurrent]
+        return {"cache": self.cache}
+
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        positions = torch.arange(begin[0], begin[0] + width, device=self.device)
+        return {"position_ids": positions.unsqueeze(0)}
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        if path is not None or len(read) != 1:
+            raise ForetellError("this cache holds one row and chains")
+        whole, self.assumed = read[0] == self.entered, False
+        moved = any(any(layer.has_previous_state.values()) for layer, _ in self.states)
+        self.read = [self.started] if moved and not whole else list(read)
+
+    def assume(self) -> None:
+        self.read, self.assumed = [self.entered], True
+
+    def select(self, places: Sequence[int]) -> None:
+        """It holds one row."""
+
+
+class RecurrentCache(Cache):
+    """Of one recurrent block. A decoder asks its cache for lengths, which such a layer has not."""
+
+    def __init__(self, past: RestoringPast, layer: Any) -> None:
+        super().__init__(layers=[layer])
+        self.past = past
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.past.read[0]
+
+    def get_query_offset(self, layer_idx: int = 0) -> int:
+        return self.past.read[0]
+
+    def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
+        return self.past.read[0] + query_length, 0
+
+
+def _copied(state: dict[str, Any]) -> dict[str, Any]:
+    """The recurrent part of a layer's state."""
+    parts = (
+        "conv_states",
+        "recurrent_states",
+        "has_previous_state",
+        "is_conv_states_initialized",
+        "is_recurrent_states_initialized",
+    )
+    return {
+        name: {key: x.clone() if isinstance(x, Tensor) else x for key, x in state[name].items()}
+        for name in parts
+    }
+
+
+def recurrent_layers(backbone: Backbone) -> list[str]:
+    """The kinds of layers that keep a state in place of keys and values."""
+    kinds = getattr(backbone.config, "layer_types", None) or ()
+    recurrent = sorted({kind for kind in kinds if "attention" not in kind or "linear" in kind})
+    if not recurrent and getattr(backbone.model, "_is_stateful", False):
+        return ["a recurrent state"]
+    return recurrent
+
+
+def require_rollback(backbone: Backbone) -> None:
+    """Refuse a backbone that keeps a state from which tokens cannot be taken back, by name."""
+    if (kinds := recurrent_layers(backbone)) and not _restores(backbone):
+        raise BackboneError(
+            f"{type(backbone.model).__name__} cannot be decoded in drafts: its cache has "
+            f"{', '.join(kinds)}, whose state cannot be restored when a draft is rejected; "
+            "use transformers' generate."
+        )
+
+
+_restoring: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+
+
+def _restores(backbone: Backbone) -> bool:
+    """Whether the cache brings recurrent states back: tried out on a rejected draft."""
+    if backbone.model not in _restoring:
+        _restoring[backbone.model] = _try_restoring(backbone)
+    return _restoring[backbone.model]
+
+
+@torch.inference_mode()
+def _try_restoring(backbone: Backbone) -> bool:
+    tokens = torch.arange(12, device=backbone.device).remainder(backbone.vocab_size).unsqueeze(0)
+    _restoring[backbone.model] = True  # or `RestoringPast` would refuse to be tried
+    try:
+        with evaluating(backbone.model):
+            past = RestoringPast(backbone)
+            for length, drafted, accepted in ((5, 0, 0), (6, 3, 1), (8, 2, 2), (11, 1, 1)):
+                draft = tokens[:, length : length + drafted].clone()
+                draft[:, accepted:] = tokens[:, :1]  # wrong
+                window = torch.cat([tokens[:, past.read[0] : length], draft], dim=1)
+                first = window.shape[1] - drafted - 1
+                given = past.enter(window.shape[1], Draft(draft))
+                found = backbone(window, **given).final[:, first + accepted]
+                past.keep([length + accepted])
+                alone = backbone(tokens[:, : length + accepted]).final[:, -1]
+                # A state with rejected tokens in it is far off. Rounding is not, but more than sums
+                # in another order: whole prompts and single tokens run through different formulas.
+                tolerance = torch.finfo(alone.dtype).eps ** 0.5
+                if not (found - alone).norm() <= tolerance * alone.norm():
+                    return False
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False
+    return True

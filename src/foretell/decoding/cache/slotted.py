@@ -1,0 +1,338 @@
+"""Every row in slots of its own: position p of a row lies in slot p, whatever the other rows do.
+
+Nothing has to be removed when a draft is rejected, because a slot is seen only from positions
+behind it, and is written again before the row gets there. That serves rows that accept different
+lengths, and trees, whose accepted nodes move to the slots of their positions. Sliding windows are
+in the mask, since what a window has dropped could not be brought back.
+
+Shapes: B rows, W nodes of a pass, S slots, D hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+from transformers import Cache
+from transformers.cache_utils import CacheLayerMixin
+
+from foretell.backbone import Backbone
+from foretell.backbone.discovery import evaluating, same
+from foretell.decoding.cache.restoring import recurrent_layers
+from foretell.decoding.compiling import varying
+from foretell.decoding.draft import Draft
+from foretell.decoding.transfer import to_device
+
+FIXED_SLOTS = 256
+"""Slots are set aside in multiples of this for passes of one width, which look at all of them: so
+few shapes occur. Where more are needed than were set aside, so many are added."""
+FIXED_SEEN = 16
+"""A compiled pass sees a multiple of so many slots, of more where there are many: attention over
+slots that nobody has written costs as much as over others, and each new number of them a check of
+PyTorch's guards."""
+
+
+@dataclass
+class Slots:
+    """What the layers of a past know of it. They do not hold the past itself, which holds them: in
+    a cycle the memory of a batch would be kept until Python looks for cycles.
+
+    Attributes:
+        capacity: S, slots per row.
+        where: those that a pass writes: a stretch, or rows (B, 1) and slots (B, W).
+        visible: (S',) those that the pass can see: the first ones.
+        length: how many tokens transformers is told there are; where no mask is given, it makes one
+            for tokens behind these.
+    """
+
+    capacity: int
+    where: tuple[Tensor, Tensor] | slice = field(default_factory=lambda: slice(0))
+    visible: Tensor = field(default_factory=lambda: torch.arange(0))
+    length: int = 0
+
+    @property
+    def seen(self) -> int:
+        """How many slots from the first on the pass can see.
+
+        It is the shape of a tensor, so that one compiled pass serves for all numbers.
+        """
+        return self.visible.shape[0]
+
+
+class SlottedPast:
+    """For attention, any number of rows, chains and trees.
+
+    Args:
+        backbone: whose cache it is.
+        rows: B.
+        capacity: S, slots per row to begin with.
+        fixed: every pass looks at all slots, so that passes of one width have one shape.
+        compiled: what runs over its passes is compiled; unless `fixed`, they look at few empty
+            slots, in stages.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        rows: int,
+        capacity: int,
+        *,
+        fixed: bool = False,
+        compiled: bool = False,
+    ) -> None:
+        if fixed:
+            capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
+        self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
+        capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
+        self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
+        self.dtype, self.windows = backbone.dtype, _windows(backbone)
+        self.context = backbone.max_length or capacity
+        self.read = [0] * rows
+        self.layers: list[SlottedLayer] = []
+        self.width = 0
+        self._moves: Tensor | None = None  # (2, B, W), from where to where
+        self.cache = self._new_cache(backbone.num_layers)
+
+    def beside(self) -> Cache:
+        return self._new_cache(1)
+
+    def _new_cache(self, layers: int) -> Cache:
+        fresh = [SlottedLayer(self.slots) for _ in range(layers)]
+        self.layers += fresh
+        return Cache(layers=list(fresh))
+
+    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+        self._move()
+        return self._enter(width, self.read, draft)
+
+    def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
+        return self._enter(width, begin, None)
+
+    def _enter(self, width: int, read: Sequence[int], draft: Draft | None) -> dict[str, Any]:
+        self.width, start, slots = width, read[0], self.slots
+        self._reserve(max(read) + width + self.staged)
+        first = not any(read)
+        slots.visible = self._visible(max(read) + width, first)
+        slots.length = 0 if self.fixed else max(read)
+        steps = torch.arange(width, device=self.device)
+        if len(set(read)) == 1 and (first or not self.fixed):
+            slots.where = slice(start, start + width)
+            places = (steps + start).expand(self.rows, -1)
+        else:
+            begin = to_device(read, self.device).unsqueeze(1)
+            places = begin + steps
+            slots.where = varying(self._rows(), 0), varying(places, 0)
+        tree = draft is not None and draft.parents is not None
+        if tree:
+            assert draft is not None
+            positions = places[:, :1] + draft.depths
+        else:
+            positions = places
+        given = {"cache": self.cache, "position_ids": positions.clamp(max=self.context - 1)}
+        if first:
+            return given  # a causal pass from the start: each row's filling is behind its tokens
+        if width == self.rows == 1 and not self.fixed:
+            return given  # one token sees everything
+        given["attention_mask"] = self._mask(places[:, :1], positions, draft if tree else None)
+        return given
+
+    def _visible(self, needed: int, first: bool) -> Tensor:
+        """The slots that a pass sees, which needs as many."""
+        if first or not self.fixed:
+            seen = needed
+        elif self.staged:
+            step = max(FIXED_SEEN, (1 << needed.bit_length()) >> 4)
+            seen = min(-(-needed // step) * step, self.slots.capacity - 1)
+        else:
+            seen = self.slots.capacity
+        visible = torch.arange(seen, device=self.device)
+        return varying(visible, 0) if self.staged else visible
+
+    def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
+        if path is not None:
+            begin = to_device(self.read, self.device).unsqueeze(1)
+            to = begin + torch.arange(path.shape[1], device=self.device)
+            self._moves = torch.stack([begin + path, to])
+        self.read = list(read)
+
+    def assume(self) -> None:
+        self.read = [read + self.width for read in self.read]
+
+    def select(self, places: Sequence[int]) -> None:
+        self.rows, self.read = len(places), [self.read[place] for place in places]
+        for layer in self.layers:
+            layer.select(places)
+        if self._moves is not None:
+            self._moves = self._moves[:, list(places)]
+
+    def _reserve(self, slots: int) -> None:
+        if slots > self.slots.capacity:
+            self.slots.capacity = slots + FIXED_SLOTS
+            for layer in self.layers:
+                layer.grow(self.slots.capacity)
+
+    def _move(self) -> None:
+        """Bring the nodes on the accepted path to the slots of their positions."""
+        if self._moves is not None:
+            for layer in self.layers:
+                layer.move(self._rows(), *self._moves)
+            self._moves = None
+
+    def _rows(self) -> Tensor:
+        """(B, 1)"""
+        return torch.arange(self.rows, device=self.device).unsqueeze(1)
+
+    def _mask(self, begin: Tensor, positions: Tensor, tree: Draft | None) -> Any:
+        """What each token sees, added to attention's scores: (B, 1, W, S'), by kind of layer."""
+        slots = self.slots.visible
+        if tree is None:
+            visible = slots <= positions.unsqueeze(-1)
+            places = slots.view(1, 1, -1)
+        else:
+            node = (slots - begin).clamp(max=self.width - 1)  # (B, S'), negative before the pass
+            index = node.clamp(min=0)
+            branch = tree.ancestors.gather(2, index.unsqueeze(1).expand(-1, self.width, -1)) & (
+                slots - begin < self.width
+            ).unsqueeze(1)
+            visible = branch | (node < 0).unsqueeze(1)
+            places = torch.where(node < 0, slots, positions.gather(1, index)).unsqueeze(1)
+        masks = {}
+        for kind, window in self.windows.items():
+            near = visible
+            if window is not None:
+                near = visible & (positions.unsqueeze(-1) - places < window)
+            mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
+            mask = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
+            masks[kind] = varying(mask, 3) if self.staged else mask
+        return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+class SlottedLayer(CacheLayerMixin):
+    """Keys and values of one block. `Cache` asks it as it asks its own layers."""
+
+    is_sliding = False
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, slots: Slots) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.slots = slots
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        def empty(states: Tensor) -> Tensor:
+            rows, heads, _, size = states.shape
+            return states.new_zeros(rows, heads, self.slots.capacity, size)
+
+        self._store(empty(key_states), empty(value_states))
+        self.is_initialized = True
+
+    def _store(self, keys: Tensor, values: Tensor) -> None:
+        """Go on with other tensors; any number of rows, and of slots."""
+        self.keys, self.values = varying(keys, 0, 2), varying(values, 0, 2)
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        where, seen = self.slots.where, self.slots.seen
+        found = []
+        for stored, new in ((self.keys, key_states), (self.values, value_states)):
+            if isinstance(where, slice):
+                stored[:, :, where] = new
+            else:
+                rows, places = where
+                stored[rows, :, places] = new.transpose(1, 2)
+            found.append(stored[:, :, :seen])
+        return found[0], found[1]
+
+    def grow(self, capacity: int) -> None:
+        """Make room for more slots."""
+        if self.is_initialized:
+            missing = (0, 0, 0, capacity - self.keys.shape[2])
+            self._store(pad(self.keys, missing), pad(self.values, missing))
+
+    def select(self, places: Sequence[int]) -> None:
+        """Keep some rows alone; one that is not where it was comes from behind those that stay.
+
+        Behind what the last pass saw no row has anything that stands or is still to be moved.
+        """
+        if self.is_initialized:
+            seen = self.slots.seen
+            for place, before in enumerate(places):
+                if place != before:
+                    for stored in (self.keys, self.values):
+                        stored[place, :, :seen] = stored[before, :, :seen]
+            self._store(self.keys[: len(places)], self.values[: len(places)])
+
+    def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
+        """Copy slots `source` (B, W) of each of `rows` (B, 1) to its slots `target` (B, W)."""
+        if self.is_initialized:
+            for stored in (self.keys, self.values):
+                stored[rows, :, target] = stored[rows, :, source]
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.slots.seen, 0
+
+    def get_seq_length(self) -> int:
+        return self.slots.length
+
+    def get_max_length(self) -> int:
+        return self.slots.capacity
+
+
+def _windows(backbone: Backbone) -> dict[str, int | None]:
+    """The kinds of attention layers, and how far back each of them sees."""
+    config = backbone.config
+    window = getattr(config, "sliding_window", None)
+    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
+    if len(kinds) > 1:
+        return {kind: window if kind == "sliding_attention" else None for kind in kinds}
+    return {"all": None if kinds == ["full_attention"] else window}
+
+
+_takes_masks: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
+
+
+def takes_masks(backbone: Backbone) -> bool:
+    """Whether rows of a batch, and branches of a tree, can be told apart by a mask of ours.
+
+    Tried out, not looked up: two rows of different lengths, then a tree of two branches, must give
+    what each way gives by itself.
+    """
+    if backbone.model not in _takes_masks:
+        _takes_masks[backbone.model] = _try_masks(backbone)
+    return _takes_masks[backbone.model]
+
+
+@torch.inference_mode()
+def _try_masks(backbone: Backbone) -> bool:
+    config = backbone.config
+    if recurrent_layers(backbone) or config._attn_implementation not in ("eager", "sdpa"):
+        return False
+    # Not tried out: windows and chunks are longer than what is tried.
+    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
+    if not {"full_attention", "sliding_attention", "global"}.issuperset(kinds or ()):
+        return False
+    tokens = torch.arange(2 * 8, device=backbone.device).remainder(backbone.vocab_size).view(2, 8)
+    past = SlottedPast(backbone, 2, 16)
+    parents = to_device([[0, 0, 2], [0, 1, 0]], backbone.device)
+    ways = [[[0, 1], [0, 2, 3]], [[0, 1, 2], [0, 3]]]  # nodes from the first to a leaf
+    draft = Draft(tokens[:, 1:4], parents)
+    try:
+        with evaluating(backbone.model):
+            backbone(tokens[:, :5], **past.enter(5))
+            past.keep([5, 3])
+            found = backbone(tokens[:, :4], **past.enter(4, draft)).final
+            for row, leaves in enumerate(ways):
+                for way in leaves:
+                    whole = torch.cat([tokens[row, : past.read[row]], tokens[row, way]])
+                    alone = backbone(whole.unsqueeze(0)).final
+                    if not same(found[row, way[-1]], alone[0, -1]):
+                        return False
+    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
+        return False
+    return True

@@ -1,0 +1,174 @@
+"""Drafting with sequential heads: each depth reads the token that the depth before it drafted.
+
+At position i depth k reads x_{i+k}. For the last K-1 positions that token was still a draft one
+round ago, so every round computes those positions again, with the tokens that now stand, before it
+drafts from the last one. All depths run over this same window, so that they share one mask and one
+rotary embedding, and what they compute is exactly what training computed.
+
+Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+from transformers import Cache
+
+from foretell.backbone import Backbone, BlockCall
+from foretell.decoding.cache import READ_AGAIN, Past, new_past
+from foretell.decoding.draft import Draft
+from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.states import KeptStates, at
+from foretell.decoding.sampling import WIDEST, Sampler
+from foretell.decoding.transfer import to_device
+from foretell.decoding.tree import TreeShape, chain, comb
+from foretell.errors import InputError
+from foretell.heads import FINAL, SequentialHeads
+
+
+class ModuleDrafter:
+    """What drafters of sequential heads share.
+
+    Args:
+        backbone: that the heads belong to.
+        head: the chain.
+        length: how many tokens are drafted; by default as many as the heads have depths. A shared
+            module can be applied further than it was trained.
+        shape: of a tree, which branches off the chain; None drafts the chain alone.
+
+    Raises:
+        InputError: a chain of that length, or a tree of that width or depth, cannot be drafted.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: SequentialHeads,
+        length: int | None = None,
+        shape: TreeShape | None = None,
+    ) -> None:
+        length = head.depth if length is None else length
+        if length < 1 or (length > head.depth and len(head.chain) > 1):
+            raise InputError(
+                f"draft length {length}: these heads draft 1 to {head.depth} tokens; only a shared "
+                "module goes further than it was trained."
+            )
+        if length >= WIDEST:
+            raise InputError(f"draft length {length}: a draft is at most {WIDEST - 1} tokens long.")
+        if shape is not None:
+            shape.check(backbone.vocab_size, length)
+            length = min(length, shape.nodes or length)
+        self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        return self.head.layers
+
+    @property
+    def longest(self) -> int:
+        return self.length
+
+    past: Past
+    tapped: KeptStates
+
+    def select(self, places: Sequence[int]) -> None:
+        self.past.select(places)
+        self.tapped.select(places)
+
+
+class SequentialDrafter(ModuleDrafter):
+    """Drafts from a chain of modules, depth by depth as in training."""
+
+    def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
+        self.sampler = sampler
+        self.past = new_past(self.backbone, rows, capacity)
+        self.caches = [self.past.beside() for _ in range(self.length)]
+        self.read = [0] * rows
+        self.tapped = KeptStates()
+
+    def draft(self, committed: Committed, limit: int) -> Draft:
+        last = committed.last
+        states = {FINAL: committed.output.final, **committed.output.states}
+        self.tapped.add(self.head.tap(states, 1), committed.begin, committed.path)
+        if limit < 1:
+            return Draft.nothing(len(last), last.device)
+        stands = [max(0, read - self.length + 1) for read in self.read]
+        self.past.keep(stands)
+        if max(again := self._behind(stands)) > READ_AGAIN:  # the blocks keep a recurrent state
+            window = self._enter(max(again))
+            for depth in range(1, self.length + 1):
+                window.step(committed.tokens, depth)
+            self.past.keep(stands)
+        self.read = [length - 1 for length in committed.lengths]
+        behind = self._behind(self.read)
+        window = self._enter(max(behind))
+        tokens = pad(committed.tokens, (0, self.length + max(behind)))
+        # A row that has ended may have nothing new to read, and its draft is of no account.
+        ends = (to_device(behind, last.device) - 1).clamp(min=0).unsqueeze(1)
+        drafts, logits = [], []
+        for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
+            hidden = window.step(tokens, depth)
+            logits.append(self.backbone.unembed(self.head.module(depth).norm(at(hidden, ends))))
+            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
+            tokens.scatter_(1, window.places[:, :1] + ends + 1 + depth, drafts[-1].tokens)
+        if self.shape is not None:
+            return comb(torch.cat(logits[:limit], dim=1), self.shape, committed.reach)
+        return Draft.joined(drafts).cut(limit)
+
+    def _behind(self, stands: Sequence[int]) -> list[int]:
+        """How many of the first `stands` tokens the modules have not read, by row."""
+        return [end - start for end, start in zip(stands, self.past.read, strict=True)]
+
+    def _enter(self, width: int) -> "Window":
+        """The next `width` positions."""
+        starts = to_device(self.past.read, self.backbone.device).unsqueeze(1)
+        places = starts + torch.arange(width, device=starts.device)
+        hidden, given = self.tapped[places], self.past.enter(width)
+        call = self.backbone.block_call(
+            hidden,
+            places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
+            self.caches[0],
+            given.get("attention_mask"),
+        )
+        return Window(self.backbone, self.head, places, hidden, call, self.caches)
+
+    def select(self, places: Sequence[int]) -> None:
+        super().select(places)
+        self.read = [self.read[place] for place in places]
+
+
+@dataclass
+class Window:
+    """Positions that the modules read, depth by depth.
+
+    Attributes:
+        backbone: that the heads belong to.
+        head: the chain.
+        places: (B, W), the positions.
+        hidden: (B, W, D), what the depth before handed on; at first the tapped states.
+        call: runs a block over the window.
+        caches: of the modules, by depth.
+    """
+
+    backbone: Backbone
+    head: SequentialHeads
+    places: Tensor
+    hidden: Tensor
+    call: BlockCall
+    caches: Sequence[Cache]
+
+    def step(self, tokens: Tensor, depth: int) -> Tensor:
+        """The states of a depth, (B, W, D); it reads `tokens` (B, S) so many places further on."""
+        ahead = self.backbone.embed(tokens.gather(1, self.places + depth))
+        if depth == 1 and self.head.zero_first:
+            ahead = ahead.masked_fill((self.places == 0).unsqueeze(-1), 0.0)
+        if depth > 1:
+            self.hidden = self.head.hand_on(self.hidden, depth - 1)
+
+        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+            return self.call(block, hidden, self.caches[depth - 1])
+
+        self.hidden = self.head.step(self.hidden, ahead, depth, run)
+        return self.hidden

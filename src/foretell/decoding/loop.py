@@ -1,0 +1,139 @@
+"""The decoding loop: draft → verify → accept → commit.
+
+Plain decoding is the same loop with a drafter that proposes nothing.
+
+Shapes: B rows, T prompt.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from foretell.backbone import Backbone
+from foretell.decoding.acceptance import AcceptanceRule
+from foretell.decoding.batch import ENDED, Batch, Step
+from foretell.decoding.cache import takes_masks
+from foretell.decoding.draft import Draft
+from foretell.decoding.drafters import Drafter, NoDrafter
+from foretell.decoding.length import AutoLength
+from foretell.decoding.passes import Passes
+from foretell.decoding.sampling import Sampler, Sampling
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What `generate` returns.
+
+    Attributes:
+        sequences: (B, T') prompts as they were given, and continuations, filled up at the end.
+        continuations: the new tokens of each row.
+        steps: one tuple for each forward pass, the pass over the prompts included; in it a step
+            for each row.
+    """
+
+    sequences: Tensor
+    continuations: list[list[int]]
+    steps: list[tuple[Step, ...]]
+
+    @property
+    def new_tokens(self) -> list[int]:
+        """The continuation of the first row."""
+        return self.continuations[0]
+
+    @property
+    def forwards(self) -> int:
+        """Passes of the backbone."""
+        return len(self.steps)
+
+    @property
+    def draft_lengths(self) -> list[int]:
+        """How many tokens deep each pass but the first drafted, over time."""
+        return [max(step.drafted for step in steps) for steps in self.steps[1:]]
+
+    @property
+    def row_steps(self) -> list[Step]:
+        """Steps of all rows, without those after a row's end."""
+        return [step for steps in self.steps for step in steps if step.tokens]
+
+    @property
+    def tokens_per_forward(self) -> float:
+        """New tokens per pass of the backbone and row; plain decoding has 1."""
+        steps = self.row_steps
+        return sum(len(step.tokens) for step in steps) / max(1, len(steps))
+
+
+def decode(
+    backbone: Backbone,
+    batch: Batch,
+    drafter: Drafter,
+    rule: AcceptanceRule,
+    sampling: Sampling,
+    *,
+    length: AutoLength | None = None,
+    pass_width: int | None = None,
+    compiled: bool = False,
+) -> Iterator[tuple[Step, ...]]:
+    """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
+
+    Rows of a backbone that cannot tell them apart are continued one after another. `length` chooses
+    how far every draft goes; without it that is the drafter's affair. `pass_width` makes every pass
+    but the first so many tokens wide, whatever is drafted (see `foretell.decoding.invariance`).
+    `compiled` runs every pass but the first compiled by torch, in few shapes; the first time takes
+    its minutes.
+    """
+    sampler = Sampler(sampling, batch.rows, backbone.device)
+    if batch.rows == 1 or takes_masks(backbone):
+        passes = Passes(backbone, batch, pass_width, compiled)
+        yield from _decode(passes, batch, drafter, rule, sampler, length)
+        return
+    for number in range(batch.rows):
+        row = batch.row(number)
+        passes = Passes(backbone, row, pass_width, compiled)
+        chooses = None if length is None else length.row()
+        for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), chooses):
+            yield tuple(step if other == number else ENDED for other in range(batch.rows))
+
+
+@torch.inference_mode()
+def _decode(
+    passes: Passes,
+    batch: Batch,
+    drafter: Drafter,
+    rule: AcceptanceRule,
+    sampler: Sampler,
+    length: AutoLength | None,
+) -> Iterator[tuple[Step, ...]]:
+    draft = Draft.nothing(batch.rows, batch.device)
+    drafter.start(passes.past, sampler, batch.rows, passes.capacity)
+    sampler.begin(batch.lengths)
+    layers = drafter.layers
+    with passes.backbone.watch(layers):
+        while True:
+            # Verify: one pass over what the backbone has not read yet, and the draft behind it.
+            verified = passes.verify(batch, draft, layers)
+            # Accept: a way through the draft, and the backbone's own token after it.
+            scores = sampler.scores(verified.logits, draft, batch.prefixes)
+            verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
+            # Commit: what stands, in every row; the past forgets the rest.
+            steps = batch.commit(draft, verdict)
+            passes.past.keep([count - 1 for count in batch.lengths], verdict.path)
+            if length is not None:
+                length.end(steps, batch.complete)
+            yield steps
+            if not any(batch.active):
+                return
+            # Draft: what may follow.
+            sampler.begin(batch.lengths)
+            limit = passes.limit(batch)
+            if length is not None:
+                limit = length.begin(limit)
+                drafter = NoDrafter() if length.resting else drafter
+            proposed = drafter.draft(verified.committed(batch, verdict), limit)
+            draft = passes.fitted(batch.within(proposed), min(limit, drafter.longest))
+            # Let go of rows that have ended.
+            if (stay := batch.let_go(passes.fewest)) is not None:
+                draft = draft.select(stay)
+                for part in (passes.past, sampler, drafter):
+                    part.select(stay)

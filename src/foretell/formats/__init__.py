@@ -1,0 +1,21 @@
+"""External checkpoint layouts, one file each; `LAYOUTS` is the list the command line goes by."""
+
+from foretell.formats.base import Layout
+from foretell.formats.contract import Contract
+from foretell.formats.exporting import Exported, export
+from foretell.formats.files import Checkpoint
+from foretell.formats.importing import Imported, import_heads
+from foretell.formats.registry import LAYOUTS, layout, recognise
+
+__all__ = [
+    "LAYOUTS",
+    "Checkpoint",
+    "Contract",
+    "Exported",
+    "Imported",
+    "Layout",
+    "export",
+    "import_heads",
+    "layout",
+    "recognise",
+]

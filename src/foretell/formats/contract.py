@@ -1,0 +1,82 @@
+"""What a layout's engines do with a head: a wrong choice does not fail, it only lowers acceptance.
+
+Every layout declares its contract. `foretell train --for LAYOUT` trains heads under it, and an
+export refuses heads that were trained under another one.
+"""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+from foretell.heads import SequentialHeads
+from foretell.heads.base import HeadConfig
+from foretell.heads.sequential import Norms, Recycle, Rollout
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contract:
+    """How a chain of modules is run.
+
+    Attributes:
+        engine: whose behaviour this is, with the release that was read.
+        concat: the order of the projection's two inputs.
+        tap: the hidden state that depth 1 reads, as the backbone has it.
+        recycle: what a further step reads.
+        zero_first: whether the embedding at position 0 is zeros.
+        norms: of the two inputs.
+        block: of the module.
+        modules: `"one"`, run for every step, or one per `"depth"`.
+        rollout: whose past a further step continues.
+        depths: how many tokens the engine drafts.
+    """
+
+    engine: str
+    concat: str
+    tap: str = "final"
+    recycle: Recycle = "normed"
+    zero_first: bool = False
+    norms: Norms = "backbone"
+    block: str = "same"
+    modules: str = "one"
+    rollout: Rollout = "token"
+    depths: str = "as many as asked for, with the one module"
+
+    def head(self, depth: int) -> SequentialHeads.Config:
+        """Heads trained under this contract."""
+        return SequentialHeads.Config.from_dict(
+            {
+                "depth": depth,
+                "tap": self.tap,
+                "normalize": False,
+                "block": self.block,
+                "shared": self.modules == "one",
+                "norms": self.norms,
+                "recycle": self.recycle,
+                "zero_first": self.zero_first,
+                "rollout": self.rollout,
+            }
+        )
+
+    def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+        """What heads of `config` were trained for that the engine does not do.
+
+        Args:
+            config: of the heads.
+            plain_norms: whether the backbone's norms are what `norms="own"` has.
+        """
+        if not isinstance(config, SequentialHeads.Config):
+            return [f"it runs a sequential module, and these heads are {config.kind}"]
+        wanted = self.head(config.depth)
+        names = ["tap", "block", "norms", "zero_first"]
+        names += ["shared", "recycle"] if config.depth > 1 else []
+        # The scale of one state is undone by the module's norm; that of several is not.
+        names += ["normalize"] if wanted.tap == "fused" else []
+        own = plain_norms and (wanted.norms, config.norms) == ("backbone", "own")
+        return [
+            f"{name} is {getattr(wanted, name)!r} there and {getattr(config, name)!r} here"
+            for name in names
+            if getattr(wanted, name) != getattr(config, name) and not (name == "norms" and own)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, to be stated beside what was exported."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}

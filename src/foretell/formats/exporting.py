@@ -1,0 +1,130 @@
+"""Heads in an external layout, with a card that says what they are and how to serve them."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from foretell.checkpoint import is_foretell_directory, read_heads, replacing
+from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.formats.base import OUTPUT, Layout, original
+from foretell.formats.card import write_card
+from foretell.formats.files import Checkpoint, as_stored, require_plain, write_checkpoint
+from foretell.formats.importing import SUPERSEDED, local_directory, scratch
+from foretell.formats.registry import layout
+from foretell.model import MTPModel
+
+CONTRACT = "foretell-contract.json"
+BACKBONE = "backbone"
+"""Where a backbone goes that lies in one directory with its heads, for layouts of heads alone."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        layout: in which.
+        directory: where.
+        serve: the command that serves it.
+        parameters: of the heads.
+        kind: of the heads.
+        depth: how many tokens they were trained to predict.
+    """
+
+    layout: Layout
+    directory: Path
+    serve: str
+    parameters: int
+    kind: str
+    depth: int
+
+
+def export(
+    name: str | Path,
+    to: str,
+    out: Path,
+    *,
+    like: str | Path | None = None,
+    results: list[Path] | None = None,
+) -> Exported:
+    """Write a foretell directory's heads to `out` in the layout called `to`.
+
+    Every tensor of the backbone that did not change keeps its bytes.
+
+    Args:
+        name: a foretell directory, a Hub id or a bundled model, with heads.
+        to: a layout's name.
+        out: where to; all of it is written, or nothing.
+        like: the released checkpoint that the model was made from: what transformers drops when it
+            loads one (vision towers, say) is taken from there, and types are its.
+        results: result files whose figures the card shows.
+
+    Raises:
+        HeadError: the layout cannot express the heads, or the model; with the reason.
+        CheckpointError: the backbone's files are not as they should be.
+    """
+    target, where = layout(to), local_directory(name)
+    model, source = _load(where)
+    base = Checkpoint(local_directory(source))
+    if out.resolve() in (where.resolve(), base.directory.resolve()):
+        raise InputError(f"{out}: is where the model lies; export to another directory.")
+    require_plain(base)
+    target.check(model, base)
+    depth = model.depth
+    inside = target.apart and base.directory.resolve() == where.resolve()
+    reference = str(out / BACKBONE) if inside else _served(source, where, base)
+    serve = target.command(model).format(out=out, model=reference, depth=depth)
+    with replacing(out, SUPERSEDED) as work:
+        if like is None:
+            target.save(model, base, work)
+        else:
+            with scratch(work.parent) as merged:
+                _merge(Checkpoint(local_directory(like)), base, target, merged)
+                target.save(model, Checkpoint(merged), work)
+        if inside:  # an engine would take heads.safetensors for a part of the backbone
+            (work / BACKBONE).mkdir()
+            write_checkpoint(base, work / BACKBONE)
+        contract = {"layout": target.name, **target.contract.to_dict()}
+        (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
+        write_card(work, model, target, serve, reference, where, results or [])
+    parameters = sum(p.numel() for p in model.require_head().parameters())
+    return Exported(target, out, serve, parameters, model.require_head().config.kind, depth)
+
+
+def _load(where: Path) -> tuple[MTPModel, str]:
+    """The model, and where its backbone lies."""
+    if not is_foretell_directory(where):
+        raise InputError(f"{where}: has no heads to export; train some with `foretell train`.")
+    reference = read_heads(where).backbone
+    if reference.adapted:
+        raise HeadError(
+            f"{where}: its backbone has adapters, which no layout holds; merge them first "
+            "(train with --set lora.merge=true)."
+        )
+    return MTPModel.from_pretrained(where), reference.path or str(where)
+
+
+def _served(source: str, where: Path, base: Checkpoint) -> str:
+    """How a server names the backbone."""
+    return str(base.directory) if source == str(where) or Path(source).is_dir() else source
+
+
+def _merge(template: Checkpoint, base: Checkpoint, target: Layout, out: Path) -> None:
+    """`template` with the tensors of `base` in their places."""
+    require_plain(template)
+    extra = sorted(base.files.keys() - template.files.keys())
+    if extra:
+        raise CheckpointError(
+            f"{template.directory}: has no {extra[0]}, which the model has; it was not made from "
+            "this checkpoint."
+        )
+    moved: dict[str, Tensor] = {}
+    for name, tensor in base.tensors(lambda name: True).items():
+        stored = template.tensor(name)
+        moved[name] = as_stored(tensor, stored, name)
+    if OUTPUT in template.files and OUTPUT not in moved:  # tied, and stored all the same
+        moved[OUTPUT] = as_stored(original(base, OUTPUT), template.tensor(OUTPUT), OUTPUT)
+    repeated = {name for name in template.files if target.repeats(name, template)}
+    write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)

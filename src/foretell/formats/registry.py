@@ -1,0 +1,56 @@
+"""Every layout by its name."""
+
+from foretell.errors import CheckpointError, InputError
+from foretell.formats.base import Layout
+from foretell.formats.deepseek_v3 import DeepSeekV3
+from foretell.formats.eagle import Eagle
+from foretell.formats.eagle3 import Eagle3
+from foretell.formats.files import Checkpoint
+from foretell.formats.glm4_moe import Glm4Moe
+from foretell.formats.huggingface import Transformers
+from foretell.formats.medusa import Medusa
+from foretell.formats.mimo import MiMo
+from foretell.formats.qwen import Qwen3Next, Qwen35
+from foretell.formats.vllm import Vllm
+
+CLASSES: tuple[type[Layout], ...] = (
+    MiMo,
+    Medusa,
+    Eagle,
+    Eagle3,
+    Qwen35,
+    Qwen3Next,
+    DeepSeekV3,
+    Glm4Moe,
+    Transformers,
+    Vllm,
+)
+
+LAYOUTS: dict[str, Layout] = {one.name: one() for one in CLASSES}
+"""Every layout by its name."""
+
+
+def layout(name: str) -> Layout:
+    """The layout called `name`."""
+    if name not in LAYOUTS:
+        raise InputError(f"layout {name!r} is unknown; choose from {', '.join(LAYOUTS)}.")
+    return LAYOUTS[name]
+
+
+def recognise(base: Checkpoint) -> Layout:
+    """The layout that a directory is in.
+
+    Raises:
+        CheckpointError: none is, with what was found instead.
+    """
+    for one in LAYOUTS.values():
+        if one.recognises(base):
+            return one
+    code = " Its config names code to run (auto_map), which is not run." * (
+        "auto_map" in base.config
+    )
+    known = ", ".join(name for name in LAYOUTS if name not in ("transformers", "vllm"))
+    raise CheckpointError(
+        f"{base.directory}: no multi-token module of a known layout is in it "
+        f"(model_type {base.model_type}; known: {known}).{code}"
+    )

@@ -1,0 +1,45 @@
+"""Head designs. One file each; `HEADS` is the list that the command line and checkpoints go by."""
+
+from foretell.errors import InputError
+from foretell.heads.base import (
+    EmbedAhead,
+    Head,
+    HeadConfig,
+    Parts,
+    RunBlock,
+)
+from foretell.heads.parallel import ParallelHeads
+from foretell.heads.residual import ResidualHeads
+from foretell.heads.sequential import SequentialHeads
+from foretell.heads.taps import FINAL, States, Tap, WeightedTap
+
+HEADS: dict[str, type[Head]] = {
+    head.Config.kind: head for head in (ParallelHeads, SequentialHeads, ResidualHeads)
+}
+"""Every design by its kind."""
+
+
+def head_class(kind: str) -> type[Head]:
+    """The design called `kind`."""
+    try:
+        return HEADS[kind]
+    except KeyError:
+        raise InputError(f"head {kind!r} is unknown; choose from {', '.join(HEADS)}.") from None
+
+
+__all__ = [
+    "FINAL",
+    "HEADS",
+    "EmbedAhead",
+    "Head",
+    "HeadConfig",
+    "ParallelHeads",
+    "Parts",
+    "ResidualHeads",
+    "RunBlock",
+    "SequentialHeads",
+    "States",
+    "Tap",
+    "WeightedTap",
+    "head_class",
+]

@@ -1,0 +1,150 @@
+"""What every head is: a module that turns states of the backbone into one prediction per depth.
+
+A head knows nothing of Hugging Face. It is built from `Parts` (how to make a block and a norm that
+suit the backbone) and its blocks are run by the caller's `RunBlock`, which knows masks, positions
+and caches. Adding a design is adding one file with a `Head` and its `Config`.
+
+Shapes: B batch, T time, K depths, D hidden.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol, Self
+
+from torch import Tensor, nn
+
+from foretell.backbone import BlockInit, BlockKind
+from foretell.errors import InputError
+from foretell.fields import check_fields
+from foretell.heads.taps import FINAL, States, check_tap, make_tap
+
+
+class RunBlock(Protocol):
+    """Runs a decoder block of the head."""
+
+    def __call__(self, block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+        """(B, T, D) → (B, T, D); `depth` (1…K) says whose past the block continues."""
+        ...
+
+
+EmbedAhead = Callable[[int], Tensor]
+"""`embed_ahead(k)` is Emb(x_{t+k}) at every position t, (B, T, D)."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a head is made of, cut to the backbone's measure.
+
+    Attributes:
+        hidden_size: D.
+        num_layers: L, blocks of the backbone.
+        block: makes a decoder block.
+        norm: makes a copy of the backbone's final norm.
+        new_norm: makes a norm of the same kind that has learned nothing yet.
+    """
+
+    hidden_size: int
+    num_layers: int
+    block: Callable[[], nn.Module]
+    norm: Callable[[], nn.Module]
+    new_norm: Callable[[], nn.Module]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadConfig:
+    """What all heads can be told.
+
+    Attributes:
+        depth: K ≥ 1, how many tokens beyond the next one are predicted.
+        tap: which hidden states are read, see `foretell.heads.taps`.
+        init: weights of new blocks: `"fresh"` or a `"copy"` of the backbone's last block.
+        block: what new blocks are: the `"same"` as the backbone's last block; on a mixture of
+            experts `"dense"`, with one feed-forward network of the active experts' size; or
+            `"wide"`, with an attention that reads two states side by side (sequential heads).
+        normalize: whether the tap scales residual states to a root mean square of 1; by default
+            for fresh blocks, while copied ones expect states as the backbone has them.
+    """
+
+    kind: ClassVar[str]
+    depth: int
+    tap: str | int = "final"
+    init: BlockInit = "fresh"
+    block: BlockKind = "same"
+    normalize: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.normalize is None:
+            object.__setattr__(self, "normalize", self.init == "fresh")
+        check_fields(self)
+        if not isinstance(self.normalize, bool):
+            raise InputError(f"normalize is {self.normalize!r}; it is true or false.")
+        if self.depth < 1:
+            raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
+        check_tap(self.tap)
+        if self.init == "copy" and self.block != "same":
+            raise InputError(f"a {self.block} block cannot be a copy; use init 'fresh'.")
+        if self.block == "wide" and self.kind != "sequential":
+            raise InputError("a wide block reads two states; it goes with sequential heads.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, with the head's kind under `kind`."""
+        return {"kind": self.kind, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of `to_dict` on a known class; unknown names are errors."""
+        known = {name: value for name, value in values.items() if name != "kind"}
+        try:
+            return cls(**known)
+        except TypeError as error:
+            raise InputError(f"head config of kind {cls.kind!r}: {error}.") from None
+
+
+class Head(nn.Module, ABC):
+    """Predicts depths 1…K."""
+
+    Config: ClassVar[type[HeadConfig]]
+
+    def __init__(self, config: HeadConfig, parts: Parts) -> None:
+        super().__init__()
+        self.config = config
+        depths = 1 if self.chained else config.depth
+        scaled = bool(config.normalize)
+        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths, scaled)
+
+    @property
+    def depth(self) -> int:
+        """K."""
+        return self.config.depth
+
+    @property
+    def chained(self) -> bool:
+        """Whether a depth's state is computed from another depth's.
+
+        Depths of a chain start from one tap and are differentiated together; others stand alone.
+        """
+        return False
+
+    @property
+    def zero_first(self) -> bool:
+        """Whether depth 1 reads zeros for the embedding at a document's first position."""
+        return False
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The residual states that the tap reads, without the final hidden state."""
+        return tuple(layer for layer in self.tap.layers if layer != FINAL)
+
+    @abstractmethod
+    def forward(
+        self, states: States, embed_ahead: EmbedAhead, run: RunBlock, depths: Sequence[int]
+    ) -> list[Tensor]:
+        """What the backbone's output head reads at `depths`, (B, T, D) each.
+
+        Args:
+            states: the tap's `layers` of one pass of the backbone.
+            embed_ahead: embeddings of the tokens ahead, for heads that read them.
+            run: runs a block.
+            depths: which of 1…K, in rising order.
+        """

@@ -1,0 +1,167 @@
+"""Finding and loading a causal language model by name, strictly.
+
+transformers fills tensors that a checkpoint lacks with random numbers and a warning. Here that is
+an error, as is everything else that would leave a model silently wrong.
+"""
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from foretell.checkpoint import CONFIG_FILES
+from foretell.errors import BackboneError, CheckpointError, InputError
+
+BUNDLED = ("tiny", "tiny-mtp")
+"""Models that come with foretell."""
+
+
+def resolve(name: str | Path) -> str:
+    """The directory of a bundled model, or `name` itself where it is a directory or a Hub id."""
+    if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
+        return str(files("foretell") / "bundled" / name)
+    path = Path(name)
+    if path.is_dir() and str(name):
+        return str(name)
+    if isinstance(name, str) and name.count("/") == 1 and not path.exists():
+        return _find_on_hub(name)
+    problem = "is a file, not a model directory" if path.is_file() else "does not exist"
+    raise InputError(
+        f"model {str(name)!r} {problem}; "
+        f"give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
+    )
+
+
+def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
+
+    Args:
+        name: a directory, a Hub id, or a bundled model.
+        dtype: of the weights; None is the type they are stored in.
+
+    Raises:
+        CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
+        BackboneError: it is no causal LM.
+    """
+    where = resolve(name)
+    with _explained(where):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            where,
+            dtype="auto",
+            output_loading_info=True,
+            use_safetensors=True,
+            trust_remote_code=False,  # or transformers asks on the terminal whether to run it
+            ignore_mismatched_sizes=True,  # reported below, by name
+        )
+    model, info = loaded
+    missing = sorted(info["missing_keys"])
+    mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
+        if names:
+            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+            raise CheckpointError(
+                f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
+            )
+    if dtype is not None:
+        cast_parameters(model, dtype)
+    return cast(PreTrainedModel, model.eval())
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the weights in place, and of nothing else.
+
+    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact.
+    """
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
+
+
+def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
+    """A causal LM of the config found at `name`, with random weights, in float32."""
+    where = resolve(name)
+    with _explained(where):
+        config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    return cast(PreTrainedModel, model)
+
+
+def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer beside a model."""
+    where = resolve(name)
+    with _explained(where, "its tokenizer"):
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    return cast(PreTrainedTokenizerBase, found)
+
+
+def _find_on_hub(name: str) -> str:
+    """A Hub id, or the local snapshot of a repository that holds heads.
+
+    Says at once that a model cannot be had, where transformers would retry for a minute.
+    """
+    try:
+        for config in CONFIG_FILES:
+            if isinstance(heads := try_to_load_from_cache(name, config), str):
+                return str(Path(heads).parent)
+        if isinstance(try_to_load_from_cache(name, "config.json"), str):
+            return name
+        held = model_info(name, timeout=10).siblings or ()
+        if any(file.rfilename in CONFIG_FILES for file in held):
+            return snapshot_download(name)
+    except (HFValidationError, RepositoryNotFoundError):
+        reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
+    except Exception as error:  # whatever the HTTP library of the day raises
+        why = " ".join(str(error).split())
+        reason = f"is no directory, and the Hub cannot be asked for it ({why})"
+    else:
+        return name
+    raise InputError(f"model {name!r} {reason}; check the name.")
+
+
+@contextmanager
+def _explained(where: str, what: str = "the model") -> Iterator[None]:
+    """Turn what transformers raises into one line."""
+    try:
+        with _quiet("transformers.modeling_utils"):
+            yield
+    except Exception as error:  # a broken config.json can break transformers anywhere
+        reason = " ".join(str(error).split())
+        if "Unrecognized configuration class" in reason:
+            raise BackboneError(f"{where}: is not a causal language model.") from None
+        if "trust_remote_code" in reason:
+            raise CheckpointError(
+                f"{where}: {what} brings code of its own, which is not run; only what transformers "
+                "itself knows is loaded."
+            ) from None
+        raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[Any]:
+    """No load report from transformers: what it would warn about is an error here."""
+    log = logging.getLogger(logger)
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _shorten(text: str, limit: int = 200) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

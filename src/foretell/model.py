@@ -1,0 +1,591 @@
+"""`MTPModel`: a backbone and a head, trained together and saved together.
+
+Shapes: B batch, T time, K depths, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from foretell.adapters import Adapters
+from foretell.backbone import Backbone, BackboneOutput, fingerprint
+from foretell.checkpoint import (
+    ADAPTERS_DIRECTORY,
+    CONFIG_FILES,
+    HEADS_FILE,
+    BackboneReference,
+    StoredHeads,
+    config_file,
+    is_foretell_directory,
+    read_heads,
+    replacing,
+    write_heads,
+)
+from foretell.decoding import (
+    AcceptanceRule,
+    AutoLength,
+    Batch,
+    Drafter,
+    Generation,
+    Measured,
+    NoDrafter,
+    Sampling,
+    SpeculativeSampling,
+    Step,
+    Stop,
+    StopStrings,
+    StopTokens,
+    decode,
+    drafter_for,
+    store_by_rows,
+)
+from foretell.decoding.cache import takes_masks
+from foretell.decoding.sampling import WIDEST
+from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
+from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
+from foretell.loading import cast_parameters, load_causal_lm, resolve
+from foretell.objective import (
+    BackboneTarget,
+    MarginalTarget,
+    Objective,
+    ObjectiveConfig,
+    Target,
+    all_depths,
+    depth_by_depth,
+)
+from foretell.targets import depth_targets, tokens_ahead
+
+
+@dataclass
+class MTPOutput:
+    """What a training step returns.
+
+    Attributes:
+        loss: the weighted sum, a scalar.
+        depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
+            depth learns from a teacher.
+    """
+
+    loss: Tensor
+    depth_losses: Tensor
+
+
+class MTPModel(nn.Module):
+    """A causal language model with heads that predict further ahead.
+
+    Build one with `attach` or `MTPModel.from_pretrained`. Without a head it is the backbone alone,
+    and everything that needs no head still works.
+
+    Args:
+        model: the backbone, any `AutoModelForCausalLM`; used as it is.
+        head: the head's config; None for a backbone alone.
+
+    Attributes:
+        depth_by_depth: whether gradients are computed in Gloeckle's order, see
+            `foretell.objective.gradients`; otherwise by autograd over all depths.
+    """
+
+    def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
+        super().__init__()
+        self.lm = model
+        self.backbone = Backbone(model)
+        self.backbone_trains = True
+        self.adapters: Adapters | None = None
+        self._base_fingerprint: str | None = None
+        self.tokenizer_path: str | None = None
+        self.depth_by_depth = True
+        self._measured: dict[tuple[Any, ...], Measured] = {}  # for draft length auto
+        self.head = None if head is None else self._build(head)
+
+    def _build(self, config: HeadConfig) -> Head:
+        parts = Parts(
+            hidden_size=self.backbone.hidden_size,
+            num_layers=self.backbone.num_layers,
+            block=lambda: self.backbone.new_block(config.init, config.block),
+            norm=self.backbone.new_norm,
+            new_norm=self.backbone.fresh_norm,
+        )
+        head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
+        cast_parameters(head, self.backbone.dtype)
+        return head
+
+    @property
+    def depth(self) -> int:
+        """K; 0 without a head."""
+        return self.head.depth if self.head is not None else 0
+
+    def require_head(self) -> Head:
+        """The head, or an error that says how to get one."""
+        if self.head is None:
+            raise HeadError("the model has no heads; train some with `foretell train`.")
+        return self.head
+
+    def fingerprint(self) -> str:
+        """Of the backbone, or of its base where adapters are inside."""
+        return self._base_fingerprint or fingerprint(self.lm)
+
+    def adapt(self, make: Callable[[PreTrainedModel], Adapters]) -> None:
+        """Put adapters into the backbone, made by `make`; they are saved beside the heads.
+
+        Raises:
+            InputError: they adapt the embedding or the output head, which heads read directly.
+        """
+        base = fingerprint(self.lm)
+        adapters = make(self.lm)
+        read = self.backbone.embedding, self.backbone.output
+        if (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()) != read:
+            adapters.remove()
+            raise InputError(
+                "adapters on the embedding or the output head do not go with heads, which read "
+                "both directly; leave them out of the targets."
+            )
+        self.adapters, self._base_fingerprint = adapters, base
+
+    def merge_adapters(self) -> None:
+        """Make the adapters part of the backbone, which then is an ordinary one."""
+        if self.adapters is not None:
+            self.adapters.merge()
+        self.adapters = self._base_fingerprint = None
+
+    def freeze_backbone(self) -> None:
+        """From now on the backbone neither learns nor drops out: it runs as in inference."""
+        self.backbone_trains = False
+        self.lm.requires_grad_(False)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> "MTPModel":
+        """As in torch, except that a frozen backbone stays in evaluation mode."""
+        super().train(mode)
+        if not self.backbone_trains:
+            self.lm.eval()
+        return self
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The residual states that the head reads."""
+        return () if self.head is None else self.head.layers
+
+    def depth_hidden(
+        self,
+        tokens: Tensor,
+        output: BackboneOutput,
+        depths: Sequence[int] | None = None,
+        states: States | None = None,
+    ) -> list[Tensor]:
+        """What the output head reads for `depths` over a row, (B, T, D) each.
+
+        Args:
+            tokens: (B, T), the row that `output` was computed from.
+            output: a pass of the backbone that kept `self.layers`.
+            depths: which of 1…K; all by default.
+            states: in place of the pass's own.
+        """
+        head = self.require_head()
+
+        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+            return output.call(block, hidden)
+
+        def embed_ahead(distance: int) -> Tensor:
+            ahead = self.backbone.embed(tokens_ahead(tokens, distance))
+            if distance == 1 and head.zero_first:
+                ahead = ahead.masked_fill(self._first(tokens, output).unsqueeze(-1), 0.0)
+            return ahead
+
+        states = states or {FINAL: output.final, **output.states}
+        depths = range(1, self.depth + 1) if depths is None else depths
+        return cast(list[Tensor], head(states, embed_ahead, run, depths))
+
+    @staticmethod
+    def _first(tokens: Tensor, output: BackboneOutput) -> Tensor:
+        """(B, T) where a document begins, by the positions that the pass was given."""
+        positions = output.positions
+        if positions is None:
+            positions = torch.arange(tokens.shape[1], device=tokens.device)
+        return (positions == 0).expand_as(tokens)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        *,
+        objective: ObjectiveConfig | None = None,
+        weights: Sequence[float] | None = None,
+        counts: Tensor | None = None,
+        marginals: Mapping[int, MarginalTarget] | None = None,
+        trunk: BackboneOutput | None = None,
+        passes: int = 1,
+    ) -> MTPOutput:
+        """The training loss of depths 0…K.
+
+        Args:
+            input_ids: (B, T).
+            position_ids: (B, T), restarting at every packed document; None: a row is one document.
+            labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are.
+            objective: what is learned; by default Gloeckle's sum.
+            weights: of depths 0…K, by default the objective's at the start of a run. Depth 0 counts
+                nothing where the backbone is frozen.
+            counts: (K+1,) by what each depth's sum over positions is divided; by default the number
+                of its targets here.
+            marginals: by depth, for the objective that distills them.
+            trunk: the backbone's pass over this row, where it has been computed before.
+            passes: how many of these make up a step and are added; what is no sum over positions
+                (the experts' loss) counts for its part.
+
+        Raises:
+            InputError: not one weight per depth, or no marginals where they are distilled.
+        """
+        objective = objective or ObjectiveConfig()
+        weights = list(objective.at(self.depth) if weights is None else weights)
+        if len(weights) != self.depth + 1:
+            raise InputError(
+                f"{len(weights)} weights were given; depths 0 to {self.depth} take one each."
+            )
+        if not self.backbone_trains:
+            weights[0] = 0.0
+        output = self._trunk(input_ids, position_ids) if trunk is None else trunk
+        labels = input_ids if labels is None else labels
+        targets = [
+            Target(
+                depth_targets(labels, depth, position_ids).flatten(),
+                None if counts is None else counts[depth],
+                self._soft_target(objective, depth, output, marginals),
+                objective.distill_share,
+            )
+            for depth in range(self.depth + 1)
+        ]
+        loss, depth_losses = self._losses(input_ids, output, targets, weights)
+        return MTPOutput(loss + self.backbone.auxiliary_loss(output) / passes, depth_losses)
+
+    def _trunk(self, input_ids: Tensor, position_ids: Tensor | None) -> BackboneOutput:
+        """The backbone's pass, with gradients where it learns."""
+        with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
+            return self.backbone(
+                input_ids,
+                position_ids=position_ids,
+                layers=self.layers,
+                router_logits=torch.is_grad_enabled(),
+            )
+
+    def _soft_target(
+        self,
+        objective: ObjectiveConfig,
+        depth: int,
+        output: BackboneOutput,
+        marginals: Mapping[int, MarginalTarget] | None,
+    ) -> BackboneTarget | MarginalTarget | None:
+        if depth == 0 or objective.distill == "none":
+            return None
+        if objective.distill == "marginal":
+            if marginals is None:
+                raise InputError("an objective that distills marginals has to be given them.")
+            return marginals[depth]
+        final, unembed = output.final.detach(), self.backbone.unembed
+        return BackboneTarget(final, depth, unembed, objective.temperature)
+
+    def _losses(
+        self,
+        tokens: Tensor,
+        output: BackboneOutput,
+        targets: Sequence[Target],
+        weights: Sequence[float],
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
+        layers = (FINAL, *self.layers)
+
+        def compute(states: Sequence[Tensor], depths: Sequence[int]) -> list[Tensor]:
+            by_layer = dict(zip(layers, states, strict=True))
+            found = [by_layer[FINAL]] if 0 in depths else []
+            deeper = [depth for depth in depths if depth > 0]
+            return found + (self.depth_hidden(tokens, output, deeper, by_layer) if deeper else [])
+
+        states = [output.final, *(output.states[layer] for layer in self.layers)]
+        unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
+        alone = self.head is None or not self.head.chained
+        deeper = range(1, self.depth + 1)
+        groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
+        work = Objective(compute, groups, targets, weights, unembed, vocab_size)
+        in_order = self.depth_by_depth and torch.is_grad_enabled()
+        if in_order and not output.call.requires_grad:
+            return depth_by_depth(work, states, self._learning_beside_trunk())
+        return all_depths(work, states)
+
+    def _learning_beside_trunk(self) -> list[nn.Parameter]:
+        """The parameters that a loss reaches without going through the trunk's states.
+
+        Those of a backbone that rests are left out, also where they are to learn later.
+        """
+        resting = not self.backbone_trains
+        tables = [] if resting else [self.backbone.embedding, self.backbone.output]
+        parts = [*tables, *([] if self.head is None else [self.head])]
+        found = {id(p): p for part in parts for p in part.parameters()}
+        return [parameter for parameter in found.values() if parameter.requires_grad]
+
+    # -- decoding -------------------------------------------------------------------------------
+
+    def stream(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        *,
+        max_new_tokens: int,
+        stop_tokens: Collection[int] | None = None,
+        stop_strings: Sequence[str] = (),
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        sampling: Sampling | None = None,
+        drafter: Drafter | None = None,
+        draft_length: int | Literal["auto"] | None = None,
+        rule: AcceptanceRule | None = None,
+        pass_width: int | None = None,
+        compiled: bool = False,
+    ) -> Iterator[tuple[Step, ...]]:
+        """`generate`, one step at a time. Puts the model into evaluation mode.
+
+        Args:
+            input_ids: (B, T), the prompts.
+            attention_mask: (B, T), 0 where a prompt is padded, on either side.
+            max_new_tokens: how many tokens to emit, per row.
+            stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
+                model's generation config. `()` ends nowhere earlier.
+            stop_strings: end after the token with which one of these is complete.
+            tokenizer: for `stop_strings`.
+            sampling: how tokens are chosen; greedily by default.
+            drafter: what proposes tokens; by default the model's heads, or nothing without heads.
+            draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
+                every step of any drafter as long as brings most tokens per second, down to 0;
+                what earlier calls like this one have measured counts (see `auto_length`).
+            rule: what of a draft is accepted; by default what leaves the output as it is.
+            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
+                what is drafted cannot change how near-ties are rounded; longer drafts are cut.
+            compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
+        """
+        if stop_strings and tokenizer is None:
+            raise InputError("stop strings need the tokenizer too.")
+        stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
+        if tokenizer is not None and stop_strings:
+            stops.append(StopStrings(stop_strings, tokenizer))
+        if pass_width is not None and not 1 <= pass_width <= WIDEST:
+            raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
+        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
+        if drafter is None:
+            fixed = None if draft_length == "auto" else draft_length
+            drafter = (
+                NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
+            )
+        elif draft_length not in (None, "auto"):
+            raise InputError("a drafter that is given has its own draft length.")
+        if getattr(drafter, "shape", None) is not None and not takes_masks(self.backbone):
+            raise BackboneError(
+                f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask that "
+                "tells branches apart; draft chains."
+            )
+        sampling, length = sampling or Sampling(), None
+        if draft_length == "auto":
+            length = self.auto_length(drafter, batch, sampling, pass_width, compiled)
+        if any(module.training for module in self.modules()):  # eval() takes far longer to see
+            self.eval()
+        return decode(
+            self.backbone,
+            batch,
+            drafter,
+            rule or SpeculativeSampling(),
+            sampling,
+            length=length,
+            pass_width=pass_width,
+            compiled=compiled,
+        )
+
+    def auto_length(
+        self,
+        drafter: Drafter,
+        batch: Batch,
+        sampling: Sampling,
+        pass_width: int | None = None,
+        compiled: bool = False,
+    ) -> AutoLength:
+        """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
+
+        They are alike with a drafter of the same kind, shape and depth, as many rows, about the
+        same temperature, passes as wide, and compiled or not as these.
+        """
+        kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
+        warmth = (sampling.greedy, round(sampling.temperature, 1))
+        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width, compiled)
+        measured = self._measured.setdefault(alike, Measured())
+        return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """The end-of-sequence tokens of the model's generation config."""
+        ids = getattr(self.lm.generation_config, "eos_token_id", None)
+        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    def generate(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
+    ) -> Generation:
+        """Continue prompts: the backbone's own tokens, in fewer forward passes.
+
+        The arguments are those of `stream`.
+
+        Raises:
+            InputError: a prompt that is empty or longer than the context, or an option out of its
+                range.
+            BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
+        """
+        steps = list(self.stream(input_ids, attention_mask, **options))
+        continuations = [
+            [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
+        ]
+        fill = getattr(self.lm.generation_config, "pad_token_id", None) or 0
+        longest = max(map(len, continuations))
+        filled = [row + [fill] * (longest - len(row)) for row in continuations]
+        sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)
+        return Generation(sequences, continuations, steps)
+
+    # -- saving and loading ---------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path: str | Path,
+        *,
+        backbone: PreTrainedModel | None = None,
+        dtype: torch.dtype | str = "auto",
+        device: torch.device | str | None = None,
+    ) -> "MTPModel":
+        """Load a foretell directory, or a plain checkpoint without heads.
+
+        Args:
+            path: a directory, a Hub id, or the name of a bundled model.
+            backbone: put the heads on this model instead of the one they refer to; it must be the
+                same one, by fingerprint.
+            dtype: of the weights; "auto" is the type they are stored in.
+            device: where to put the model.
+
+        Raises:
+            CheckpointError: a file is missing, truncated or foreign, or the backbone is another
+                one.
+        """
+        where = resolve(path)
+        stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
+        if backbone is None:
+            source = (
+                where if stored is None or stored.backbone.path is None else stored.backbone.path
+            )
+            backbone = load_causal_lm(source)
+            tokenizer_path = source
+        else:
+            tokenizer_path = where
+        if stored is not None:
+            _check_fingerprint(backbone, stored.backbone, where)
+        if isinstance(dtype, torch.dtype):
+            cast_parameters(backbone, dtype)
+        if device is not None:
+            backbone.to(device)  # type: ignore[arg-type]
+        try:
+            model = cls(backbone, None if stored is None else _head_config(stored))
+        except (InputError, HeadError) as error:
+            raise CheckpointError(f"{config_file(Path(where))}: {error}") from None
+        model.tokenizer_path = tokenizer_path
+        if stored is not None:
+            model.load_heads(stored, where)
+            if stored.backbone.adapted:
+                adapters = Path(where) / ADAPTERS_DIRECTORY
+                model.adapt(lambda lm: Adapters.load(lm, adapters))
+        return model.eval()
+
+    def save_pretrained(
+        self, path: str | Path, *, backbone_path: str | None = None, tokenizer: Any = None
+    ) -> None:
+        """Write the model to a directory, all of it or nothing.
+
+        Args:
+            path: where to. Existing files of the same names are replaced.
+            backbone_path: where the backbone can be loaded from: then only the heads are stored.
+                None stores the backbone beside them, as an ordinary checkpoint.
+            tokenizer: saved beside the backbone.
+        """
+        # What an earlier save left and this one does not write would not fit any more.
+        if self.adapters is not None and backbone_path is None:
+            raise CheckpointError(
+                "adapters are saved apart from their base: name its path, or merge them first."
+            )
+        superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
+        if backbone_path is None:
+            superseded.append("model*.safetensors*")
+        with replacing(Path(path), superseded) as work:
+            if backbone_path is None:
+                store_by_rows(self.lm)  # others cannot be written
+                self.lm.save_pretrained(work)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(work)
+            if self.head is not None:
+                reference = BackboneReference(
+                    self.fingerprint(),
+                    type(self.lm).__name__,
+                    backbone_path,
+                    adapted=self.adapters is not None,
+                )
+                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
+                write_heads(work, stored)
+            if self.adapters is not None:
+                self.adapters.save(work / ADAPTERS_DIRECTORY)
+
+    def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
+        """Copy stored tensors into the head; every one must be there, fit, and be wanted."""
+        own, given = self.require_head().state_dict(), stored.tensors or {}
+        wrong = [
+            f"{name} ({_shape(own.get(name))} expected, {_shape(given.get(name))} found)"
+            for name in sorted(own.keys() | given.keys())
+            if _shape(own.get(name)) != _shape(given.get(name))
+        ]
+        if wrong:
+            raise CheckpointError(
+                f"{where}: the heads do not fit their own config: {wrong[0]}"
+                + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
+            )
+        self.require_head().load_state_dict(given)
+
+
+def _check_fingerprint(
+    lm: PreTrainedModel, reference: BackboneReference, where: str | Path
+) -> None:
+    found, architecture = fingerprint(lm), type(lm).__name__
+    if (found, architecture) != (reference.fingerprint, reference.architecture):
+        raise CheckpointError(
+            f"{where}: its heads belong to a {reference.architecture} with fingerprint "
+            f"{reference.fingerprint}, this backbone is a {architecture} with "
+            f"fingerprint {found}; load the heads onto the backbone they were trained on."
+        )
+
+
+def _head_config(stored: StoredHeads) -> HeadConfig:
+    return head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))
+
+
+def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **options: Any) -> MTPModel:
+    """Put new heads on a causal language model.
+
+    Args:
+        model: any `AutoModelForCausalLM`; it is used as it is.
+        head: a head's kind, or its config.
+        **options: fields of the head's config, such as `depth=3`, where `head` is a kind.
+
+    Raises:
+        BackboneError: the model lacks a property that heads need.
+        InputError: the head is unknown or told something it cannot do.
+    """
+    if isinstance(head, str):
+        head = head_class(head).Config.from_dict(options)
+    elif options:
+        raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
+    return MTPModel(model, head)

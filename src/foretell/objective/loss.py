@@ -1,0 +1,170 @@
+"""The loss of one depth, computed in chunks of positions, so that logits never exist as a whole.
+
+The unembedding is a function (the backbone's own, with its scaling and soft-capping), not a weight.
+
+Shapes: B batch, T time, N = B·T positions, D hidden, V vocabulary, C positions of a chunk,
+P positions with a soft target.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from foretell.targets import IGNORE, places_ahead
+
+CHUNK_ELEMENTS = 1 << 24
+"""Logits held at once: 64 MiB in float32."""
+
+Unembed = Callable[[Tensor], Tensor]
+"""(N, D) → (N, V)."""
+
+
+class SoftTarget(Protocol):
+    """A teacher's distributions."""
+
+    @property
+    def size(self) -> int | None:
+        """At how many positions there is one; None: wherever there is a label."""
+        ...
+
+    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
+        """Sum of KL(teacher ‖ student) over the chunk that begins at position `start`.
+
+        Args:
+            logits: (C, V) float32, the student's.
+            labels: (C,), `IGNORE` where a position is not to be learned.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Target:
+    """What one depth has to learn.
+
+    Attributes:
+        labels: (N,) token ids, `IGNORE` where there is none.
+        count: by what the sum over positions is divided: how many labels there are, over all
+            processes and accumulated batches that make up a step. None counts `labels`.
+        soft: a teacher, or None.
+        soft_share: how much of the loss is the teacher's, 0…1.
+    """
+
+    labels: Tensor
+    count: Tensor | None = None
+    soft: SoftTarget | None = None
+    soft_share: float = 0.0
+
+    def losses(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        """What a chunk adds to the loss, and to the mean of -log p(label), both in nats.
+
+        Args:
+            logits: (C, V), of positions `start` to `start + C`.
+        """
+        logits, labels = logits.float(), self.labels[start : start + len(logits)]
+        count = (self.labels != IGNORE).sum().clamp(min=1) if self.count is None else self.count
+        nll = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
+        if self.soft is None:
+            return nll, nll.detach()
+        divergence = self.soft.divergence(logits, labels, start)
+        divergence = divergence / (count if self.soft.size is None else max(1, self.soft.size))
+        return torch.lerp(nll, divergence, self.soft_share), nll.detach()
+
+
+@dataclass(frozen=True)
+class BackboneTarget:
+    """What the backbone predicts at the place itself, having read the true tokens in between.
+
+    Attributes:
+        final: (B, T, D), its final hidden states; all depths hold the same ones.
+        distance: how far ahead of a position the place is, in its row.
+        unembed: its output head.
+        temperature: of both distributions; the loss grows with its square (Hinton et al. 2015,
+            "Distilling the Knowledge in a Neural Network", section 2).
+    """
+
+    final: Tensor
+    distance: int
+    unembed: Unembed
+    temperature: float = 1.0
+    size = None
+
+    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
+        with torch.no_grad():
+            places = torch.arange(start, start + len(labels), device=self.final.device)
+            there = places_ahead(places, self.distance, self.final.shape[1])
+            teacher = self.unembed(self.final.flatten(0, 1)[there]).float()
+            teacher = (teacher / self.temperature).log_softmax(-1)
+        student = (logits / self.temperature).log_softmax(-1)
+        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
+        return each.masked_fill(labels == IGNORE, 0.0).sum() * self.temperature**2
+
+
+@dataclass(frozen=True)
+class MarginalTarget:
+    """What the backbone predicts without the tokens in between, at some positions.
+
+    Attributes:
+        positions: (P,) on the CPU, rising: which of the N.
+        probabilities: (P, V).
+        size: by what the sum over them is divided: how many there are in all the passes of a step.
+    """
+
+    positions: Tensor
+    probabilities: Tensor
+    size: int
+
+    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
+        bounds = torch.tensor([start, start + len(labels)])
+        first, last = torch.searchsorted(self.positions, bounds).tolist()
+        rows = (self.positions[first:last] - start).to(logits.device)
+        student, teacher = logits[rows].log_softmax(-1), self.probabilities[first:last]
+        each = F.kl_div(student, teacher, reduction="none").sum(-1)
+        return each.masked_fill(labels[rows] == IGNORE, 0.0).sum()
+
+
+def chunks(
+    length: int, vocab_size: int, hidden_size: int, chunk_elements: int
+) -> Iterator[tuple[int, int]]:
+    """Stretches of `length` positions whose logits, and states, fit into `chunk_elements`."""
+    rows = max(1, chunk_elements // max(vocab_size, hidden_size))
+    for start in range(0, length, rows):
+        yield start, min(start + rows, length)
+
+
+def depth_loss(
+    hidden: Tensor,
+    target: Target,
+    unembed: Unembed,
+    vocab_size: int,
+    chunk_elements: int = CHUNK_ELEMENTS,
+) -> tuple[Tensor, Tensor]:
+    """The loss of one depth, by autograd: each chunk's logits are computed again for its gradient.
+
+    Args:
+        hidden: (N, D).
+        target: what to learn.
+        unembed: (N, D) → (N, V).
+        vocab_size: V.
+        chunk_elements: how many logits may exist at once.
+
+    Returns:
+        The loss and the mean of -log p(label), scalars in float32; 0 where there is no label.
+    """
+
+    def piece(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
+        return target.losses(unembed(part), start)
+
+    stretches = list(chunks(len(hidden), vocab_size, hidden.shape[-1], chunk_elements))
+    if len(stretches) <= 1:
+        return piece(hidden, 0)
+    pieces = [
+        checkpoint(piece, hidden[start:stop], start, use_reentrant=False)
+        for start, stop in stretches
+    ]
+    losses, nlls = zip(*pieces, strict=True)
+    return torch.stack(losses).sum(), torch.stack(nlls).sum()

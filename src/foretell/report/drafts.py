@@ -1,0 +1,97 @@
+"""Continuations as text that shows which tokens were drafted, and which stand.
+
+`foretell generate --json` writes `settings.steps`: for each forward pass what was drafted and
+accepted, and the text of its tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from foretell.errors import InputError
+from foretell.report.sources import Source
+
+DEPTHS = 4
+"""Depths that have a look of their own; deeper ones share the last."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """The text of one token, or of several that make a character together.
+
+    Attributes:
+        text: may be empty.
+        look: `depth-1`, `depth-2`, …, or `own`, `corrected` for the backbone's own tokens.
+    """
+
+    text: str
+    look: str
+
+
+@dataclass(frozen=True)
+class Continuation:
+    """One prompt, and what followed.
+
+    Attributes:
+        title: model, method and file.
+        prompt: as given.
+        pieces: the continuation.
+        summary: how many tokens were drafted and stand, in words.
+        depths: the deepest look that occurs.
+    """
+
+    title: str
+    prompt: str
+    pieces: list[Piece]
+    summary: str
+    depths: int
+
+
+def continuations(sources: list[Source]) -> list[Continuation]:
+    """What result files of `generate` hold; older ones tell no steps and are left to the tables."""
+    return [_read(s) for s in sources if s.result.command == "generate" and _steps(s)]
+
+
+def _steps(source: Source) -> list[dict[str, Any]]:
+    steps = source.result.settings.get("steps") or []
+    if not isinstance(steps, list) or not all(map(_is_step, steps)):
+        raise InputError(f"{source.name}: 'steps' is not what `foretell generate` writes.")
+    return steps
+
+
+def _is_step(step: object) -> bool:
+    return (
+        isinstance(step, dict)
+        and isinstance(step.get("drafted"), int)
+        and isinstance(step.get("accepted"), int)
+        and isinstance(step.get("pieces"), list)
+        and all(isinstance(piece, str) for piece in step["pieces"])
+    )
+
+
+def _read(source: Source) -> Continuation:
+    steps, row = _steps(source), source.rows[0] if source.rows else {}
+    drafted, accepted = (sum(step[name] for step in steps) for name in ("drafted", "accepted"))
+    tokens = sum(len(step["pieces"]) for step in steps)
+    summary = (
+        f"{tokens} tokens in {len(steps)} forward passes, {tokens / len(steps):.2f} per forward: "
+        f"{accepted} of {drafted} drafted tokens stand, and {tokens - accepted} are the "
+        "backbone's own."
+    )
+    who = ", ".join(str(row[name]) for name in ("model", "method") if row.get(name))
+    pieces = [piece for step in steps for piece in _pieces(step)]
+    deepest = max(min(step["accepted"], DEPTHS) for step in steps)
+    prompt = str(source.result.settings.get("prompt", ""))
+    return Continuation(who or source.name, prompt, pieces, summary, deepest)
+
+
+def _pieces(step: dict[str, Any]) -> Iterator[Piece]:
+    """Depth k drafted the k-th accepted token; behind them comes the backbone's own."""
+    for index, text in enumerate(step["pieces"]):
+        if index < step["accepted"]:
+            look = f"depth-{min(index + 1, DEPTHS)}"
+        else:
+            look = "corrected" if step["drafted"] > step["accepted"] else "own"
+        yield Piece(text, look)

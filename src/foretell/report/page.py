@@ -1,0 +1,135 @@
+"""The page: everything in one file that opens from disk and loads nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from foretell.provenance import Row, replace_file
+from foretell.report.charts import Chart, charts_of
+from foretell.report.charts.selecting import number, of_heads, speeds
+from foretell.report.drafts import continuations
+from foretell.report.formatting import text, title
+from foretell.report.predicted import comparisons
+from foretell.report.sources import Sources, collect
+from foretell.report.tables import tables_of
+
+UNCHANGED = frozenset({"plain", "transformers"})
+"""Methods that draft nothing."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A number of the summary: what it is, and whose."""
+
+    value: str
+    what: str
+    whose: str
+
+
+def write_report(
+    paths: Sequence[Path], out: Path, *, figures: Path | None = None, mixed: bool = False
+) -> list[Chart]:
+    """Write a page of result files and runs; each file is written whole or not at all.
+
+    Args:
+        paths: result files, or directories with them or with training runs.
+        out: the page.
+        figures: a directory for every figure as SVG and PNG.
+        mixed: allow results of models that have nothing to do with each other.
+
+    Returns:
+        The figures.
+
+    Raises:
+        InputError: see `foretell.report.sources.collect`; or a file cannot be written.
+    """
+    sources = collect(paths, mixed=mixed)
+    charts = charts_of(sources)
+    files = {out: render(sources, charts).encode("utf-8")}
+    if figures is not None:
+        for chart in charts:
+            files[figures / f"{chart.name}.svg"] = chart.svg().encode("utf-8")
+            files[figures / f"{chart.name}.png"] = chart.png()
+    for path, content in files.items():
+        replace_file(path, content, "report" if path == out else "figure")
+    return charts
+
+
+def render(sources: Sources, charts: Sequence[Chart]) -> str:
+    """The page as text."""
+    environment = Environment(
+        loader=PackageLoader("foretell.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["text"] = lambda value, field: text(field, value)
+    environment.filters["heading"] = title
+    environment.filters["inline"] = lambda chart: Markup(chart.inline())
+    style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
+    return environment.get_template("page.html").render(
+        title=f"foretell: {', '.join(sources.models) or 'report'}",
+        style=Markup(style),
+        facts=summary(sources),
+        charts=charts,
+        compared=comparisons(sources.results),
+        continuations=continuations(sources.results),
+        files=[(s, tables_of(s, place)) for place, s in enumerate(sources.results, start=1)],
+        origins=[
+            (s, _lines(s.result.provenance), _lines(s.result.settings)) for s in sources.results
+        ],
+        runs=sources.runs,
+    )
+
+
+def summary(sources: Sources) -> list[Fact]:
+    """The few numbers that people come for: what heads bring, and what is fastest of all."""
+    rows = [row for source in sources.results for row in speeds(source)]
+    drafting = [row for row in rows if row["method"] not in UNCHANGED]
+    heads = [row for row in drafting if of_heads(row["method"])]
+    facts = [
+        _best(heads, "tokens_per_forward", "tokens per forward with heads"),
+        _best(heads, "speedup", "the speed of plain decoding, with heads"),
+        _best(drafting, "speedup", "the speed of plain decoding, fastest of all"),
+        _identical(drafting),
+    ]
+    return [fact for fact in facts if fact is not None]
+
+
+def _best(rows: Sequence[Row], field: str, what: str) -> Fact | None:
+    known = [row for row in rows if number(row, field) is not None]
+    if not known:
+        return None
+    best = max(known, key=lambda row: number(row, field) or 0.0)
+    whose = ", ".join(str(best[name]) for name in ("method", "model") if best.get(name))
+    return Fact(text(field, best[field]), what, whose)
+
+
+def _identical(rows: Sequence[Row]) -> Fact | None:
+    checked = [r for r in rows if None not in (number(r, "identical"), number(r, "prompts"))]
+    if not checked:
+        return None
+    same, asked = (sum(int(number(r, n) or 0) for r in checked) for n in ("identical", "prompts"))
+    what = "outputs identical to plain decoding"
+    return Fact(f"{same:,} of {asked:,}", what, "all methods that draft")
+
+
+LONG = 200
+"""Characters of a setting that are shown."""
+
+
+def _lines(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Names and values; what is long is cut."""
+    shown = []
+    for name, value in values.items():
+        line = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        shown.append((name.replace("_", " "), line if len(line) <= LONG else f"{line[:LONG]} …"))
+    return shown

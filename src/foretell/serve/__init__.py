@@ -1,0 +1,22 @@
+"""An OpenAI-compatible server over the decoding loop, and its page. Needs the extra `serve`."""
+
+from foretell.serve.app import PRODUCTION, create_app
+from foretell.serve.engine import Engine
+from foretell.serve.jobs import Job, Progress, Settings
+from foretell.serve.limits import Limits
+from foretell.serve.metrics import Metrics
+from foretell.serve.running import server
+from foretell.serve.service import Service
+
+__all__ = [
+    "PRODUCTION",
+    "Engine",
+    "Job",
+    "Limits",
+    "Metrics",
+    "Progress",
+    "Service",
+    "Settings",
+    "create_app",
+    "server",
+]

@@ -1,0 +1,153 @@
+"""A run as it goes: the clock that limits it, and what is written and reported along the way."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from foretell.errors import ForetellError, not_installed
+from foretell.training.processes import agreed
+from foretell.training.report import draw_curves
+
+if TYPE_CHECKING:
+    from foretell.training.trainer import MTPTrainer
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for whoever shows it.
+
+    Attributes:
+        step: optimiser steps done.
+        total_steps: how many there will be; None where only time limits the run.
+        fraction: share of the run behind, 0…1.
+        depth_losses: mean loss of depths 0…K in nats since the last report.
+        held_out_losses: the same on held-out blocks; empty where none was measured just now.
+        learning_rate: now.
+        tokens_per_second: since the last report.
+        seconds: training time spent, over all processes of the run.
+    """
+
+    step: int
+    total_steps: int | None
+    fraction: float
+    depth_losses: tuple[float, ...]
+    learning_rate: float
+    tokens_per_second: float
+    seconds: float
+    held_out_losses: tuple[float, ...] = ()
+
+
+class Clock:
+    """Training time spent, over all processes of a run, as a share of the minutes allowed."""
+
+    def __init__(self, minutes: float | None, before: float) -> None:
+        self.limit = None if minutes is None else 60 * minutes
+        self.before = before
+        self._started: float | None = None
+        self._fraction = 0.0
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+
+    def seconds(self) -> float:
+        now = 0.0 if self._started is None else time.monotonic() - self._started
+        return self.before + now
+
+    def tick(self) -> None:
+        """Look at the clock, once per step: the schedule is the same in every process."""
+        if self.limit is not None:
+            self._fraction = agreed(self.seconds() / self.limit)
+
+    def fraction(self) -> float:
+        """At the last tick."""
+        return self._fraction
+
+
+class Follow(TrainerCallback):
+    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock.
+
+    With every checkpoint it draws the curves so far.
+    """
+
+    def __init__(self, trainer: "MTPTrainer", report: Callable[[Progress], None] | None) -> None:
+        self.trainer, self.report = trainer, report
+        self._since = (0, time.monotonic())
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.clock.start()
+        self.trainer.clock.tick()
+        self._since = (state.global_step, time.monotonic())
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        if self.trainer.settings.head_warmup:
+            self.trainer.warm_up_heads()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.clock.tick()
+        if self.trainer.clock.fraction() >= 1.0:
+            control.should_training_stop = True
+        if control.should_training_stop or state.global_step >= state.max_steps:
+            control.should_log = True  # what was learned since the last report
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        logs = kwargs.get("logs") or {}
+        if "learning_rate" not in logs:
+            return
+        trainer, settings = self.trainer, self.trainer.settings
+        now, (step, since) = time.monotonic(), self._since
+        tokens = (state.global_step - step) * trainer.tokens_per_step
+        self._since = (state.global_step, now)
+        due = trainer.held_out is not None and settings.evaluate_every > 0
+        due = due and step // settings.evaluate_every < state.global_step // settings.evaluate_every
+        progress = Progress(
+            step=state.global_step,
+            total_steps=trainer.total_steps,
+            fraction=trainer.done(state.global_step),
+            depth_losses=trainer.latest,
+            learning_rate=float(logs["learning_rate"]),
+            tokens_per_second=tokens / max(now - since, 1e-9),
+            seconds=trainer.clock.seconds(),
+            held_out_losses=trainer.measure() if due else (),
+        )
+        if not all(map(math.isfinite, progress.depth_losses)):
+            raise ForetellError(
+                f"the loss is not finite at step {state.global_step} (by depth "
+                f"{progress.depth_losses}); lower the learning rate or raise the precision."
+            )
+        if not args.should_save:  # not the main process
+            return
+        trainer.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
+        if self.report is not None:
+            self.report(progress)
+
+    def on_save(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.trainer.accelerator.wait_for_everyone()
+        if args.should_save:
+            run = self.trainer.run
+            run.mark_complete(state.global_step, self.trainer.clock.seconds())
+            draw_curves(run.metrics(), run.curves)
+
+
+def tensorboard(directory: Path) -> TrainerCallback:
+    """Writes what the trainer logs where TensorBoard reads it."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+        from transformers.integrations.integration_utils import TensorBoardCallback
+    except ImportError:
+        raise not_installed("tensorboard", "train") from None
+    return TensorBoardCallback(SummaryWriter(str(directory)))

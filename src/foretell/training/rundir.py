@@ -1,0 +1,180 @@
+"""A run's directory: what is in it, whose it is, and where an interrupted run goes on.
+
+config.yaml       the resolved settings; a run with others is refused
+source.json       the backbone's fingerprint and the size of the data; likewise
+provenance.json   versions, machine and commit of every process that took part in turn
+metrics.jsonl     one line per report
+checkpoint-N/     to resume from, while the run lasts
+curves.png        the metrics drawn, with every checkpoint and at the end
+model/            at the end, with movement.json (which parameters moved, and how far) and what a
+                  weighted tap learned
+"""
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from foretell.errors import InputError
+from foretell.training.config import TrainConfig
+
+COMPLETE = "complete.json"
+"""Written into a checkpoint last: without it the checkpoint is half-written."""
+
+
+@dataclass(frozen=True)
+class ResumePoint:
+    """A checkpoint that was written to its end.
+
+    Attributes:
+        checkpoint: its directory.
+        step: optimiser steps done.
+        seconds: training time spent until then.
+    """
+
+    checkpoint: Path
+    step: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class RunDirectory:
+    """One run on disk."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """Where the trained model goes."""
+        return self.path / "model"
+
+    @property
+    def curves(self) -> Path:
+        """Where the losses are drawn."""
+        return self.path / "curves.png"
+
+    @property
+    def departure(self) -> Path:
+        """Where the parameters began."""
+        return self.path / ".departure.safetensors"
+
+    def states(self, process: int) -> Path:
+        """Hidden states of a frozen backbone that a process keeps, while the run lasts."""
+        return self.path / f".states-{process}"
+
+    def claim(
+        self, config: TrainConfig, source: dict[str, Any], process: dict[str, Any] | None = None
+    ) -> None:
+        """Make the directory this run's, or find it to be so already.
+
+        `source` tells the backbone and the data: a run goes on with those it began with.
+        `process` is the provenance of this one; None writes nothing.
+        """
+        settings, origin = self.path / "config.yaml", self.path / "source.json"
+        texts = {
+            settings: yaml.safe_dump(config.model_dump(), sort_keys=False),
+            origin: json.dumps(source, indent=2) + "\n",
+        }
+        if settings.is_file():
+            for path, text in texts.items():
+                if path.is_file() and path.read_text(encoding="utf-8") != text:
+                    other = "settings" if path == settings else "backbone or data"
+                    raise InputError(
+                        f"{self.path}: holds a run with other {other}, see {path.name} in it; "
+                        "choose another directory."
+                    )
+        elif self.path.is_dir() and any(self.path.glob("[!.]*")):
+            raise InputError(
+                f"{self.path}: is not empty and holds no run; choose another directory."
+            )
+        if self.model.exists():
+            raise InputError(f"{self.path}: holds a finished run; choose another directory.")
+        if process is None:
+            return
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for path, text in texts.items():
+                _write(path, text)
+            self._record(process)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be written to ({error.strerror}); name another directory."
+            ) from None
+
+    def _record(self, process: dict[str, Any]) -> None:
+        """Append to the provenance: a resumed run may go on elsewhere."""
+        path = self.path / "provenance.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        _write(path, json.dumps([*before, process], indent=2) + "\n")
+
+    def resume_point(self) -> ResumePoint | None:
+        """The newest whole checkpoint."""
+        if not (whole := self._whole_checkpoints()):
+            return None
+        newest = max(whole, key=_step_of)
+        seconds = float(json.loads((newest / COMPLETE).read_text(encoding="utf-8"))["seconds"])
+        return ResumePoint(newest, _step_of(newest), seconds)
+
+    def clear_after_resume_point(self) -> None:
+        """Remove what a killed process left behind, and the metrics of steps to be done again."""
+        whole = self._whole_checkpoints()
+        for pattern in ("checkpoint-[0-9]*", ".model.*"):
+            for left_over in self.path.glob(pattern):
+                if left_over not in whole:
+                    shutil.rmtree(left_over)
+        self._forget_metrics_after(max(map(_step_of, whole), default=0))
+
+    def _whole_checkpoints(self) -> list[Path]:
+        return [path.parent for path in self.path.glob(f"checkpoint-[0-9]*/{COMPLETE}")]
+
+    def mark_complete(self, step: int, seconds: float) -> None:
+        """Declare `checkpoint-{step}` whole."""
+        marker = self.path / f"checkpoint-{step}" / COMPLETE
+        _write(marker, json.dumps({"seconds": seconds}) + "\n")
+
+    def log(self, line: dict[str, Any]) -> None:
+        """Append to the metrics."""
+        with self._metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All lines of the metrics."""
+        if not self._metrics.is_file():
+            return []
+        return [json.loads(line) for line in self._metrics.read_text("utf-8").splitlines()]
+
+    def finish(self) -> None:
+        """The model is saved: what the run kept for itself has served."""
+        for checkpoint in self.path.glob("checkpoint-[0-9]*"):
+            shutil.rmtree(checkpoint)
+        for file in (self.departure, *self.path.glob(".states-*")):
+            file.unlink(missing_ok=True)
+
+    @property
+    def _metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    def _forget_metrics_after(self, step: int) -> None:
+        """Drop the lines of steps that will be done again."""
+        if not self._metrics.is_file():
+            return
+        kept = [
+            line
+            for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
+            if line.endswith("\n") and json.loads(line)["step"] <= step
+        ]
+        _write(self._metrics, "".join(kept))
+
+
+def _write(path: Path, text: str) -> None:
+    """Put a whole file in the place of what was there, or leave that."""
+    work = path.with_name(f".{path.name}")
+    work.write_text(text, encoding="utf-8")
+    work.replace(path)
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.split("-")[1])
