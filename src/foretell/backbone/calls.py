@@ -9,6 +9,7 @@ backbone.
 Shapes: B batch, T time, D hidden, L layers.
 """
 
+import inspect
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -105,6 +106,16 @@ class StandIn(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden, self._recorder.call = split_call(args, kwargs)
         return (hidden,) if self._recorder.returns_tuples else hidden
+
+
+CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
+"""What transformers calls a cache that is handed to a decoder: `cache` from 5.24 on."""
+
+
+def cache_keyword(decoder: nn.Module) -> str:
+    """The name under which `decoder` takes a cache; the newest where it tells none."""
+    taken = inspect.signature(type(decoder).forward).parameters
+    return next((name for name in CACHE_KEYWORDS if name in taken), CACHE_KEYWORDS[0])
 
 
 def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, BlockCall]:

@@ -26,6 +26,7 @@ from foretell.backbone.calls import (
     Recorder,
     StandIn,
     Trace,
+    cache_keyword,
     hidden_of,
     split_call,
 )
@@ -173,7 +174,7 @@ class Backbone:
             "output_router_logits": True if router_logits and self.balances_experts else None,
             "attention_mask": attention_mask,
             "position_ids": position_ids,
-            "past_key_values": cache,
+            self._cache_keyword: cache,
         }
         with self.watch(layers) as trace:
             output = self.decoder(
@@ -224,8 +225,8 @@ class Backbone:
         rehearsal(
             inputs_embeds=hidden,
             position_ids=position_ids,
-            past_key_values=cache,
             use_cache=cache is not None,
+            **({} if cache is None else {self._cache_keyword: cache}),
             **({} if attention_mask is None else {"attention_mask": attention_mask}),
         )
         if (call := recorder.take()) is None:
@@ -234,6 +235,10 @@ class Backbone:
                 "its list of blocks."
             )
         return call
+
+    @cached_property
+    def _cache_keyword(self) -> str:
+        return cache_keyword(self.decoder)
 
     @cached_property
     def _rehearsal(self) -> tuple[nn.Module, "Recorder"]:
