@@ -1,16 +1,17 @@
-# Everything runs in .venv/, made on first use and made anew when the pins or requirements change.
+# Everything runs in .venv/, made on first use and brought up to date when the pins change.
 # `make help` lists the targets.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+TORCH := 2.13.0
 READY := $(VENV)/.ready
 # One thread per worker: more would fight over the cores. Nothing is downloaded by a test.
 PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-engines bench-engines lint types layers format bench figures clean
+.PHONY: help setup pins demo test test-oldest test-pinned test-newest test-engines bench-engines lint types layers format bench figures clean
 ENGINES := .venv-engines
 
 help: ## list the targets
@@ -18,21 +19,53 @@ help: ## list the targets
 
 setup: $(READY) ## create .venv/ with foretell and the development tools
 
-$(READY): pyproject.toml constraints-dev.txt
+# What every environment of ours is made with. Nothing is built in isolation, which would fetch
+# a build backend that nobody pinned.
+OWN = --no-deps --no-build-isolation --editable .
+PIP = -m pip install --quiet --disable-pip-version-check
+
+$(READY): pyproject.toml requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "foretell needs Python 3.11 or newer as '$(PYTHON)'; name one: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || \
 	  { echo "Creating $(VENV)/"; $(PYTHON) -m venv --clear $(VENV); }
-	@echo "Installing foretell and its requirements into $(VENV)/ (once; a few minutes, mostly download)"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  --constraint constraints-dev.txt --editable '.[dev]'
+	@echo "Installing foretell and its pinned requirements into $(VENV)/ (once; a few minutes, mostly download)"
+	@$(BIN)/python $(PIP) --requirement requirements-dev.txt
+	@$(BIN)/python $(PIP) $(OWN)
 	@touch $@
+
+pins: ## renew requirements-dev.txt: the newest versions of everything but TORCH
+	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins
+	@.venv-pins/bin/python $(PIP) torch==$(TORCH)
+	@.venv-pins/bin/python $(PIP) '.[dev]'
+	@{ sed '/^[^#]/,$$d' requirements-dev.txt; \
+	   .venv-pins/bin/python -m pip freeze --exclude foretell | sed 's/+cpu$$//'; } > requirements-dev.new
+	@mv requirements-dev.new requirements-dev.txt && rm -rf .venv-pins
 
 demo: $(READY) ## run the main job on the bundled model and real text, with a report (minutes, no network)
 	@$(BIN)/foretell demo
 
 test: lint types layers ## lint, types, layers, then the tests
 	@$(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
+
+test-oldest: .venv-oldest/.ready ## the tests with the lower bounds of pyproject.toml (big download; writes results/compatibility.json)
+	@$(PYTEST_ENV) .venv-oldest/bin/python tests/compatibility.py oldest $(PYTEST_ARGS)
+
+test-newest: ## the tests with the newest release of everything (big download; writes results/compatibility.json)
+	@rm -rf .venv-newest && $(PYTHON) -m venv .venv-newest
+	@.venv-newest/bin/python $(PIP) '.[dev]'
+	@.venv-newest/bin/python $(PIP) $(OWN)
+	@$(PYTEST_ENV) .venv-newest/bin/python tests/compatibility.py newest $(PYTEST_ARGS)
+
+test-pinned: $(READY) ## the tests as `make test` runs them (writes results/compatibility.json)
+	@$(PYTEST_ENV) $(BIN)/python tests/compatibility.py pinned $(PYTEST_ARGS)
+
+.venv-oldest/.ready: pyproject.toml
+	@rm -rf .venv-oldest && $(PYTHON) -m venv .venv-oldest
+	@$(PYTHON) tests/compatibility.py lower-bounds > .venv-oldest/lower-bounds.txt
+	@.venv-oldest/bin/python $(PIP) --constraint .venv-oldest/lower-bounds.txt '.[dev]'
+	@.venv-oldest/bin/python $(PIP) $(OWN)
+	@touch $@
 
 ENGINES_ENV = LD_PRELOAD=$$(find $(CURDIR)/$(ENGINES)/ -name libiomp5.so | head -1) HF_HUB_OFFLINE=1 \
   VLLM_CPU_KVCACHE_SPACE=1 VLLM_ENABLE_V1_MULTIPROCESSING=0 VLLM_LOGGING_LEVEL=ERROR

@@ -118,6 +118,10 @@ _FIELDS: tuple[str, ...] = (
     "p90_seconds",
     "p99_seconds",
     "first_token_seconds",  # median, from a request to its first text
+    "environment",  # of the tests: oldest, pinned, newest
+    "passed",  # tests
+    "failed",
+    "skipped",
     "draws",  # sampled continuations
     "p_value",  # of a chi-square test of them
 )
