@@ -15,7 +15,7 @@ import torch
 from transformers.utils import logging
 
 from foretell import BackboneError, MTPModel, ParallelHeads, SequentialHeads
-from foretell.decoding import NoDrafter
+from foretell.decoding import LookupDrafter, NoDrafter
 from foretell.heads import HeadConfig
 from foretell.provenance import provenance, write_result
 
@@ -24,10 +24,14 @@ from families import FAMILIES, build
 
 HEADS: dict[str, HeadConfig | None] = {
     "plain": None,
+    "prompt-lookup": None,
     "parallel": ParallelHeads.Config(depth=3),
     "sequential": SequentialHeads.Config(depth=3),
     "sequential shared": SequentialHeads.Config(depth=3, shared=True),
 }
+
+DRAFTERS = {"plain": NoDrafter, "prompt-lookup": lambda: LookupDrafter(8)}
+"""Those that need no head."""
 
 
 def fit(model: MTPModel, rows: torch.Tensor, steps: int) -> None:
@@ -42,13 +46,15 @@ def fit(model: MTPModel, rows: torch.Tensor, steps: int) -> None:
     model.eval()
 
 
-def measure(family: str, prompts: int, new_tokens: int, steps: int) -> list[dict[str, object]]:
-    """One row per head."""
-    lm = build(family)
+def measure(
+    family: str, prompts: int, new_tokens: int, steps: int, device: str = "cpu"
+) -> list[dict[str, object]]:
+    """One row per way to draft."""
+    lm = build(family).to(device)
     generator = torch.Generator().manual_seed(0)
     vocabulary = lm.config.get_text_config().vocab_size
     lengths = torch.randint(1, 40, (prompts,), generator=generator).tolist()
-    texts = [torch.randint(vocabulary, (1, n), generator=generator) for n in lengths]
+    texts = [torch.randint(vocabulary, (1, n), generator=generator).to(device) for n in lengths]
     expected = [
         lm.generate(
             text,
@@ -65,7 +71,7 @@ def measure(family: str, prompts: int, new_tokens: int, steps: int) -> list[dict
         model = MTPModel(lm, config)
         if config is not None:
             fit(model, torch.cat([row[:, -new_tokens:] for row in expected]), steps)
-        drafter = NoDrafter() if config is None else None
+        drafter = DRAFTERS[name]() if config is None else None
         results = [model.generate(t, max_new_tokens=new_tokens, drafter=drafter) for t in texts]
         forwards = sum(result.forwards for result in results)
         same = sum(torch.equal(r.sequences, e) for r, e in zip(results, expected, strict=True))
@@ -89,15 +95,23 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--fit-steps", type=int, default=60)
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, default=Path("results/identity.json"))
     arguments = parser.parse_args()
     logging.set_verbosity_error()
 
     rows: list[dict[str, object]] = []
     refused: dict[str, str] = {}
-    for family in FAMILIES:
+    for family in arguments.families:
         try:
-            rows += measure(family, arguments.prompts, arguments.new_tokens, arguments.fit_steps)
+            rows += measure(
+                family,
+                arguments.prompts,
+                arguments.new_tokens,
+                arguments.fit_steps,
+                arguments.device,
+            )
         except BackboneError as error:
             refused[family] = str(error)
             print(f"{family:<14} refused: {error}", flush=True)
@@ -113,7 +127,11 @@ def main() -> None:
     if arguments.json:
         settings = {**vars(arguments), "refused": refused}
         write_result(
-            arguments.json, "identity", settings, rows, provenance(0, "cpu", torch.float32)
+            arguments.json,
+            "identity",
+            settings,
+            rows,
+            provenance(0, arguments.device, torch.float32),
         )
 
 

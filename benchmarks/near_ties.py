@@ -131,6 +131,7 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
     prompts = common.load_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
+    prompts = [prompt.to(model.backbone.device) for prompt in prompts]
     expected = [reference(model, prompt, count) for prompt in prompts]
     rows: list[Row] = []
     changes: list[Row] = []

@@ -35,7 +35,7 @@ def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
         num_attention_heads=arguments.size // 64, num_key_value_heads=arguments.size // 64,
         head_dim=64, tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
-    return LlamaForCausalLM(config)
+    return LlamaForCausalLM(config).to(arguments.device, common.DTYPES[arguments.dtype])
 
 
 def step(model: ft.MTPModel, tokens: torch.Tensor, cache: StateCache | None) -> Callable[[], None]:
@@ -43,13 +43,15 @@ def step(model: ft.MTPModel, tokens: torch.Tensor, cache: StateCache | None) -> 
     optimizer = make_optimizer(model, TrainConfig.parse({"recipe": recipe, "steps": 1}))
     model.train()
     index = torch.arange(len(tokens))
-    positions = torch.arange(tokens.shape[1]).expand_as(tokens)
+    positions = torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
 
     def run() -> None:
         optimizer.zero_grad()
         trunk = None if cache is None else cache.read(index, tokens, positions)
         model(tokens, positions, trunk=trunk).loss.backward()
         optimizer.step()
+        if tokens.is_cuda:
+            torch.cuda.synchronize()
 
     return run
 
@@ -63,8 +65,14 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=256)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", default="float32", choices=common.DTYPES)
     parser.add_argument("--out", type=Path, default=Path("results/training-cost.json"))
-    arguments = parser.parse_args()
+    measure(parser.parse_args())
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """All methods; writes the result."""
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
 
@@ -86,7 +94,8 @@ def main() -> None:
     for name, model in models.items():
         if name.startswith("frozen"):
             model.freeze_backbone()
-    tokens = torch.randint(arguments.vocab, (arguments.batch, arguments.length))
+    shape = arguments.batch, arguments.length
+    tokens = torch.randint(arguments.vocab, shape, device=arguments.device)
     directory = tempfile.TemporaryDirectory()
     cached = StateCache(
         Path(directory.name, "states"),
@@ -126,7 +135,7 @@ def main() -> None:
         ],
     )  # fmt: skip
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    origin = provenance(0, torch.device("cpu"), torch.float32)
+    origin = provenance(0, arguments.device, arguments.dtype)
     write_result(arguments.out, "training-cost", settings, rows, origin)
 
 

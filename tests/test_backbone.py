@@ -26,7 +26,9 @@ SERVED = [name for name in families.FAMILIES if name not in UNFIT]
 RECURRENT = {"qwen3_next", "qwen3_5_text", "mamba", "lfm2", "lfm2_conv"}
 """Families whose cache holds a state from which no token can be taken back."""
 LEARNED_POSITIONS = {"gpt2", "opt"}
-DOCUMENTS_LEAK = RECURRENT | {"falcon", "falcon_alibi", "opt", "gpt_oss"}
+DOCUMENTS_LEAK = RECURRENT | {"opt", "gpt_oss"}
+BY_RELEASE = {"falcon", "falcon_alibi"}
+"""Families whose documents leak in older releases of transformers (5.17) and not in newer ones."""
 
 
 @cache
@@ -265,7 +267,7 @@ def test_attaching_leaves_the_model_as_it_was(family: str, training: bool) -> No
     model.train(training)
     mtp = ft.attach(model, "sequential", depth=2)
     mtp.backbone(families.prompt(), layers=(0, 1))
-    assert mtp.backbone.isolates_documents == (family not in DOCUMENTS_LEAK)
+    assert isinstance(mtp.backbone.isolates_documents, bool)  # which is tried out
     after = tensors_of(model)
     assert after.keys() == tensors.keys()
     assert all(torch.equal(tensors[name], after[name]) for name in tensors)
@@ -285,17 +287,16 @@ def test_attaching_leaves_the_model_as_it_was(family: str, training: bool) -> No
 
 @pytest.mark.parametrize("family", SERVED)
 def test_isolation_of_documents_is_found_out(family: str) -> None:
-    assert view(family).isolates_documents == (family not in DOCUMENTS_LEAK)
-
-
-@pytest.mark.parametrize("family", [name for name in SERVED if name not in DOCUMENTS_LEAK])
-def test_what_is_isolated_equals_the_document_alone(family: str) -> None:
+    """Isolated are those of which every document's states are what they are alone."""
     backbone = view(family)
     tokens = families.prompt(1, 40, seed=8)
     positions = torch.cat([torch.arange(15), torch.arange(25)]).unsqueeze(0)
     packed = backbone(tokens, position_ids=positions).final
-    torch.testing.assert_close(packed[:, :15], backbone(tokens[:, :15]).final)
-    torch.testing.assert_close(packed[:, 15:], backbone(tokens[:, 15:]).final)
+    alone = torch.cat([backbone(tokens[:, :15]).final, backbone(tokens[:, 15:]).final], dim=1)
+    isolated = torch.allclose(packed, alone, rtol=1.3e-6, atol=1e-5)
+    assert backbone.isolates_documents == isolated
+    if family not in BY_RELEASE:
+        assert isolated == (family not in DOCUMENTS_LEAK)
 
 
 # -- fingerprints -------------------------------------------------------------------------------
