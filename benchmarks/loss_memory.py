@@ -34,15 +34,18 @@ RUNS = [
 ]  # fmt: skip
 
 
-def measure(method: str, length: int, n: int, vocab: int, size: int) -> dict[str, float]:
+def measure(
+    method: str, length: int, n: int, vocab: int, size: int, device: str = "cpu"
+) -> dict[str, float]:
     """One forward and backward; bytes by which the process grew, and seconds."""
     torch.manual_seed(0)
+    torch.set_default_device(device)
     output = nn.Linear(size, vocab, bias=False)
     heads = nn.ModuleList(ResidualLayer(size) for _ in range(n))
     hidden = torch.randn(length, size, requires_grad=True)
     labels = [torch.randint(vocab, (length,)) for _ in range(n)]
     parameters = [*output.parameters(), *heads.parameters()]
-    resident = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    resident = _resident(device)
     began = time.perf_counter()
     targets = [Target(each) for each in labels]
     if method == "in-order":
@@ -71,9 +74,24 @@ def measure(method: str, length: int, n: int, vocab: int, size: int) -> dict[str
         ]
         loss = torch.stack(losses).sum()
     loss.backward()  # type: ignore[no-untyped-call]
+    nll = loss.item() / n  # waits for the device
     seconds = time.perf_counter() - began
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"peak_memory_bytes": peak - resident, "seconds": seconds, "nll": loss.item() / n}
+    return {"peak_memory_bytes": _peak(device) - resident, "seconds": seconds, "nll": nll}
+
+
+def _resident(device: str) -> int:
+    """Bytes that this process, or torch on a GPU, holds now."""
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _peak(device: str) -> int:
+    """Bytes that it held at most."""
+    if device != "cpu":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main() -> None:
@@ -81,13 +99,15 @@ def main() -> None:
     parser.add_argument("--vocab", type=int, default=128_256)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a run for a child process
     parser.add_argument("--out", type=Path, default=Path("results/loss-memory.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     if arguments.only:
         method, length, n = json.loads(arguments.only)
-        print(json.dumps(measure(method, length, n, arguments.vocab, arguments.size)))
+        size, device = arguments.size, arguments.device
+        print(json.dumps(measure(method, length, n, arguments.vocab, size, device)))
         return
 
     rows = []
@@ -107,7 +127,7 @@ def main() -> None:
         ],
     )  # fmt: skip
     settings = {"vocab": arguments.vocab, "size": arguments.size, "threads": arguments.threads}
-    origin = provenance(0, torch.device("cpu"), torch.float32)
+    origin = provenance(0, arguments.device, torch.float32)
     write_result(arguments.out, "loss-memory", settings, rows, origin)
 
 

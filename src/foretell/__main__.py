@@ -1,5 +1,5 @@
 """`python -m foretell`."""
 
-from foretell.cli import main
+from foretell.cli import run
 
-main()
+run()

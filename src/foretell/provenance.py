@@ -69,6 +69,7 @@ _FIELDS: tuple[str, ...] = (
     "batch",  # rows decoded at once
     "temperature",  # 0: greedy
     "compiled",  # whether the decoding step was
+    "cuda_graphs",  # whether a compiled step was captured in one
     "drafter",  # heads, none, lookup, or the draft model's name
     "tree",  # the draft's shape, as typed; none for a chain
     "dtype",  # of the weights, where a result has several
@@ -122,6 +123,7 @@ _FIELDS: tuple[str, ...] = (
     "passed",  # tests
     "failed",
     "skipped",
+    "part",  # of a decoding step: prompt, draft, verify, accept, host
     "draws",  # sampled continuations
     "p_value",  # of a chi-square test of them
 )

@@ -1,12 +1,14 @@
 """The command line: parse, call, print. Everything it does can be done from Python."""
 
+import logging
 import os
 import sys
-from importlib import metadata
+import warnings
 from typing import Annotated, cast
 
 import typer
 
+from foretell import __version__
 from foretell.cli import (
     bench,
     demo,
@@ -35,7 +37,7 @@ app = typer.Typer(
 
 def _show_version(asked: bool) -> None:
     if asked:
-        print(f"foretell {metadata.version('foretell')}")
+        print(f"foretell {__version__}")
         raise typer.Exit
 
 
@@ -68,6 +70,17 @@ INTERRUPTED = 130
 
 # Typer brings its own copy of click or uses the real one, depending on its release.
 _UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+
+def run() -> None:
+    """The program `foretell`: `main`, without what libraries warn of, which is for developers.
+
+    Tests call `main`, so that a warning fails them. `python -W …` shows them here too.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+    main()
 
 
 def main() -> None:

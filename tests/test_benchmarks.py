@@ -1,0 +1,47 @@
+"""Benchmarks that only special machines run in full are run here in miniature."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from foretell.provenance import Result, read_result
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
+    """What `gpu.py --miniature` writes, by stage."""
+    out = tmp_path_factory.mktemp("gpu")
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--miniature", "--out", str(out)]
+    done = subprocess.run([*command, "--minutes", "60"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "Failed: none. Left out for want of time: none." in done.stdout
+    return {path.stem.removeprefix("gpu-"): read_result(path) for path in out.iterdir()}
+
+
+def test_every_stage_writes_its_result_with_provenance(results: dict[str, Result]) -> None:
+    assert sorted(results) == [
+        "compiled", "decode", "heads", "identity", "loss-memory", "near-ties", "step-time",
+        "training-cost",
+    ]  # fmt: skip
+    for result in results.values():
+        assert result.provenance["device"] == "cpu"
+        assert result.provenance["torch"]
+
+
+def test_greedy_outputs_are_those_of_transformers(results: dict[str, Result]) -> None:
+    for row in (*results["identity"].rows, *results["decode"].rows, *results["compiled"].rows):
+        if "identical" in row:
+            assert row["identical"] == row["prompts"], row
+
+
+def test_the_parts_of_a_step_add_up(results: dict[str, Result]) -> None:
+    rows = results["step-time"].rows
+    for method in ("plain", "prompt-lookup", "sequential"):
+        shares = {r["part"]: r["share"] for r in rows if r["method"] == method and "share" in r}
+        assert sum(map(float, shares.values())) == pytest.approx(1)
+        assert all(float(share) >= 0 for share in shares.values())
+        assert float(shares["verify"]) > 0
