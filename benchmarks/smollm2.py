@@ -66,6 +66,7 @@ def convert(gguf: Path, out: Path) -> None:
     if found != SHA256:
         sys.exit(f"{gguf}: its SHA-256 is {found}, not {SHA256}; fetch it again.")
     logging.set_verbosity_error()
+    logging.disable_progress_bar()
     given = {"gguf_file": gguf.name}
     read = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.bfloat16, **given)
     model = LlamaForCausalLM(LlamaConfig(**SHAPE, **SPECIAL)).to(torch.bfloat16)
