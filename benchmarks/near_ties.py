@@ -149,7 +149,7 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
     gaps = [gap for own in expected for gap in own.gaps]
     widest = max((row["gap"] for row in changes), default=None)
     usual = {
-        "rows_share_a_pass": takes_masks(model.backbone),
+        "rows_share_a_pass": bool(takes_masks(model.backbone)),
         "passes": len(gaps),
         "median_gap": statistics.median(gaps),
         "exact_ties": gaps.count(0.0),

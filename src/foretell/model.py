@@ -45,6 +45,7 @@ from foretell.decoding import (
     store_by_rows,
 )
 from foretell.decoding.cache import takes_masks
+from foretell.decoding.passes import capacity
 from foretell.decoding.sampling import WIDEST
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
 from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
@@ -379,11 +380,13 @@ class MTPModel(nn.Module):
             )
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
-        if getattr(drafter, "shape", None) is not None and not takes_masks(self.backbone):
-            raise BackboneError(
-                f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask that "
-                "tells branches apart; draft chains."
-            )
+        if getattr(drafter, "shape", None) is not None:
+            masked = takes_masks(self.backbone, capacity(batch, pass_width))
+            if not masked:
+                raise BackboneError(
+                    f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask "
+                    f"that tells branches apart ({masked.lacking}); draft chains."
+                )
         sampling, length = sampling or Sampling(), None
         if draft_length == "auto":
             length = self.auto_length(drafter, batch, sampling, pass_width, compiled)

@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from foretell.backbone import isolates_documents
 from foretell.data import (
     Document,
     PackedBlocks,
@@ -139,7 +140,7 @@ def pack(
         list(pieces),
         tokenizer,
         block_size,
-        one_document_per_block=not model.backbone.isolates_documents,
+        one_document_per_block=not isolates_documents(model.backbone, block_size),
     )
 
 
@@ -165,7 +166,7 @@ def load_corpus(
             held_out=config.held_out,
             seed=config.seed,
             streaming=config.streaming,
-            one_document_per_block=not model.backbone.isolates_documents,
+            one_document_per_block=not isolates_documents(model.backbone, config.block_size),
         )
 
 

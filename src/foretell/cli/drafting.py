@@ -191,7 +191,7 @@ def drafter(
     if shape is not None:
         if name in ("none", "lookup"):
             raise InputError(f"drafter {name} makes no trees; leave out --tree.")
-        if not takes_masks(model.backbone):
+        if not takes_masks(model.backbone, 0):  # longer texts are tried when there are some
             raise InputError(
                 f"{type(model.lm).__name__} cannot verify trees, only chains; leave out --tree."
             )

@@ -18,7 +18,7 @@ from foretell.decoding.cache import takes_masks
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import Drafter, NoDrafter
 from foretell.decoding.length import AutoLength
-from foretell.decoding.passes import Passes
+from foretell.decoding.passes import Passes, capacity
 from foretell.decoding.sampling import Sampler, Sampling
 
 
@@ -84,7 +84,7 @@ def decode(
     its minutes.
     """
     sampler = Sampler(sampling, batch.rows, backbone.device)
-    if batch.rows == 1 or takes_masks(backbone):
+    if batch.rows == 1 or takes_masks(backbone, capacity(batch, pass_width)):
         passes = Passes(backbone, batch, pass_width, compiled)
         yield from _decode(passes, batch, drafter, rule, sampler, length)
         return

@@ -24,6 +24,11 @@ DRAFT_SLOTS = 32
 more the past is copied."""
 
 
+def capacity(batch: Batch, width: int | None = None) -> int:
+    """Slots per row: for tokens, and for drafts behind them; `width` as in `Passes`."""
+    return batch.width + max(batch.room) + max(DRAFT_SLOTS, width or 0)
+
+
 @dataclass(frozen=True)
 class Verified:
     """A pass.
@@ -60,7 +65,7 @@ class Passes:
 
     Attributes:
         past: what the rows have read.
-        capacity: slots per row: for tokens, and for drafts behind them.
+        capacity: see `capacity`.
 
     Raises:
         BackboneError: the backbone cannot take a draft back, or has no passes of one shape.
@@ -69,7 +74,7 @@ class Passes:
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
         self.rows = batch.rows
-        self.capacity = batch.width + max(batch.room) + max(DRAFT_SLOTS, width or 0)
+        self.capacity = capacity(batch, width)
         fixed = width is not None
         self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
         if width is not None:

@@ -7,21 +7,34 @@ own ancestors and itself (tree attention: Miao et al. 2024, "SpecInfer", arXiv 2
 Shapes: P positions, M nodes per position, T row length, S cached tokens, D hidden, V vocabulary.
 """
 
-from typing import cast
+import copy
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import Cache
 
 from foretell.backbone import Backbone
-from foretell.decoding.cache import recurrent_layers
-from foretell.errors import BackboneError, InputError
+from foretell.backbone.masks import added_masks, sights
+from foretell.decoding.cache import new_layers, takes_masks
+from foretell.errors import BackboneError
 
 BUDGET = 1 << 25
 """Numbers that the branches of one chunk of positions may take up: 128 MiB in float32."""
 ARRAYS = 8
 """As large as a chunk's distributions are so many at once: logits, joint probabilities and such."""
+
+
+def require_branches(backbone: Backbone, length: int | None = None) -> None:
+    """Refuse a backbone that cannot follow many strings at once, in rows of up to `length` tokens.
+
+    Raises:
+        BackboneError: it does not obey a mask that tells them apart; the message says why.
+    """
+    if not (masked := takes_masks(backbone, length)):
+        raise BackboneError(
+            f"{type(backbone.model).__name__} cannot be marginalized: it takes no attention mask "
+            f"that tells strings apart ({masked.lacking})."
+        )
 
 
 class Row:
@@ -34,24 +47,17 @@ class Row:
 
     Attributes:
         final: (T, D), what the output head reads.
-        past: keys and values of every block.
+        past: what every block keeps of it.
 
     Raises:
-        InputError: the row with its continuations is longer than a sliding window.
-        BackboneError: the backbone's cache is no attention cache.
+        BackboneError: see `require_branches`.
     """
 
     def __init__(self, backbone: Backbone, tokens: Tensor, reserve: int) -> None:
-        if kinds := recurrent_layers(backbone):
-            raise BackboneError(
-                f"{type(backbone.model).__name__} cannot be marginalized: its cache has "
-                f"{', '.join(kinds)}, which cannot follow many strings at once."
-            )
-        _require_whole_window(backbone, tokens.shape[1] + reserve)
-        self.backbone, self.tokens, cache = backbone, tokens, DynamicCache()
-        self.final = backbone(tokens, cache=cache).final[0]
-        layers = cast(list[DynamicLayer], cache.layers)
-        self.past = [(cast(Tensor, layer.keys), cast(Tensor, layer.values)) for layer in layers]
+        require_branches(backbone, tokens.shape[1] + reserve)
+        self.backbone, self.tokens = backbone, tokens
+        self.past = Cache(layers=new_layers(backbone.config))
+        self.final = backbone(tokens, cache=self.past).final[0]
 
     def distribution(self, positions: Tensor) -> Tensor:
         """What follows each of `positions` (P,) in the row: (P, V)."""
@@ -59,10 +65,20 @@ class Row:
 
     def chunks(self, positions: Tensor, depth: int, width: int) -> list[Tensor]:
         """`positions` in parts whose branches fit into the budget: (P,) → (≤ P,) each."""
-        per_token = sum(part[0, :, 0].numel() for layer in self.past for part in layer)
+        length = self.tokens.shape[1]
+        kept = [part for layer in self.past.layers for part in vars(layer).values()]
+        per_token = sum(part.numel() for part in kept if isinstance(part, Tensor)) // length
         per_position = ARRAYS * width * self.backbone.vocab_size
-        per_position += (self.tokens.shape[1] + depth * width) * per_token
+        per_position += (length + depth * width) * per_token
         return list(positions.split(max(1, BUDGET // per_position)))
+
+    def prefix(self, length: int, rows: int) -> Cache:
+        """What the blocks keep of the first `length` tokens, in each of so many rows."""
+        layers = [copy.copy(layer) for layer in self.past.layers]
+        for layer in layers:
+            layer.crop(length - self.tokens.shape[1])
+            layer.batch_repeat_interleave(rows)
+        return Cache(layers=layers)
 
     def branches(self, positions: Tensor) -> "Branches":
         """A tree at each of `positions` (P,), with nothing but its root."""
@@ -75,14 +91,10 @@ class Branches:
     def __init__(self, row: Row, positions: Tensor) -> None:
         self.backbone, self.positions, self.depth = row.backbone, positions, 0
         length = int(positions.max()) + 1
-        self.cache = DynamicCache()
-        for number, layer in enumerate(row.past):
-            keys, values = (
-                part[:, :, :length].expand(len(positions), -1, -1, -1) for part in layer
-            )
-            self.cache.update(keys, values, number)
-        places = torch.arange(length, device=positions.device)
-        self.visible = (places <= positions.unsqueeze(1)).unsqueeze(1)  # (P, M, S), root first
+        self.cache = row.prefix(length, len(positions))
+        self.places = torch.arange(length, device=positions.device).expand(len(positions), -1)
+        # (P, M, S), root first
+        self.visible = (self.places <= positions.unsqueeze(1)).unsqueeze(1)
 
     def extend(self, tokens: Tensor, parents: Tensor) -> Tensor:
         """Add a depth.
@@ -95,7 +107,7 @@ class Branches:
             (P, M, V), what follows each of them.
 
         Raises:
-            BackboneError: the backbone takes no mask of its own, or its logits are not finite.
+            BackboneError: the backbone's logits are not finite.
         """
         self.depth += 1
         count = tokens.shape[1]
@@ -103,18 +115,21 @@ class Branches:
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
         itself = itself.expand(len(tokens), -1, -1)
         self.visible = torch.cat([self.visible.gather(1, seen), itself], dim=-1)
-        try:
-            output = self.backbone(
-                tokens,
-                attention_mask=_as_mask(self.visible, self.backbone),
-                position_ids=(self.positions + self.depth).unsqueeze(1).expand(-1, count),
-                cache=self.cache,
-            )
-        except ValueError:  # Falcon builds its ALiBi from a mask of ones and zeros
-            raise BackboneError(
-                f"{type(self.backbone.model).__name__} cannot be marginalized: "
-                "it takes no attention mask of one row per token."
-            ) from None
+        places = (self.positions + self.depth).unsqueeze(1)
+        self.places = torch.cat([self.places, places.expand(-1, count)], dim=1)
+        mask = added_masks(
+            sights(self.backbone.config),
+            self.visible,
+            self.places[:, -count:],
+            self.places.unsqueeze(1),
+            self.backbone.dtype,
+        )
+        output = self.backbone(
+            tokens,
+            attention_mask=mask,
+            position_ids=self.places[:, -count:],
+            cache=self.cache,
+        )
         return distribution(self.backbone, output.final)
 
 
@@ -146,19 +161,3 @@ def greedy_chains(row: Row, positions: Tensor, first: Tensor, depth: int) -> Ten
             tokens.append(branches.extend(tokens[-1], root).argmax(-1))
         chains.append(torch.cat(tokens, dim=1))
     return torch.cat(chains)
-
-
-def _as_mask(visible: Tensor, backbone: Backbone) -> Tensor:
-    """(P, M, S) → (P, 1, M, S) additive, which every attention implementation understands."""
-    mask = torch.zeros(visible.shape, dtype=backbone.dtype, device=visible.device)
-    return mask.masked_fill(~visible, torch.finfo(backbone.dtype).min).unsqueeze(1)
-
-
-def _require_whole_window(backbone: Backbone, length: int) -> None:
-    """A mask given whole knows no sliding window: rows must fit into it."""
-    window = getattr(backbone.config, "sliding_window", None)
-    if window is not None and length > window:
-        raise InputError(
-            f"rows of {length} tokens are longer than the model's sliding window of {window}; "
-            "use shorter blocks."
-        )

@@ -80,9 +80,9 @@ def marginalize(
             that are deeper.
 
     Raises:
-        InputError: `depth` or `width` out of range, or the row longer than a sliding window.
-        BackboneError: the backbone's cache is no attention cache, it takes no mask of its own, or
-            its logits are not finite.
+        InputError: `depth` or `width` out of range.
+        BackboneError: the backbone takes no mask of ours (`require_branches`), or its logits are
+            not finite.
     """
     yield from marginalize_row(Row(backbone, tokens, max(0, depth)), positions, depth, width)
 

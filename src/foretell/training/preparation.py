@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from foretell.backbone import isolates_documents
 from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.errors import BackboneError, InputError
 from foretell.loading import cast_parameters
@@ -18,7 +19,7 @@ def check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None
     """
     if isinstance(blocks, PackedBlocks):
         blocks.require_vocabulary(model.backbone.vocab_size)
-    if not (blocks.one_document_per_block or model.backbone.isolates_documents):
+    if not (blocks.one_document_per_block or isolates_documents(model.backbone, blocks.block_size)):
         raise BackboneError(
             f"{type(model.lm).__name__} lets packed documents attend to each other; "
             "make the blocks with one_document_per_block=True."

@@ -4,6 +4,7 @@ from foretell.decoding.cache.past import Past, new_past
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
     RestoringPast,
+    new_layers,
     recurrent_layers,
     require_rollback,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "Past",
     "RestoringPast",
     "SlottedPast",
+    "new_layers",
     "new_past",
     "recurrent_layers",
     "require_rollback",

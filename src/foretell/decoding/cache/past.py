@@ -71,16 +71,17 @@ def new_past(
     Raises:
         BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
     """
-    if takes_masks(backbone):
+    if masked := takes_masks(backbone, capacity):
         return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
     if rows > 1:
         raise BackboneError(
             f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
-            "lengths apart; decode its rows one by one."
+            f"lengths apart ({masked.lacking}); decode its rows one by one."
         )
     if fixed or compiled:
         raise BackboneError(
             f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
-            "or of one width: it takes no attention mask that lets them see pasts of any length."
+            "or of one width: it takes no attention mask that lets them see pasts of any length "
+            f"({masked.lacking})."
         )
     return RestoringPast(backbone)

@@ -8,15 +8,19 @@ Shapes: B rows, W nodes of a pass.
 
 from collections.abc import Sequence
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache
-from transformers.cache_utils import DynamicLayer, LinearAttentionCacheLayerMixin
+from transformers.cache_utils import (
+    CacheLayerMixin,
+    DynamicLayer,
+    DynamicSlidingWindowLayer,
+    LinearAttentionCacheLayerMixin,
+)
 
-from foretell.backbone import Backbone
-from foretell.backbone.discovery import evaluating
+from foretell.backbone import Backbone, ability
+from foretell.backbone.discovery import near
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
 
@@ -32,28 +36,31 @@ class RestoringPast:
     to where it was before the first pass since `keep`, and what stands is read again with the next;
     whoever enters passes sees to it that this does not become ever more (`READ_AGAIN`).
 
+    Args:
+        backbone: that reads one row.
+        tried: whether `takes_back` holds; it is asked where this is not its own trial.
+
     Raises:
-        BackboneError: a layer's state cannot be taken back, by name.
+        BackboneError: tokens cannot be taken back, with the reason.
     """
 
     cache: Cache
     compiled = False
 
-    def __init__(self, backbone: Backbone) -> None:
-        require_rollback(backbone)
+    def __init__(self, backbone: Backbone, *, tried: bool = True) -> None:
+        if tried:
+            require_rollback(backbone)
         self.config, self.device = backbone.config, backbone.device
         self.recurrent = bool(recurrent_layers(backbone))
         self.read, self.started, self.entered, self.assumed = [0], 0, 0, False
-        self.cache = DynamicCache(config=self.config) if self.recurrent else DynamicCache()
+        self.cache = Cache(layers=new_layers(self.config))
         self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
         self.others: list[Cache] = []
 
     def beside(self) -> Cache:
-        cache: Cache = DynamicCache()
-        if self.recurrent:  # a block like the last one keeps what the last one keeps
-            (last,) = DynamicCache(config=self.config).layers[-1:]
-            attends = isinstance(last, DynamicLayer)
-            cache = Cache(layers=[last]) if attends else RecurrentCache(self, last)
+        last = new_layers(self.config)[-1]  # a block like the last one keeps what it keeps
+        attends = isinstance(last, CacheLayerMixin)
+        cache = Cache(layers=[last]) if attends else LengthlessCache(self, last)
         self.others.append(cache)
         return cache
 
@@ -91,8 +98,8 @@ class RestoringPast:
         """It holds one row."""
 
 
-class RecurrentCache(Cache):
-    """Of one recurrent block. A decoder asks its cache for lengths, which such a layer has not."""
+class LengthlessCache(Cache):
+    """Of one block without keys and values. A decoder asks for lengths, which it has not."""
 
     def __init__(self, past: RestoringPast, layer: Any) -> None:
         super().__init__(layers=[layer])
@@ -106,6 +113,15 @@ class RecurrentCache(Cache):
 
     def get_mask_sizes(self, query_length: int, layer_idx: int) -> tuple[int, int]:
         return self.past.read[0] + query_length, 0
+
+
+def new_layers(config: Any) -> list[Any]:
+    """An empty cache's layers, of the kinds that the model wants.
+
+    Sliding layers are whole: what a window has dropped could not be brought back.
+    """
+    layers = DynamicCache(config=config).layers
+    return [DynamicLayer() if type(one) is DynamicSlidingWindowLayer else one for one in layers]
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
@@ -133,46 +149,34 @@ def recurrent_layers(backbone: Backbone) -> list[str]:
 
 
 def require_rollback(backbone: Backbone) -> None:
-    """Refuse a backbone that keeps a state from which tokens cannot be taken back, by name."""
-    if (kinds := recurrent_layers(backbone)) and not _restores(backbone):
+    """Refuse a backbone from whose cache tokens cannot be taken back, with the reason.
+
+    Raises:
+        BackboneError: it cannot be decoded in drafts.
+    """
+    if not (found := takes_back(backbone)):
+        kinds = ", ".join(recurrent_layers(backbone)) or "keys and values"
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in drafts: its cache has "
-            f"{', '.join(kinds)}, whose state cannot be restored when a draft is rejected; "
+            f"{type(backbone.model).__name__} cannot be decoded in drafts: its cache has {kinds}, "
+            f"which cannot be restored when a draft is rejected ({found.lacking}); "
             "use transformers' generate."
         )
 
 
-_restoring: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
-
-
-def _restores(backbone: Backbone) -> bool:
-    """Whether the cache brings recurrent states back: tried out on a rejected draft."""
-    if backbone.model not in _restoring:
-        _restoring[backbone.model] = _try_restoring(backbone)
-    return _restoring[backbone.model]
-
-
-@torch.inference_mode()
-def _try_restoring(backbone: Backbone) -> bool:
+@ability
+def takes_back(backbone: Backbone) -> str | None:
+    """Whether tokens can be taken back from the cache: drafts are rejected behind a prompt."""
     tokens = torch.arange(12, device=backbone.device).remainder(backbone.vocab_size).unsqueeze(0)
-    _restoring[backbone.model] = True  # or `RestoringPast` would refuse to be tried
-    try:
-        with evaluating(backbone.model):
-            past = RestoringPast(backbone)
-            for length, drafted, accepted in ((5, 0, 0), (6, 3, 1), (8, 2, 2), (11, 1, 1)):
-                draft = tokens[:, length : length + drafted].clone()
-                draft[:, accepted:] = tokens[:, :1]  # wrong
-                window = torch.cat([tokens[:, past.read[0] : length], draft], dim=1)
-                first = window.shape[1] - drafted - 1
-                given = past.enter(window.shape[1], Draft(draft))
-                found = backbone(window, **given).final[:, first + accepted]
-                past.keep([length + accepted])
-                alone = backbone(tokens[:, : length + accepted]).final[:, -1]
-                # A state with rejected tokens in it is far off. Rounding is not, but more than sums
-                # in another order: whole prompts and single tokens run through different formulas.
-                tolerance = torch.finfo(alone.dtype).eps ** 0.5
-                if not (found - alone).norm() <= tolerance * alone.norm():
-                    return False
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
-        return False
-    return True
+    past = RestoringPast(backbone, tried=False)
+    for length, drafted, accepted in ((5, 0, 0), (6, 3, 1), (8, 2, 2), (11, 1, 1)):
+        draft = tokens[:, length : length + drafted].clone()
+        draft[:, accepted:] = tokens[:, :1]  # wrong
+        window = torch.cat([tokens[:, past.read[0] : length], draft], dim=1)
+        first = window.shape[1] - drafted - 1
+        given = past.enter(window.shape[1], Draft(draft))
+        found = backbone(window, **given).final[:, first + accepted]
+        past.keep([length + accepted])
+        alone = backbone(tokens[:, : length + accepted]).final[:, -1]
+        if not near(found, alone):  # a state with rejected tokens in it is far off
+            return "what it says behind a rejected draft differs"
+    return None

@@ -10,8 +10,7 @@ Shapes: B rows, W nodes of a pass, S slots, D hidden.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
-from weakref import WeakKeyDictionary
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -19,13 +18,17 @@ from torch.nn.functional import pad
 from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
-from foretell.backbone import Backbone
-from foretell.backbone.discovery import evaluating, same
+from foretell.backbone import Ability, Backbone, ability
+from foretell.backbone.discovery import near, same
+from foretell.backbone.masks import added_masks, last_threshold, sights
 from foretell.decoding.cache.restoring import recurrent_layers
 from foretell.decoding.compiling import varying
 from foretell.decoding.draft import Draft
 from foretell.decoding.transfer import to_device
+from foretell.errors import BackboneError
 
+MASKED = ("eager", "sdpa")
+"""transformers' implementations of attention that take a mask of any form."""
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this for passes of one width, which look at all of them: so
 few shapes occur. Where more are needed than were set aside, so many are added."""
@@ -88,7 +91,7 @@ class SlottedPast:
         self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
         capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
-        self.dtype, self.windows = backbone.dtype, _windows(backbone)
+        self.dtype, self.sights = backbone.dtype, sights(backbone.config)
         self.context = backbone.max_length or capacity
         self.read = [0] * rows
         self.layers: list[SlottedLayer] = []
@@ -199,80 +202,85 @@ class SlottedPast:
             ).unsqueeze(1)
             visible = branch | (node < 0).unsqueeze(1)
             places = torch.where(node < 0, slots, positions.gather(1, index)).unsqueeze(1)
-        masks = {}
-        for kind, window in self.windows.items():
-            near = visible
-            if window is not None:
-                near = visible & (positions.unsqueeze(-1) - places < window)
-            mask = torch.zeros(near.shape, dtype=self.dtype, device=self.device)
-            mask = mask.masked_fill_(~near, torch.finfo(self.dtype).min).unsqueeze(1)
-            masks[kind] = varying(mask, 3) if self.staged else mask
-        return masks if len(masks) > 1 else next(iter(masks.values()))
+        return added_masks(self.sights, visible, positions, places, self.dtype, self._as_compiled)
+
+    def _as_compiled(self, mask: Tensor) -> Tensor:
+        return varying(mask, 3) if self.staged else mask
 
 
 class SlottedLayer(CacheLayerMixin):
-    """Keys and values of one block. `Cache` asks it as it asks its own layers."""
+    """Keys and values of one block. `Cache` asks it as it asks its own layers.
+
+    Attributes:
+        keys, values: (B, H, S, D), by heads H.
+        indexer_keys: (B, 1, S, D), by which a sparse attention picks what it sees.
+    """
 
     is_sliding = False
-    keys: Tensor
-    values: Tensor
+    keys: Tensor | None
+    values: Tensor | None
 
     def __init__(self, slots: Slots) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.slots = slots
+        self.indexer_keys: Tensor | None = None
+
+    @property
+    def stored(self) -> dict[str, Tensor]:
+        """By name, what there is."""
+        parts = {"keys": self.keys, "values": self.values, "indexer_keys": self.indexer_keys}
+        return {name: tensor for name, tensor in parts.items() if tensor is not None}
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        def empty(states: Tensor) -> Tensor:
-            rows, heads, _, size = states.shape
-            return states.new_zeros(rows, heads, self.slots.capacity, size)
-
-        self._store(empty(key_states), empty(value_states))
-        self.is_initialized = True
-
-    def _store(self, keys: Tensor, values: Tensor) -> None:
-        """Go on with other tensors; any number of rows, and of slots."""
-        self.keys, self.values = varying(keys, 0, 2), varying(values, 0, 2)
+        """Each is made when something is put into it."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        where, seen = self.slots.where, self.slots.seen
-        found = []
-        for stored, new in ((self.keys, key_states), (self.values, value_states)):
-            if isinstance(where, slice):
-                stored[:, :, where] = new
-            else:
-                rows, places = where
-                stored[rows, :, places] = new.transpose(1, 2)
-            found.append(stored[:, :, :seen])
-        return found[0], found[1]
+        return self._put("keys", key_states), self._put("values", value_states)
+
+    def update_indexer(self, indexer_key_states: Tensor) -> Tensor:
+        return self._put("indexer_keys", indexer_key_states.unsqueeze(1)).squeeze(1)
+
+    def _put(self, name: str, new: Tensor) -> Tensor:
+        """Write a pass's (B, H, W, D) to its slots; what it can see then, (B, H, S', D)."""
+        if getattr(self, name) is None:
+            (batch, heads, _, size), slots = new.shape, self.slots.capacity
+            self._store(name, new.new_zeros(batch, heads, slots, size))
+            self.is_initialized = True
+        stored, where = getattr(self, name), self.slots.where
+        if isinstance(where, slice):
+            stored[:, :, where] = new
+        else:
+            rows, places = where
+            stored[rows, :, places] = new.transpose(1, 2)
+        return cast(Tensor, stored[:, :, : self.slots.seen])
+
+    def _store(self, name: str, tensor: Tensor) -> None:
+        """Go on with another tensor; any number of rows, and of slots."""
+        setattr(self, name, varying(tensor, 0, 2))
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""
-        if self.is_initialized:
-            missing = (0, 0, 0, capacity - self.keys.shape[2])
-            self._store(pad(self.keys, missing), pad(self.values, missing))
+        for name, stored in self.stored.items():
+            self._store(name, pad(stored, (0, 0, 0, capacity - stored.shape[2])))
 
     def select(self, places: Sequence[int]) -> None:
         """Keep some rows alone; one that is not where it was comes from behind those that stay.
 
         Behind what the last pass saw no row has anything that stands or is still to be moved.
         """
-        if self.is_initialized:
-            seen = self.slots.seen
+        seen = self.slots.seen
+        for name, stored in self.stored.items():
             for place, before in enumerate(places):
                 if place != before:
-                    for stored in (self.keys, self.values):
-                        stored[place, :, :seen] = stored[before, :, :seen]
-            self._store(self.keys[: len(places)], self.values[: len(places)])
+                    stored[place, :, :seen] = stored[before, :, :seen]
+            self._store(name, stored[: len(places)])
 
     def move(self, rows: Tensor, source: Tensor, target: Tensor) -> None:
         """Copy slots `source` (B, W) of each of `rows` (B, 1) to its slots `target` (B, W)."""
-        if self.is_initialized:
-            for stored in (self.keys, self.values):
-                stored[rows, :, target] = stored[rows, :, source]
+        for stored in self.stored.values():
+            stored[rows, :, target] = stored[rows, :, source]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.slots.seen, 0
@@ -284,55 +292,44 @@ class SlottedLayer(CacheLayerMixin):
         return self.slots.capacity
 
 
-def _windows(backbone: Backbone) -> dict[str, int | None]:
-    """The kinds of attention layers, and how far back each of them sees."""
-    config = backbone.config
-    window = getattr(config, "sliding_window", None)
-    kinds = sorted(set(getattr(config, "layer_types", None) or ()))
-    if len(kinds) > 1:
-        return {kind: window if kind == "sliding_attention" else None for kind in kinds}
-    return {"all": None if kinds == ["full_attention"] else window}
-
-
-_takes_masks: "WeakKeyDictionary[Any, bool]" = WeakKeyDictionary()
-
-
-def takes_masks(backbone: Backbone) -> bool:
-    """Whether rows of a batch, and branches of a tree, can be told apart by a mask of ours.
-
-    Tried out, not looked up: two rows of different lengths, then a tree of two branches, must give
-    what each way gives by itself.
+@ability
+def _obeys_masks(backbone: Backbone, length: int) -> str | None:
+    """Two rows on either side of `length`, and a tree of two branches behind each, must give what
+    each way through them gives by itself.
     """
-    if backbone.model not in _takes_masks:
-        _takes_masks[backbone.model] = _try_masks(backbone)
-    return _takes_masks[backbone.model]
-
-
-@torch.inference_mode()
-def _try_masks(backbone: Backbone) -> bool:
-    config = backbone.config
-    if recurrent_layers(backbone) or config._attn_implementation not in ("eager", "sdpa"):
-        return False
-    # Not tried out: windows and chunks are longer than what is tried.
-    kinds = getattr(config, "layer_types", None) or getattr(config, "attention_layers", None)
-    if not {"full_attention", "sliding_attention", "global"}.issuperset(kinds or ()):
-        return False
-    tokens = torch.arange(2 * 8, device=backbone.device).remainder(backbone.vocab_size).view(2, 8)
-    past = SlottedPast(backbone, 2, 16)
+    if kinds := recurrent_layers(backbone):
+        return f"it keeps {' and '.join(kinds)}, which no mask reaches"
+    if (used := backbone.config._attn_implementation) not in MASKED:
+        return f"its attention {used!r} takes none; use {' or '.join(MASKED)}"
+    first, second = length + 5, abs(length - 3)
+    tokens = torch.arange(2 * (first + 3), device=backbone.device)
+    tokens = tokens.remainder(backbone.vocab_size).view(2, -1)
+    past = SlottedPast(backbone, 2, first + 4)
     parents = to_device([[0, 0, 2], [0, 1, 0]], backbone.device)
     ways = [[[0, 1], [0, 2, 3]], [[0, 1, 2], [0, 3]]]  # nodes from the first to a leaf
     draft = Draft(tokens[:, 1:4], parents)
-    try:
-        with evaluating(backbone.model):
-            backbone(tokens[:, :5], **past.enter(5))
-            past.keep([5, 3])
-            found = backbone(tokens[:, :4], **past.enter(4, draft)).final
-            for row, leaves in enumerate(ways):
-                for way in leaves:
-                    whole = torch.cat([tokens[row, : past.read[row]], tokens[row, way]])
-                    alone = backbone(whole.unsqueeze(0)).final
-                    if not same(found[row, way[-1]], alone[0, -1]):
-                        return False
-    except (ValueError, TypeError, RuntimeError, IndexError, KeyError, AttributeError):
-        return False
-    return True
+    backbone(tokens[:, :first], **past.enter(first))
+    past.keep([first, second])
+    found = backbone(tokens[:, :4], **past.enter(4, draft)).final
+    if not bool(torch.isfinite(found).all()):
+        raise BackboneError("the model's states are not finite; check its weights and type.")
+    agree = same if torch.finfo(found.dtype).bits < 32 else near  # the stricter where it is needed
+    for row, leaves in enumerate(ways):
+        for way in leaves:
+            whole = torch.cat([tokens[row, : past.read[row]], tokens[row, way]])
+            alone = backbone(whole.unsqueeze(0)).final
+            if not agree(found[row, way[-1]], alone[0, -1]):
+                seen = f" behind {length} tokens" if length else ""
+                return f"its attention does not obey it{seen}"
+    return None
+
+
+def takes_masks(backbone: Backbone, length: int | None = None) -> Ability:
+    """Whether rows of a batch, and branches of a tree, can be told apart by a mask of ours.
+
+    Tried out, not looked up, on rows that are longer than what changes attention: its windows and
+    chunks. What lies beyond `length` tokens, by default the model's context, does not matter.
+    """
+    short = _obeys_masks(backbone, 0)
+    threshold = last_threshold(backbone.config, length)
+    return _obeys_masks(backbone, threshold) if short and threshold else short

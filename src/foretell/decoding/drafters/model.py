@@ -60,7 +60,7 @@ class ModelDrafter:
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
-        compiled = past.compiled and takes_masks(self.model)
+        compiled = past.compiled and bool(takes_masks(self.model, capacity))
         self.past = new_past(self.model, rows, capacity, compiled=compiled)
         self.read = [0] * rows
         # Of the class: a method bound to `self` would keep it, and its past, in a cycle.
