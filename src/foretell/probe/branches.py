@@ -8,6 +8,7 @@ Shapes: P positions, M nodes per position, T row length, S cached tokens, D hidd
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -74,7 +75,7 @@ class Row:
 
     def prefix(self, length: int, rows: int) -> Cache:
         """What the blocks keep of the first `length` tokens, in each of so many rows."""
-        layers = [copy.copy(layer) for layer in self.past.layers]
+        layers: list[Any] = [copy.copy(layer) for layer in self.past.layers]
         for layer in layers:
             layer.crop(length - self.tokens.shape[1])
             layer.batch_repeat_interleave(rows)

@@ -72,12 +72,13 @@ class RestoringPast:
         ]
         for layer in layers:
             if isinstance(layer, DynamicLayer):
-                layer.crop(min(0, self.read[0] - layer.get_seq_length()))
+                # One with a state beside its keys refuses; its state is put back.
+                crop = DynamicLayer.crop if _recurs(layer) else type(layer).crop
+                crop(layer, min(0, self.read[0] - layer.get_seq_length()))
         self.entered = self.read[0] + width
         if not self.assumed:
             self.started = self.read[0]
-            recurrent = [x for x in layers if isinstance(x, LinearAttentionCacheLayerMixin)]
-            self.states = [(layer, _copied(layer.__dict__)) for layer in recurrent]
+            self.states = [(layer, _copied(layer.__dict__)) for layer in layers if _recurs(layer)]
         return {"cache": self.cache}
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
@@ -122,6 +123,10 @@ def new_layers(config: Any) -> list[Any]:
     """
     layers = DynamicCache(config=config).layers
     return [DynamicLayer() if type(one) is DynamicSlidingWindowLayer else one for one in layers]
+
+
+def _recurs(layer: Any) -> bool:
+    return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
