@@ -51,6 +51,9 @@ HYBRID = ["linear_attention", "linear_attention", "linear_attention", "full_atte
 
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {}
 
+OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {}
+"""With something odd about them, for the tests that name them."""
+
 Make = Callable[[], PreTrainedConfig]
 
 
@@ -67,6 +70,14 @@ def _config(cls: str, *parts: dict[str, Any], **kwargs: Any) -> PreTrainedConfig
 def _family(name: str) -> Callable[[Make], Make]:
     def register(make: Make) -> Make:
         FAMILIES[name] = make
+        return make
+
+    return register
+
+
+def _other(name: str) -> Callable[[Make], Make]:
+    def register(make: Make) -> Make:
+        OTHERS[name] = make
         return make
 
     return register
@@ -381,6 +392,113 @@ def _lfm2_conv() -> PreTrainedConfig:
     return config
 
 
+@_other("gpt_neo")
+def _gpt_neo() -> PreTrainedConfig:
+    """Its blocks keep their place in the list as `layer_id`."""
+    return _config(
+        "GPTNeoConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        intermediate_size=96,
+        max_position_embeddings=POSITIONS,
+        attention_types=[[["global", "local"], LAYERS // 2]],
+        window_size=WINDOW,
+        initializer_range=STD,
+    )
+
+
+@_other("mpt")
+def _mpt() -> PreTrainedConfig:
+    """Its ALiBi goes by slots."""
+    return _config(
+        "MptConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        d_model=HIDDEN,
+        n_layers=LAYERS,
+        n_heads=HEADS,
+        max_seq_len=POSITIONS,
+        initializer_range=STD,
+    )
+
+
+def _llama4(**kwargs: Any) -> PreTrainedConfig:
+    return _config(
+        "Llama4TextConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        intermediate_size_mlp=96,
+        num_local_experts=2,
+        attention_chunk_size=WINDOW,
+        no_rope_layers=[1, 0] * (LAYERS // 2),
+        layer_types=["chunked_attention", "full_attention"] * (LAYERS // 2),
+        **kwargs,
+    )
+
+
+@_other("llama4_text")
+def _llama4_text() -> PreTrainedConfig:
+    """Some of its layers see no further than their chunk."""
+    return _llama4()
+
+
+@_other("llama4_tempered")
+def _llama4_tempered() -> PreTrainedConfig:
+    """And others change their temperature with the slot, from 20 tokens on."""
+    return _llama4(floor_scale=20)
+
+
+@_other("glm_moe_dsa")
+def _glm_moe_dsa() -> PreTrainedConfig:
+    """Its cache has keys of another kind, by which its attention picks what it sees."""
+    return _config(
+        "GlmMoeDsaConfig",
+        DENSE,
+        num_key_value_heads=HEADS,
+        moe_intermediate_size=32,
+        first_k_dense_replace=1,
+        n_routed_experts=4,
+        n_shared_experts=1,
+        num_experts_per_tok=2,
+        n_group=1,
+        topk_group=1,
+        q_lora_rank=24,
+        kv_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=16,
+        v_head_dim=16,
+        index_n_heads=2,
+        index_head_dim=16,
+        index_topk=64,
+    )
+
+
+@_other("lfm3")
+def _lfm3() -> PreTrainedConfig:
+    """A recurrent state beside sliding windows."""
+    kinds = ["conv", "full_attention", "sliding_attention", "conv"]
+    return _config("Lfm3Config", DENSE, head_dim=HEAD_DIM, sliding_window=WINDOW, layer_types=kinds)
+
+
+@_other("falcon_h1")
+def _falcon_h1() -> PreTrainedConfig:
+    """Keys and values and a recurrent state in one and the same layer."""
+    return _config(
+        "FalconH1Config",
+        DENSE,
+        head_dim=HEAD_DIM,
+        mamba_d_ssm=2 * HIDDEN,
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_n_groups=1,
+        mamba_d_state=8,
+        mamba_chunk_size=16,
+    )
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Move norms and biases off their initial values; stop a tied head from echoing its input."""
     with torch.no_grad():
@@ -411,7 +529,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_config(FAMILIES[name](), dtype=torch.float32)
+        model = from_config({**FAMILIES, **OTHERS}[name](), dtype=torch.float32)
         assert isinstance(model, PreTrainedModel)
         generation: Any = model.generation_config
         generation.update(**NO_TOKENS)  # glm4's config class fills in an eos of its own

@@ -20,9 +20,6 @@ from tokenizers import Tokenizer, decoders, models, normalizers
 from torch import Tensor
 from torch.nn.functional import pad
 from transformers import (
-    AutoModelForCausalLM,
-    GPTNeoConfig,
-    Llama4TextConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -551,31 +548,20 @@ def test_a_stop_string_that_begins_with_a_space_is_seen() -> None:
     assert stop([], [1, 2]) is None
 
 
-SMALL = {"vocab_size": 101, "hidden_size": 64, "max_position_embeddings": 256}
-OTHER_WINDOWS = {
-    "local, by slots": GPTNeoConfig(
-        **SMALL, **families.NO_TOKENS, num_layers=2, num_heads=4, window_size=12,
-        attention_types=[[["global", "local"], 1]],
-    ),
-    "chunks": Llama4TextConfig(
-        **SMALL, **families.NO_TOKENS, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, intermediate_size=64, intermediate_size_mlp=64,
-        num_local_experts=2, attention_chunk_size=16, no_rope_layers=[1, 0],
-        layer_types=["chunked_attention", "full_attention"],
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", OTHER_WINDOWS)
-def test_windows_that_our_masks_do_not_know_are_left_to_the_model(kind: str) -> None:
-    """They are longer than what is tried out, so that no trial would show them."""
-    torch.manual_seed(0)
-    lm = AutoModelForCausalLM.from_config(OTHER_WINDOWS[kind]).float().eval()
-    with torch.no_grad():
-        for parameter in lm.parameters():
-            parameter.add_(0.1 * torch.randn_like(parameter))
+@pytest.mark.parametrize(
+    ("family", "masked", "behind"),
+    [
+        ("gpt_neo", False, f" behind {families.WINDOW} tokens"),  # its local window goes by slots
+        ("llama4_text", True, None),
+        ("llama4_tempered", False, " behind 20 tokens"),  # so does its temperature
+    ],
+)
+def test_windows_are_tried_behind_their_end(family: str, masked: bool, behind: str | None) -> None:
+    lm = families.build(family)
     model, lengths = ft.attach(lm, "residual", depth=2), [5, 29, 16]
-    assert not takes_masks(model.backbone)
+    assert takes_masks(model.backbone, 12)
+    assert bool(takes_masks(model.backbone)) == masked
+    assert masked or takes_masks(model.backbone).lacking.endswith(f"does not obey it{behind}")
     expected = []
     for length in lengths:
         row = torch.tensor([prompt(length)])

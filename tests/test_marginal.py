@@ -24,14 +24,15 @@ MASKED = ["llama", "mistral", "gemma2", "gpt2", "opt", "deepseek_v3", "cohere", 
 @cache
 def toy(family: str) -> PreTrainedModel:
     """A model of `family` with a vocabulary that can be enumerated."""
-    make = families.FAMILIES[family]
+    known = families.OTHERS if family in families.OTHERS else families.FAMILIES
+    make = known[family]
 
     def small():
         config = make()
         config.vocab_size = VOCAB
         return config
 
-    with mock.patch.dict(families.FAMILIES, {family: small}):
+    with mock.patch.dict(known, {family: small}):
         return families.build(family)
 
 
@@ -256,11 +257,13 @@ def test_a_position_sees_nothing_that_comes_after_it() -> None:
             torch.testing.assert_close(one.probabilities, other.probabilities)
 
 
-def test_the_row_may_fill_the_sliding_window() -> None:
-    model, tokens = toy("mistral"), row(families.WINDOW - 1)
-    last = families.WINDOW - 2
-    found = run(model, tokens, (last,), 1, VOCAB)[1]
-    assert differ(found, [brute_force(model, tokens[0], 1)[0]]) < 1e-5
+@pytest.mark.parametrize("length", [families.WINDOW - 1, families.WINDOW + 9])
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "llama4_text"])
+def test_windows_and_chunks_mean_what_they_mean_in_separate_passes(family, length: int) -> None:
+    model, tokens = toy(family), row(length)
+    where = (2, families.WINDOW - 2, length - 1)
+    found = run(model, tokens, where, 1, VOCAB)[1]
+    assert differ(found, [brute_force(model, tokens[0, : t + 1], 1)[0] for t in where]) < 1e-5
 
 
 # -- refusals -----------------------------------------------------------------------------------
@@ -272,21 +275,21 @@ def test_depth_and_width_must_make_sense(depth: int, width: int) -> None:
         run(toy("llama"), row(), POSITIONS, depth, width)
 
 
-@pytest.mark.parametrize("family", ["mistral", "gemma2"])
-def test_a_row_longer_than_the_sliding_window_is_refused(family: str) -> None:
-    with pytest.raises(InputError, match=f"sliding window of {families.WINDOW}; use shorter"):
-        run(toy(family), row(families.WINDOW), (0,), 1, 2)
-
-
-@pytest.mark.parametrize("family", ["qwen3_next", "mamba"])
-def test_a_recurrent_backbone_is_refused(family: str) -> None:
-    with pytest.raises(BackboneError, match="cannot follow many strings at once"):
+@pytest.mark.parametrize("family", ["qwen3_next", "mamba", "falcon_alibi", "mpt"])
+def test_a_backbone_that_does_not_obey_masks_is_refused(family: str) -> None:
+    name = type(toy(family)).__name__
+    with pytest.raises(BackboneError, match=f"{name} cannot be marginalized: it takes no"):
         run(toy(family), row(), (0,), 1, 2)
 
 
-def test_a_backbone_without_masks_of_its_own_is_refused() -> None:
-    with pytest.raises(BackboneError, match="FalconForCausalLM cannot be marginalized"):
-        run(toy("falcon_alibi"), row(), (0,), 1, 2)
+def test_what_is_obeyed_up_to_a_window_is_refused_behind_it() -> None:
+    """GPT-Neo counts its local window in slots: of the row, and of strings behind it."""
+    model, short = toy("gpt_neo"), row(4)
+    found = run(model, short, (1, 3), 1, VOCAB)[1]
+    assert differ(found, [brute_force(model, short[0, : t + 1], 1)[0] for t in (1, 3)]) < 1e-5
+    for length, width in ((families.WINDOW + 9, 2), (8, VOCAB)):
+        with pytest.raises(BackboneError, match=f"not obey it behind {families.WINDOW} tokens"):
+            run(model, row(length), (0, 3, 7), 1, width)
 
 
 def test_weights_that_are_no_numbers_are_refused() -> None:

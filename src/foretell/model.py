@@ -3,6 +3,7 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,7 +45,7 @@ from foretell.decoding import (
     drafter_for,
     store_by_rows,
 )
-from foretell.decoding.cache import takes_masks
+from foretell.decoding.cache import decodes, takes_masks
 from foretell.decoding.passes import capacity
 from foretell.decoding.sampling import WIDEST
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
@@ -60,6 +61,8 @@ from foretell.objective import (
     depth_by_depth,
 )
 from foretell.targets import depth_targets, tokens_ahead
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -152,6 +155,15 @@ class MTPModel(nn.Module):
         if self.adapters is not None:
             self.adapters.merge()
         self.adapters = self._base_fingerprint = None
+
+    def warn_if_not_decoded(self) -> None:
+        """Log a warning where the model can be trained and not decoded in drafts."""
+        if not (decoded := decodes(self.backbone)):
+            log.warning(
+                "%s can be trained with heads, but not decoded in drafts: %s",
+                type(self.lm).__name__,
+                decoded.lacking,
+            )
 
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""
@@ -381,7 +393,7 @@ class MTPModel(nn.Module):
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
         if getattr(drafter, "shape", None) is not None:
-            masked = takes_masks(self.backbone, capacity(batch, pass_width))
+            masked = takes_masks(self.backbone, capacity(batch) + WIDEST)  # nodes need slots
             if not masked:
                 raise BackboneError(
                     f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask "
@@ -578,6 +590,8 @@ def _shape(tensor: Tensor | None) -> str:
 def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **options: Any) -> MTPModel:
     """Put new heads on a causal language model.
 
+    Where the model can then be trained and not decoded, a warning is logged.
+
     Args:
         model: any `AutoModelForCausalLM`; it is used as it is.
         head: a head's kind, or its config.
@@ -591,4 +605,6 @@ def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **option
         head = head_class(head).Config.from_dict(options)
     elif options:
         raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
-    return MTPModel(model, head)
+    attached = MTPModel(model, head)
+    attached.warn_if_not_decoded()
+    return attached

@@ -47,29 +47,34 @@ _known: "WeakKeyDictionary[PreTrainedModel, dict[Hashable, Ability]]" = WeakKeyD
 
 
 def ability(trial: Trial[Asked]) -> Callable[Concatenate["Backbone", Asked], Ability]:
-    """Make `trial` once for each model, its attention implementation, and each of its arguments.
-
-    It runs in evaluation mode, without gradients. A model's own code may raise anything in it: then
-    the model cannot do what is tried, and the error is the reason. Our own errors are none.
-    """
+    """Make `trial` once for each model, its attention implementation, and each of its arguments."""
 
     def ask(backbone: "Backbone", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Ability:
         known = _known.setdefault(backbone.model, {})
         attention = getattr(backbone.config, "_attn_implementation", None)
         asked = (trial, attention, args, tuple(sorted(kwargs.items())))
         if asked not in known:
-            try:
-                with evaluating(backbone.model):
-                    known[asked] = Ability(trial(backbone, *args, **kwargs) or "")
-            except ForetellError:
-                raise
-            except Exception as error:
-                told = " ".join(str(error).split()) or "no message"
-                known[asked] = Ability(f"it raises {type(error).__name__} ({told})")
+            known[asked] = attempt(backbone, lambda: trial(backbone, *args, **kwargs))
         return known[asked]
 
     update_wrapper(ask, trial)
     return ask
+
+
+def attempt(backbone: "Backbone", trial: Callable[[], str | None]) -> Ability:
+    """Make a trial in evaluation mode, in the type of the weights, without gradients.
+
+    A model's own code may raise anything in it: then the model cannot do what is tried, and the
+    error is the reason. Our own errors are none.
+    """
+    try:
+        with evaluating(backbone.model), torch.autocast(backbone.device.type, enabled=False):
+            return Ability(trial() or "")
+    except ForetellError:
+        raise
+    except Exception as error:
+        told = " ".join(str(error).split()) or "no message"
+        return Ability(f"it raises {type(error).__name__} ({told})")
 
 
 def forget_abilities(model: PreTrainedModel) -> None:

@@ -1,8 +1,7 @@
 """`foretell info`: what was found in a model."""
 
 from foretell.cli import common
-from foretell.decoding.cache import require_rollback
-from foretell.errors import BackboneError
+from foretell.decoding.cache import decodes, takes_masks
 from foretell.model import MTPModel
 
 
@@ -45,6 +44,7 @@ def _facts(model: MTPModel) -> dict[str, str]:
         "fingerprint": backbone.fingerprint(),
         "packed documents": "kept apart" if backbone.isolates_documents else "leak into each other",
         "drafts": _drafts(model),
+        "batches and trees": _batches(model),
     }
     if head is not None:
         facts["head"] = ", ".join(f"{k} {v}" for k, v in head.config.to_dict().items())
@@ -60,8 +60,11 @@ def _scale(scale: object) -> str:
 
 
 def _drafts(model: MTPModel) -> str:
-    try:
-        require_rollback(model.backbone)
-    except BackboneError as error:
-        return f"refused: {error}"
-    return "supported"
+    decoded = decodes(model.backbone)
+    return "supported" if decoded else f"refused: {decoded.lacking}"
+
+
+def _batches(model: MTPModel) -> str:
+    """Whether rows share passes, and so whether there are trees and marginals too."""
+    masked = takes_masks(model.backbone, 0)
+    return "rows share passes" if masked else f"row by row: {masked.lacking}"

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
+from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
 from foretell.formats import LAYOUTS, layout
 from foretell.heads import HEADS
@@ -119,6 +120,12 @@ def train(
         built = build(model, run, where)
         if target is not None:
             require_layout(target, built)
+        if not (decoded := decodes(built.backbone)):
+            common.console.print(
+                f"Warning: {type(built.lm).__name__} can be trained with heads, but not decoded in "
+                f"drafts: {decoded.lacking}",
+                style="bold red",
+            )
         tokenizer = common.tokenizer_of(model, built)
         blocks, held_out = common.load_corpus(data, built, tokenizer, run)
         with training_bar() as report:

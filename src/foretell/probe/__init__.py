@@ -1,5 +1,6 @@
 """The probe: what a model already knows about its future tokens, before any training."""
 
+from foretell.probe.branches import require_branches
 from foretell.probe.classes import TokenClasses
 from foretell.probe.marginal import Marginal, marginalize
 from foretell.probe.methods import (
@@ -26,4 +27,5 @@ __all__ = [
     "TokenClasses",
     "marginalize",
     "measure",
+    "require_branches",
 ]

@@ -26,7 +26,7 @@ ARRAYS = 8
 
 
 def require_branches(backbone: Backbone, length: int | None = None) -> None:
-    """Refuse a backbone that cannot follow many strings at once, in rows of up to `length` tokens.
+    """Refuse a backbone that cannot follow many strings at once, behind one another in `length`.
 
     Raises:
         BackboneError: it does not obey a mask that tells them apart; the message says why.
@@ -108,7 +108,7 @@ class Branches:
             (P, M, V), what follows each of them.
 
         Raises:
-            BackboneError: the backbone's logits are not finite.
+            BackboneError: see `require_branches`; or the backbone's logits are not finite.
         """
         self.depth += 1
         count = tokens.shape[1]
@@ -116,6 +116,7 @@ class Branches:
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
         itself = itself.expand(len(tokens), -1, -1)
         self.visible = torch.cat([self.visible.gather(1, seen), itself], dim=-1)
+        require_branches(self.backbone, self.visible.shape[-1])
         places = (self.positions + self.depth).unsqueeze(1)
         self.places = torch.cat([self.places, places.expand(-1, count)], dim=1)
         mask = added_masks(

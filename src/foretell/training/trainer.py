@@ -26,6 +26,7 @@ from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.objective import ObjectiveConfig
+from foretell.probe import require_branches
 from foretell.provenance import provenance
 from foretell.targets import count_targets
 from foretell.training.config import TrainConfig
@@ -105,7 +106,8 @@ def train(
         report: called with the progress every `config.log_every` steps, by the main process.
 
     Raises:
-        BackboneError: the backbone lets documents that are packed in `blocks` attend to each other.
+        BackboneError: the backbone lets documents that are packed in `blocks` attend to each other,
+            or has no marginals that could be distilled.
         InputError: `out` belongs to a run with other settings, or the blocks or adapters do not
             fit the model.
     """
@@ -114,6 +116,9 @@ def train(
     for given in (blocks, held_out):
         if given is not None:
             check_blocks(model, given)
+    if config.objective.distill == "marginal":
+        strings = model.depth * config.objective.marginal_width
+        require_branches(model.backbone, blocks.block_size + strings)
     _check_base_is_known(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)

@@ -1,6 +1,6 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
-from foretell.decoding.cache.past import Past, new_past
+from foretell.decoding.cache.past import Past, decodes, new_past
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
     RestoringPast,
@@ -15,6 +15,7 @@ __all__ = [
     "Past",
     "RestoringPast",
     "SlottedPast",
+    "decodes",
     "new_layers",
     "new_past",
     "recurrent_layers",

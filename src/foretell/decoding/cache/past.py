@@ -9,8 +9,8 @@ from typing import Any, Protocol
 from torch import Tensor
 from transformers import Cache
 
-from foretell.backbone import Backbone
-from foretell.decoding.cache.restoring import RestoringPast
+from foretell.backbone import Ability, Backbone
+from foretell.decoding.cache.restoring import RestoringPast, takes_back
 from foretell.decoding.cache.slotted import SlottedPast, takes_masks
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError
@@ -61,6 +61,12 @@ class Past(Protocol):
         One that moves comes from behind those that stay, see `Batch.let_go`.
         """
         ...
+
+
+def decodes(backbone: Backbone) -> Ability:
+    """Whether `new_past` has one for texts of any length: row by row at least."""
+    kept = takes_back(backbone)
+    return kept if kept or not takes_masks(backbone) else Ability()
 
 
 def new_past(

@@ -19,7 +19,7 @@ from transformers.cache_utils import (
     LinearAttentionCacheLayerMixin,
 )
 
-from foretell.backbone import Backbone, ability
+from foretell.backbone import Ability, Backbone, ability
 from foretell.backbone.discovery import near
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
@@ -160,17 +160,23 @@ def require_rollback(backbone: Backbone) -> None:
         BackboneError: it cannot be decoded in drafts.
     """
     if not (found := takes_back(backbone)):
-        kinds = ", ".join(recurrent_layers(backbone)) or "keys and values"
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in drafts: its cache has {kinds}, "
-            f"which cannot be restored when a draft is rejected ({found.lacking}); "
+            f"{type(backbone.model).__name__} cannot be decoded in drafts: {found.lacking}; "
             "use transformers' generate."
         )
 
 
+def takes_back(backbone: Backbone) -> Ability:
+    """Whether tokens can be taken back from the cache, tried with drafts that are rejected."""
+    found = _takes_back(backbone)
+    kinds = ", ".join(recurrent_layers(backbone)) or "keys and values"
+    reason = f"its cache has {kinds}, which cannot be restored when a draft is rejected"
+    return found or Ability(f"{reason} ({found.lacking})")
+
+
 @ability
-def takes_back(backbone: Backbone) -> str | None:
-    """Whether tokens can be taken back from the cache: drafts are rejected behind a prompt."""
+def _takes_back(backbone: Backbone) -> str | None:
+    """Behind drafts that were rejected, the same is said as in a pass without them."""
     tokens = torch.arange(12, device=backbone.device).remainder(backbone.vocab_size).unsqueeze(0)
     past = RestoringPast(backbone, tried=False)
     for length, drafted, accepted in ((5, 0, 0), (6, 3, 1), (8, 2, 2), (11, 1, 1)):

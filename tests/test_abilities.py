@@ -1,0 +1,148 @@
+"""What a model can do is tried on it, once, and said at the start."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+import transformers
+
+import families
+import foretell as ft
+from foretell.backbone import Backbone, ability, forget_abilities, isolates_documents
+from foretell.backbone.masks import last_threshold
+from foretell.data import PackedBlocks
+from foretell.decoding import LookupDrafter, ModelDrafter
+from foretell.decoding.cache import decodes, takes_masks
+from foretell.decoding.tree import TreeShape
+from foretell.errors import BackboneError, InputError
+from foretell.training import train
+from test_cli import fine
+from test_training import settings
+
+# -- trials -------------------------------------------------------------------------------------
+
+
+def test_a_trial_is_made_once_for_each_model_attention_and_argument() -> None:
+    made = []
+
+    @ability
+    def trial(backbone: Backbone, number: int) -> str | None:
+        made.append((number, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")))
+        return "it is odd" if number % 2 else None
+
+    backbone = Backbone(families.build("llama").train())
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert trial(backbone, 2)
+        assert trial(Backbone(backbone.model), 1).lacking == "it is odd"
+    assert made == [(2, False, False), (1, False, False)]
+    assert backbone.model.training
+    assert trial(Backbone(families.build("llama")), 2)
+    backbone.model.set_attn_implementation("eager")
+    assert trial(backbone, 2)
+    forget_abilities(backbone.model)
+    assert trial(backbone, 2)
+    assert len(made) == 5
+
+
+def test_an_error_in_a_trial_is_the_reason_and_ours_is_ours() -> None:
+    @ability
+    def trial(backbone: Backbone, error: type[Exception]) -> str | None:
+        raise error("what is\nmissing")
+
+    backbone = Backbone(families.build("llama"))
+    assert trial(backbone, AttributeError).lacking == "it raises AttributeError (what is missing)"
+    with pytest.raises(InputError):
+        trial(backbone, InputError)
+
+
+def test_thresholds_are_read_off_the_config() -> None:
+    config = families.FAMILIES["mistral"]()
+    assert last_threshold(config) == last_threshold(config, 100) == families.WINDOW
+    assert last_threshold(config, families.WINDOW) == 0
+    assert last_threshold(families.OTHERS["glm_moe_dsa"]()) == 64
+
+
+# -- documents ----------------------------------------------------------------------------------
+
+
+def packed(size: int, starts: list[int]) -> PackedBlocks:
+    tokens = np.arange(size, dtype=np.int32)[None] % families.VOCAB
+    return PackedBlocks(tokens, np.array(starts), num_bytes=size)
+
+
+def test_documents_are_tried_behind_what_changes_attention() -> None:
+    """A temperature that goes by slots finds a second document further on than it is."""
+    backbone = Backbone(families.build("llama4_tempered"))
+    assert isolates_documents(backbone, 16)
+    assert not isolates_documents(backbone, 64)
+    assert isolates_documents(Backbone(families.build("mistral")), 64)
+
+
+def test_blocks_longer_than_a_threshold_are_refused(tmp_path) -> None:
+    model = ft.attach(families.build("llama4_tempered"), depth=1)
+    with pytest.raises(BackboneError, match="attend to each other"):
+        train(model, packed(64, [0, 10]), settings(block_size=64), tmp_path)
+
+
+# -- decoding -----------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def greedy(lm, row: torch.Tensor, count: int) -> list[int]:
+    """Whole passes, without a cache."""
+    for _ in range(count):
+        row = torch.cat([row, lm(row, use_cache=False).logits[:, -1:].argmax(-1)], dim=1)
+    return row[0, -count:].tolist()
+
+
+@pytest.mark.parametrize("family", ["glm_moe_dsa", "lfm3", "falcon_h1"])
+def test_caches_of_other_kinds_take_drafts_back(family: str) -> None:
+    """They decoded nothing: an index beside keys, windows or keys beside a recurrent state."""
+    if not hasattr(transformers, type(families.OTHERS[family]()).__name__):
+        pytest.skip("not in this release of transformers")
+    lm = families.build(family)
+    model = ft.attach(lm, "parallel", depth=2)
+    rows = families.prompt(2, 8).repeat(1, 2)
+    mask = torch.ones_like(rows)
+    mask[1, :3] = 0
+    expected = [greedy(lm, rows[:1], 12), greedy(lm, rows[1:, 3:], 12)]
+    drafters = [None, LookupDrafter(3, 1)]
+    if takes_masks(model.backbone, 60):
+        draft_model = Backbone(families.moved(families.build(family), 0.02))
+        shape = TreeShape(widths=(2, 2))
+        drafters.append(ModelDrafter(model.backbone, draft_model, 2, shape))
+    assert (len(drafters) == 3) == (family == "glm_moe_dsa")
+    for drafter in drafters:
+        found = model.generate(rows, mask, max_new_tokens=12, drafter=drafter)
+        assert found.continuations == expected
+
+
+def test_what_trains_and_does_not_decode_is_told_when_attached(caplog) -> None:
+    with caplog.at_level(logging.WARNING, "foretell"):
+        ft.attach(families.build("llama"), depth=1)
+        assert not caplog.records
+        model = ft.attach(families.build("mamba"), depth=1)
+    (record,) = [one for one in caplog.records if one.name.startswith("foretell")]
+    reason = decodes(model.backbone).lacking
+    assert reason.startswith("its cache has linear_attention, which cannot be restored")
+    said = "MambaForCausalLM can be trained with heads, but not decoded in drafts: "
+    assert record.getMessage() == said + reason
+    with pytest.raises(BackboneError, match="cannot be decoded in drafts"):
+        model.generate(families.prompt(), max_new_tokens=2)
+
+
+def test_the_command_line_tells_it_too(tmp_path) -> None:
+    families.build("mamba").save_pretrained(tmp_path / "mamba")
+    out = " ".join(fine("info", tmp_path / "mamba").split())
+    assert "drafts refused: its cache has linear_attention, which cannot be restored" in out
+    assert "batches and trees row by row: it keeps linear_attention" in out
+
+
+def test_marginals_that_there_are_not_are_refused_before_training(tmp_path) -> None:
+    model = ft.attach(families.build("gpt_neo"), "residual", depth=1)
+    config = settings(recipe="frozen", block_size=32, objective={"distill": "marginal"})
+    with pytest.raises(BackboneError, match="GPTNeoForCausalLM cannot be marginalized"):
+        train(model, packed(32, [0]), config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
