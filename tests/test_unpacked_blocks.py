@@ -23,8 +23,6 @@ from foretell.training import TrainConfig, train
 from test_packing import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
 
 LEAKING = [
-    "falcon",
-    "falcon_alibi",
     "opt",
     "gpt_oss",
     "qwen3_next",
@@ -177,7 +175,7 @@ def test_nothing_before_the_filling_sees_it(family: str) -> None:
 
 @torch.no_grad()
 def test_measuring_counts_no_filling() -> None:
-    model = ft.attach(families.build("falcon"), "sequential", depth=DEPTH)
+    model = ft.attach(families.build("opt"), "sequential", depth=DEPTH)
     blocks = unpacked(TEXTS)
     found = measure_heads(model, blocks)
     counts, losses = mean_by_depth(alone(model, TEXTS))
@@ -190,7 +188,7 @@ def test_measuring_counts_no_filling() -> None:
 
 
 def test_marginals_read_no_filling() -> None:
-    model = MTPModel(families.build("falcon"))
+    model = MTPModel(families.build("opt"))
     blocks = unpacked(["abcdef", "xy"])  # 7 and 3 tokens
     found = measure_marginals(model, blocks, depth=1, width=2, positions=32)
     assert [row["positions"] for row in found.rows()] == [6, 6]  # 7 − 2 and 3 − 2 places
@@ -208,9 +206,9 @@ SETTINGS = {
 
 
 def test_training_takes_them_and_refuses_packed_ones(tmp_path: Path) -> None:
-    model = ft.attach(families.build("falcon"), "parallel", depth=DEPTH)
+    model = ft.attach(families.build("opt"), "parallel", depth=DEPTH)
     config = TrainConfig.parse(SETTINGS)
-    with pytest.raises(BackboneError, match=r"FalconForCausalLM .* one_document_per_block=True"):
+    with pytest.raises(BackboneError, match=r"OPTForCausalLM .* one_document_per_block=True"):
         train(model, pack(TEXTS, SIZE, ASCII), config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
     before = [parameter.clone() for parameter in model.require_head().parameters()]
@@ -222,25 +220,25 @@ def test_training_takes_them_and_refuses_packed_ones(tmp_path: Path) -> None:
     assert not all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
 
 
-@pytest.mark.parametrize("family", ["falcon", "llama"])
+@pytest.mark.parametrize("family", ["opt", "llama"])
 def test_commands_pack_where_the_model_keeps_documents_apart(family: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" ".join(TEXTS))
     model = MTPModel(families.build(family))
     blocks = common.load_blocks(str(tmp_path / "text.txt"), model, ASCII, SIZE)
-    assert blocks.one_document_per_block == (family == "falcon")
+    assert blocks.one_document_per_block == (family == "opt")
 
 
 def test_the_train_command_serves_such_a_model(tmp_path: Path) -> None:
-    config = families.FAMILIES["falcon"]()
+    config = families.FAMILIES["opt"]()
     config.vocab_size = len(ASCII)
-    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "falcon")
-    ASCII.save_pretrained(tmp_path / "falcon")
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "opt")
+    ASCII.save_pretrained(tmp_path / "opt")
     text = tmp_path / "text.txt"
     text.write_text("shorter")  # than a block
     out = tmp_path / "run"
     options = ["--data", str(text), "--out", str(out), "--steps", "1", "--depth", "1"]
     result = CliRunner().invoke(
-        app, ["train", str(tmp_path / "falcon"), *options, "--batch-size", "1", "--device", "cpu"]
+        app, ["train", str(tmp_path / "opt"), *options, "--batch-size", "1", "--device", "cpu"]
     )
     assert result.exit_code == 0, result.output
     assert (out / "model").is_dir()
