@@ -392,8 +392,8 @@ class MTPModel(nn.Module):
             )
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
-        if getattr(drafter, "shape", None) is not None:
-            masked = takes_masks(self.backbone, capacity(batch) + WIDEST)  # nodes need slots
+        if (shape := getattr(drafter, "shape", None)) is not None:
+            masked = takes_masks(self.backbone, capacity(batch) + shape.size)
             if not masked:
                 raise BackboneError(
                     f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask "

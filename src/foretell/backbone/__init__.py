@@ -1,12 +1,6 @@
 """The view on an unmodified causal language model."""
 
-from foretell.backbone.abilities import (
-    Ability,
-    ability,
-    attempt,
-    forget_abilities,
-    isolates_documents,
-)
+from foretell.backbone.abilities import Ability, ability, forget_abilities, isolates_documents
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
@@ -20,7 +14,6 @@ __all__ = [
     "BlockKind",
     "Scale",
     "ability",
-    "attempt",
     "fingerprint",
     "forget_abilities",
     "isolates_documents",

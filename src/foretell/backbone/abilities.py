@@ -54,14 +54,14 @@ def ability(trial: Trial[Asked]) -> Callable[Concatenate["Backbone", Asked], Abi
         attention = getattr(backbone.config, "_attn_implementation", None)
         asked = (trial, attention, args, tuple(sorted(kwargs.items())))
         if asked not in known:
-            known[asked] = attempt(backbone, lambda: trial(backbone, *args, **kwargs))
+            known[asked] = _attempt(backbone, lambda: trial(backbone, *args, **kwargs))
         return known[asked]
 
     update_wrapper(ask, trial)
     return ask
 
 
-def attempt(backbone: "Backbone", trial: Callable[[], str | None]) -> Ability:
+def _attempt(backbone: "Backbone", trial: Callable[[], str | None]) -> Ability:
     """Make a trial in evaluation mode, in the type of the weights, without gradients.
 
     A model's own code may raise anything in it: then the model cannot do what is tried, and the

@@ -9,6 +9,8 @@ Shapes: B rows, K depths, V vocabulary, N drafted tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
+from operator import mul
 
 import torch
 from torch import Tensor
@@ -37,6 +39,11 @@ class TreeShape:
             raise InputError("a tree has either widths by depth or a number of nodes.")
         if self.nodes < 0 or min(self.widths, default=1) < 1:
             raise InputError("a tree needs at least one node at each depth.")
+
+    @property
+    def size(self) -> int:
+        """How many nodes a draft has at most, below its root."""
+        return self.nodes or sum(accumulate(self.widths, mul))
 
     def check(self, vocab_size: int, length: int) -> None:
         """Raise where a tree is wider than the vocabulary, or deeper than drafts are long."""
