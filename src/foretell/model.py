@@ -377,6 +377,7 @@ class MTPModel(nn.Module):
             drafter = (
                 NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
             )
+            drafter.measured = self._measured  # another drafter in every call, of the same heads
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
         if getattr(drafter, "shape", None) is not None and not takes_masks(self.backbone):
@@ -410,13 +411,13 @@ class MTPModel(nn.Module):
     ) -> AutoLength:
         """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
 
-        They are alike with a drafter of the same kind, shape and depth, as many rows, about the
-        same temperature, passes as wide, and compiled or not as these.
+        They are alike with the same drafter, which remembers it, as many rows, about the same
+        temperature, passes as wide, and compiled or not as these. The model's heads remember it
+        where no drafter was given.
         """
-        kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
         warmth = (sampling.greedy, round(sampling.temperature, 1))
-        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width, compiled)
-        measured = self._measured.setdefault(alike, Measured())
+        alike = (id(self.backbone), batch.rows, warmth, pass_width, compiled)
+        measured = drafter.measured.setdefault(alike, Measured())
         return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
 
     @property
