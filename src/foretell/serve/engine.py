@@ -216,4 +216,5 @@ def _batch(model: MTPModel, jobs: list[Job]) -> Batch:
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     limits = [job.room for job in jobs]
     stops = [job.remaining_stops for job in jobs]
-    return Batch(model.backbone, tokens, mask, limits, row_stops=stops)
+    prompts = [len(job.prompt) for job in jobs]
+    return Batch(model.backbone, tokens, mask, limits, row_stops=stops, prompt_lengths=prompts)

@@ -111,7 +111,7 @@ class Asked(BaseModel):
         if temperature >= GREEDY_BELOW:
             drawn = {"temperature": temperature, "top_k": self.top_k or 0}
             drawn |= {"top_p": self.top_p or 1.0, "min_p": self.min_p or 0.0}
-        sampling = Sampling(repetition_penalty=self.repetition_penalty or 1.0, **drawn)
+        sampling = Sampling(repetition_penalty=self.repetition_penalty, **drawn)
         return Settings(sampling, drafted=self.drafter != "none")
 
 
