@@ -10,8 +10,14 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, PreTrainedModel
-from transformers.generation import GenerationMixin, GenerationMode
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers.generation.configuration_utils import GenerationMode
 
 from foretell.decoding.batch import Batch, StopTokens
 from foretell.decoding.sampling import Sampling, require_local
