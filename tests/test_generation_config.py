@@ -41,6 +41,7 @@ ASKED: dict[str, dict[str, Any]] = {
     "forced_eos_token_id": {"forced_eos_token_id": 7},
     "min_new_tokens": {"min_new_tokens": 12, "eos_token_id": HALF},
     "min_length": {"min_length": 42, "eos_token_id": HALF},
+    "min_length, min_new_tokens": {"min_length": 46, "min_new_tokens": 3, "eos_token_id": HALF},
     "exponential": {"exponential_decay_length_penalty": (3, 1.9), "eos_token_id": [7, 8]},
     "encoder_repetition_penalty": {"encoder_repetition_penalty": 3.0},
     "encoder_no_repeat_ngram_size": {"encoder_no_repeat_ngram_size": 1},

@@ -42,7 +42,13 @@ def cells(chart: Chart) -> list[tuple[str, ...]]:
 
 def test_outputs_that_differ_in_half_precision_are_explained(tmp_path: Path) -> None:
     rows = [
-        {"method": method, "identical": same, "prompts": 8, "speedup": 1.0, "tokens_per_second": 9.0}
+        {
+            "method": method,
+            "identical": same,
+            "prompts": 8,
+            "speedup": 1.0,
+            "tokens_per_second": 9.0,
+        }
         for method, same in (("plain", 8), ("parallel", 4))
     ]
     captions = []

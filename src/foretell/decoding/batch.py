@@ -105,7 +105,7 @@ class Batch:
 
     Attributes:
         present: the rows that the passes hold, by place.
-        prompts: how many tokens each prompt has, by a row's number.
+        prompt_lengths: how many tokens each prompt has, by a row's number.
         lengths: how many tokens stand, by place.
         room: how many more may be emitted, by place.
         tokens: (P, S) the tokens that stand, then filling.
@@ -133,7 +133,7 @@ class Batch:
         self.present = list(range(self.rows))
         self.stops = [[*stops, *own] for own in row_stops or [()] * len(rows)]
         self.lengths = [len(row) for row in rows]
-        self.prompts = list(prompt_lengths or self.lengths)
+        self.prompt_lengths = list(prompt_lengths or self.lengths)
         self.width = max(self.lengths)
         context = backbone.max_length
         self.room = [
@@ -197,7 +197,7 @@ class Batch:
         alone = copy(self)
         alone.rows, alone.present, alone.active = 1, [0], [True]
         alone.stops = [self.stops[number]]
-        alone.prompts = [self.prompts[number]]
+        alone.prompt_lengths = [self.prompt_lengths[number]]
         alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
         alone.continuations = [self.continuations[number]]
         alone.width = alone.lengths[0]

@@ -113,12 +113,14 @@ def constraints(
 def _of_row(
     lm: PreTrainedModel, config: Any, batch: Batch, row: int, given: Sequence[LogitsProcessor]
 ) -> list[LogitsProcessor]:
-    length = batch.prompts[row]
+    length = batch.prompt_lengths[row]
     ends = {
         token for stop in batch.stops[row] if isinstance(stop, StopTokens) for token in stop.tokens
     }
-    config.max_length = batch.lengths[row] + batch.room[row]
     # What `generate` has made of the config by then.
+    config.max_length = batch.lengths[row] + batch.room[row]
+    if config.min_new_tokens is not None:
+        config.min_length = length + config.min_new_tokens
     config._eos_token_tensor = torch.tensor(sorted(ends), device=batch.device) if ends else None
     found = GenerationMixin._get_logits_processor(
         cast(Any, lm),
