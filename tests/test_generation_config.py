@@ -1,5 +1,6 @@
 """What a checkpoint's generation config asks for, as transformers' own `generate` does it."""
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -23,6 +24,7 @@ from foretell.decoding import (
     StopTokens,
     decode,
 )
+from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import InputError
 from foretell.loading import load_tokenizer
 from test_cli import fine, run
@@ -108,6 +110,16 @@ def test_every_row_has_its_own(family: str, name: str) -> None:
         found = model.generate(rows, mask, max_new_tokens=NEW).continuations
         assert found == [row[: len(mine)] for row, mine in zip(own, found, strict=True)]
         assert all(set(row[len(mine) :]) <= {100} for row, mine in zip(own, found, strict=True))
+
+
+def test_what_it_says_can_be_written_down() -> None:
+    model = attached("llama")
+    marked = {"watermarking_config": {"bias": 2.5}, "sequence_bias": {(5, 6): 4.0}}
+    with asking(model, **marked, temperature=0.5, do_sample=True):
+        assert json.loads(json.dumps(obeyed(model.lm))).keys() == marked.keys()
+        assert left_out(model.lm) == {"do_sample": True, "temperature": 0.5}
+    with asking(model, temperature=0.5):
+        assert left_out(model.lm) == obeyed(model.lm) == {}
 
 
 def test_what_is_asked_for_takes_its_place() -> None:

@@ -92,7 +92,7 @@ def generate(
         torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
         stop_tokens={*loaded.stop_tokens, tokenizer.eos_token_id} - {None},
-        stop_strings=stop,
+        stop_strings=stop or None,
         tokenizer=tokenizer,
         sampling=sampling,
         drafter=drafting.drafter(name, loaded, length, shape),
@@ -136,7 +136,7 @@ def generate(
     settings = {
         "prompt": text,
         "max_new_tokens": max_new_tokens,
-        "stop": list(loaded.stop_strings) if stop is None else stop,
+        "stop": stop or list(loaded.stop_strings),
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,

@@ -5,6 +5,7 @@ obeys even when it decodes greedily. So does our loop: the processors are those 
 builds from the config, one list for each row.
 """
 
+import json
 from collections.abc import Sequence
 from copy import deepcopy
 from typing import Any, cast
@@ -88,7 +89,7 @@ def left_out(lm: PreTrainedModel) -> dict[str, Any]:
 
 def _said(lm: PreTrainedModel, names: Sequence[str]) -> dict[str, Any]:
     config = getattr(lm, "generation_config", None)
-    said = {} if config is None else config.to_diff_dict()
+    said = {} if config is None else json.loads(config.to_json_string())  # without objects
     return {name: said[name] for name in names if said.get(name) is not None}
 
 
