@@ -96,7 +96,8 @@ def measure(
         )
     loops = "excluded" if exclude else "included"
     what = title(arguments.data, temperature, batch)
-    show_speed([(arguments.model, found)], what if temperature else f"{what}, loops {loops}")
+    what = what if temperature else f"{what}, loops {loops}"
+    show_speed([(arguments.model, found)], what, model.backbone.dtype)
     asked = ("out", "data", "batch_sizes", "temperatures", "skip_loops")
     settings = {
         **{name: value for name, value in vars(arguments).items() if name not in asked},

@@ -3,7 +3,7 @@
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -82,13 +82,14 @@ def serving(
     *,
     user: str = "test",
     api_key: str | None = None,
+    origins: Sequence[str] = (),
     **limits: int,
 ) -> Iterator[Running]:
     """A server of the bundled model, at a free port of its own; `user` has no other meanwhile."""
     model, tokenizer = tiny(user)
     drafter = drafter or drafter_for(model.backbone, model.require_head())
     service = Service(
-        model, tokenizer, NAME, drafter, "parallel", Limits(**limits), api_key=api_key
+        model, tokenizer, NAME, drafter, "parallel", Limits(**limits), api_key, origins
     )
     with socket.create_server(("127.0.0.1", 0)) as listening:
         running = server(service, "127.0.0.1", 0)

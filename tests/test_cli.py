@@ -42,6 +42,7 @@ from foretell.decoding import (
     TopK,
     Typical,
 )
+from foretell.evaluation import SpeedTable
 from foretell.provenance import Result, read_result
 
 COMMANDS = (
@@ -479,6 +480,20 @@ def test_bench(place: Path, tmp_path: Path) -> None:
     for name in names:
         assert f" {name} " in out  # whole: a table is not cut to the width of no terminal
     assert "…" not in out
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_table_explains_outputs_that_differ_in_half_precision(
+    dtype: torch.dtype, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(common, "console", Console(width=1000, file=sys.stdout))
+    speed = {"tokens": 1, "tokens_per_forward": 1.0, "tokens_per_second": 1.0, "speedup": 1.0}
+    same = {"plain": 8, "parallel": 4}
+    rows = [{"method": m, "prompts": 8, "identical": n, **speed} for m, n in same.items()]
+    bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype)
+    out = capsys.readouterr().out
+    assert "4 of 8" in out
+    assert ("In bfloat16 passes of different widths" in out) == (dtype == torch.bfloat16)
 
 
 @pytest.mark.parametrize(("batch", "temperature"), [(1, 0.0), (2, 0.7)])

@@ -57,7 +57,7 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
     assert written == sum(len(r["tokens"]) - r["prompt_tokens"] for r in found)
 
 
-def test_the_models_generation_config_changes_nothing(tiny: MTPModel, tmp_path: Path) -> None:
+def test_the_models_generation_config_counts_as_in_generate(tiny: MTPModel, tmp_path: Path) -> None:
     own = tiny.lm.generation_config
     tiny.lm.generation_config = GenerationConfig(
         repetition_penalty=5.0, do_sample=True, top_k=3, eos_token_id=own.eos_token_id
@@ -66,11 +66,11 @@ def test_the_models_generation_config_changes_nothing(tiny: MTPModel, tmp_path: 
         Continuations(
             tmp_path / "a.jsonl", tiny, TOKENIZER, prompts(), Sampling(max_new_tokens=12)
         ).write()
+        for prompt, record in zip(by_length(prompts()), lines(tmp_path / "a.jsonl"), strict=True):
+            alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
+            assert record["tokens"] == alone.sequences[0].tolist()
     finally:
         tiny.lm.generation_config = own
-    for prompt, record in zip(by_length(prompts()), lines(tmp_path / "a.jsonl"), strict=True):
-        alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
-        assert record["tokens"] == alone.sequences[0].tolist()
 
 
 def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(

@@ -493,13 +493,15 @@ def test_the_real_methods_agree_and_count_their_passes() -> None:
 
 @pytest.mark.parametrize("lookup", [None, 3])
 def test_transformers_goes_on_after_an_end_of_sequence_token(lookup: int | None) -> None:
-    """Every method makes as many tokens as asked for, whatever the model's own settings say."""
+    """Every method makes as many tokens as asked for, and the same, whatever the model's says."""
     model = ft.MTPModel(families.build("llama")).eval()
     prompt = families.prompt()
-    expected = Foretell(model, plain=True)(prompt, 12).rows
+    bare = Foretell(model, plain=True)(prompt, 12).rows
     own = model.lm.generation_config
-    own.update(eos_token_id=expected[0][3], repetition_penalty=3.0)
+    own.update(eos_token_id=bare[0][3], repetition_penalty=3.0, do_sample=True, stop_strings=["a"])
     before = own.to_dict()
+    expected = Foretell(model, plain=True)(prompt, 12).rows
+    assert expected != bare
     assert Transformers(model, lookup=lookup)(prompt, 12).rows == expected
     assert model.lm.generation_config is own
     assert own.to_dict() == before

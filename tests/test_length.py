@@ -281,7 +281,7 @@ def test_a_drafter_of_no_use_is_not_asked() -> None:
     asked, options = Asked(), {"max_new_tokens": NEW, "draft_length": "auto"}
     model.generate(row, drafter=asked, **options)
     assert asked.times == NEW - 1
-    (measured,) = model._measured.values()
+    (measured,) = asked.measured.values()
     measured.costs[1], measured.accepted[0] = deque([2.0] * 5), deque([False] * 20)
     measured.worth, measured.interval, measured.waited = False, 192, 100
     assert model.generate(row, drafter=asked, **options).new_tokens == reference("llama", 1)
@@ -386,3 +386,21 @@ def test_auto_without_anything_that_drafts_is_plain_decoding() -> None:
     result = model.generate(row, max_new_tokens=60, draft_length="auto")
     assert len(result.new_tokens) == 60
     assert set(result.draft_lengths) == {0}
+
+
+def test_what_was_measured_belongs_to_the_drafter() -> None:
+    """Of two draft models of one kind, depth and speed apart, neither learns from the other."""
+    model, row = ft.MTPModel(families.build("llama")), prompts("llama")[1]
+    good = ModelDrafter(model.backbone, model.backbone, 2)
+    bad = ModelDrafter(model.backbone, ft.MTPModel(families.build("llama", seed=1)).backbone, 2)
+    for drafter in (good, bad):
+        for _ in range(2):
+            model.generate(row, max_new_tokens=NEW, draft_length="auto", drafter=drafter)
+    stood = []
+    for drafter in (good, bad):
+        (measured,) = drafter.measured.values()
+        stood.append([all(measured.accepted[0]), any(measured.accepted[0])])
+    assert stood == [[True, True], [False, False]]
+    other = ft.MTPModel(families.build("llama", seed=2))  # whose steps cost something else
+    other.generate(row, max_new_tokens=NEW, draft_length="auto", drafter=good)
+    assert len(good.measured) == 2

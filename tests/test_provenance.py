@@ -1,6 +1,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from foretell import provenance as module
 from foretell.errors import InputError
-from foretell.provenance import FIELDS, Result, provenance, read_result, write_result
+from foretell.provenance import FIELDS, Result, near_ties, provenance, read_result, write_result
 
 scalars = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
 rows = st.lists(st.dictionaries(st.sampled_from(FIELDS), scalars))
@@ -250,6 +251,26 @@ def test_code_that_git_does_not_track_has_no_sha(
     assert module._git_state(installed) == unknown
     monkeypatch.setenv("PATH", "")
     assert module._git_state(checkout / "src" / "code.py") == unknown
+
+
+@pytest.mark.parametrize(
+    ("identical", "dtype", "width", "said"),
+    [
+        (8, "bfloat16", None, None),
+        (4, "float32", None, None),
+        (None, "bfloat16", None, None),
+        (4, "bfloat16", None, r"^In bfloat16 .* near-ties .*; --pass-width N, one more .* that\.$"),
+        (4, "float16", None, r"^In float16 .* --pass-width"),
+        (4, "bfloat16", 4, r"near-ties can fall the other way: [^;]*not identical\.$"),
+    ],
+)
+def test_half_precision_is_named_where_outputs_differ(
+    identical: int | None, dtype: str, width: int | None, said: str | None
+) -> None:
+    plain = {"method": "plain", "identical": 8, "prompts": 8, "pass_width": width}
+    rows = [plain, {**plain, "identical": identical}, {"method": "plain", "depth": 1}]
+    found = near_ties(rows, dtype)
+    assert re.search(said, found) if said else not found
 
 
 def test_result_files_are_read_without_torch() -> None:

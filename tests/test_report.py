@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 import report_files
 from foretell.cli import main
 from foretell.errors import InputError
-from foretell.provenance import read_result
+from foretell.provenance import read_result, write_result
 from foretell.report import write_report
 from foretell.report.charts import Chart, charts_of
 from foretell.report.charts.drawing import SERIES, _apart
@@ -38,6 +38,30 @@ def charts(results: Path) -> dict[str, Chart]:
 
 def cells(chart: Chart) -> list[tuple[str, ...]]:
     return [tuple(row) for row in chart.cells]
+
+
+def test_outputs_that_differ_in_half_precision_are_explained(tmp_path: Path) -> None:
+    rows = [
+        {
+            "method": method,
+            "identical": same,
+            "prompts": 8,
+            "speedup": 1.0,
+            "tokens_per_second": 9.0,
+        }
+        for method, same in (("plain", 8), ("parallel", 4))
+    ]
+    captions = []
+    for dtype in ("bfloat16", "float32"):
+        origin = {**report_files.ORIGIN, "dtype": dtype}
+        write_result(
+            tmp_path / "bench.json", "bench", {}, [{"model": "a", **r} for r in rows], origin
+        )
+        (chart,) = charts_of(collect([tmp_path]))
+        assert "4 of 8 outputs are identical to plain decoding." in chart.caption
+        captions.append(chart.caption)
+    assert "In bfloat16 passes of different widths round differently" in captions[0]
+    assert "round differently" not in captions[1]
 
 
 # -- what is shown ------------------------------------------------------------------------------

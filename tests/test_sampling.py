@@ -472,7 +472,8 @@ def test_processors_that_know_more_than_a_rows_tokens_are_refused() -> None:
 
 def test_processors_compute_in_float32_whatever_the_weights_are() -> None:
     """As in transformers: rounded to bfloat16 again, 9.5455 would be a tie with 9.5625."""
-    sampler = Sampler(Sampling(repetition_penalty=1.1), 1, torch.device("cpu"))
+    penalty = RepetitionPenaltyLogitsProcessor(1.1)
+    sampler = Sampler(Sampling(), 1, torch.device("cpu"), [[penalty]])
     logits = torch.tensor([[[10.5, 9.5625]]], dtype=torch.bfloat16)
     nothing = Draft.nothing(1, logits.device)
     scores = sampler.scores(logits, nothing, lambda: [torch.tensor([0])])

@@ -4,6 +4,7 @@ import http.client
 import json
 import threading
 import time
+import typing
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -14,6 +15,8 @@ import openai
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_params
 
 from foretell.data.tokenization import render
 from foretell.decoding import NoDrafter
@@ -212,12 +215,18 @@ def refused(answer: httpx.Response, status: int, message: str, param: str | None
 @pytest.mark.parametrize(
     ("change", "message", "param"),
     [
-        ({"n": 2}, "n is not supported", None),
-        ({"logprobs": 1}, "logprobs is not supported", None),
-        ({"echo": True}, "echo is not supported", None),
-        ({"presence_penalty": 0.5}, "presence_penalty is not supported", None),
-        ({"logit_bias": {"5": 1}}, "logit_bias is not supported", None),
-        ({"temprature": 1}, "temprature: Extra inputs are not permitted", "temprature"),
+        ({"n": 2}, "n is not supported", "n"),
+        ({"n": True}, "n is not supported", "n"),
+        ({"logprobs": 1}, "logprobs is not supported", "logprobs"),
+        ({"echo": True}, "echo is not supported", "echo"),
+        ({"presence_penalty": 0.5}, "presence_penalty is not supported", "presence_penalty"),
+        ({"logit_bias": {"5": 1}}, "logit_bias is not supported", "logit_bias"),
+        ({"tools": [{"type": "function"}]}, "tools is not supported", "tools"),
+        ({"tool_choice": "required"}, "tool_choice is not supported", "tool_choice"),
+        ({"reasoning_effort": "high"}, "reasoning_effort is not", "reasoning_effort"),
+        ({"temprature": 1}, "this server does not know temprature; leave it out", "temprature"),
+        ({"a": 1, "b": None}, "this server does not know a, b; leave it out", "a"),
+        ({"stream_options": {"usage": True}}, "know stream_options.usage;", "stream_options"),
         ({"temperature": -1}, "temperature", "temperature"),
         ({"temperature": "warm"}, "temperature", "temperature"),
         ({"top_p": 0}, "top_p", "top_p"),
@@ -226,14 +235,22 @@ def refused(answer: httpx.Response, status: int, message: str, param: str | None
         ({"max_tokens": 10**40}, "max_tokens", "max_tokens"),
         ({"prompt": ""}, "the prompt is empty", "prompt"),
         ({"prompt": []}, "prompt", "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt", "prompt"),
+        ({"prompt": ["a", 1]}, "prompt", "prompt"),
+        ({"prompt": ["a", ""]}, "the prompt is empty", "prompt"),
+        ({"prompt": [[1], [5000]]}, "outside the vocabulary of 1024", "prompt"),
+        ({"prompt": [[1], []]}, "prompt", "prompt"),
+        ({"prompt": ["a"] * 257}, "257 prompts were given; at most 256", "prompt"),
         ({"prompt": [5000]}, "outside the vocabulary of 1024", "prompt"),
         ({"prompt": [-1]}, "prompt", "prompt"),
         ({"prompt": "x = 1\n" * 200}, "tokens; at most 200 are taken", None),
         ({"prompt": None}, "prompt", "prompt"),
         ({"stop": ""}, "stop", "stop"),
-        ({"stop": ["a"] * 5}, "stop", "stop"),
-        ({"stream_options": {"include_usage": True}}, "stream_options are for streams", None),
+        ({"stop": ["a"] * 17}, "stop", "stop"),
+        (
+            {"stream_options": {"include_usage": True}},
+            "stream_options are for streams",
+            "stream_options",
+        ),
         ({"drafter": "magic"}, "drafter", "drafter"),
     ],
 )
@@ -243,10 +260,149 @@ def test_what_cannot_be_done_is_refused(
     refused(running.post("/v1/completions", **{**GREEDY, **change}), 400, message, param)
 
 
+NEUTRAL: dict[str, Any] = {
+    "n": 1,
+    "logprobs": False,
+    "logit_bias": {},
+    "presence_penalty": 0,
+    "frequency_penalty": 0.0,
+    "user": "me",
+    "stop": [],
+    "stream_options": {"include_usage": False},
+}
+NEUTRAL_COMPLETION = {**NEUTRAL, "best_of": 1, "echo": False, "suffix": ""}
+NEUTRAL_CHAT = {
+    **NEUTRAL,
+    "top_logprobs": 0,
+    "tools": [],
+    "tool_choice": "auto",
+    "functions": [],
+    "function_call": "none",
+    "response_format": {"type": "text"},
+    "modalities": ["text"],
+    "store": False,
+    "metadata": {"a": "b"},
+    "service_tier": "auto",
+    "parallel_tool_calls": True,
+    "reasoning_effort": "none",
+    "verbosity": "medium",
+    "prompt_cache_key": "k",
+    "safety_identifier": "s",
+    "max_completion_tokens": 4,
+}
+
+
 def test_neutral_values_ask_for_nothing(running: Running) -> None:
-    neutral = {"n": 1, "echo": False, "logprobs": None, "presence_penalty": 0, "user": "me"}
-    answer = running.post("/v1/completions", **GREEDY, max_tokens=4, **neutral)
-    assert answer.json()["choices"][0]["text"] == offline(PROMPT, 4)
+    """Those of OpenAI's fields, and null in every one of them."""
+    fields = typing.get_type_hints(completion_create_params.CompletionCreateParamsBase)
+    nulls = dict.fromkeys(fields)
+    for neutral in (nulls, NEUTRAL_COMPLETION):
+        asked = {**neutral, **GREEDY, "max_tokens": 4}
+        answer = running.post("/v1/completions", **asked).json()
+        assert answer["choices"][0]["text"] == offline(PROMPT, 4)
+    turn = {"role": "user", "content": "hi"}
+    expected = offline(render([turn], running.service.tokenizer, "test", prompt=True), 4)
+    fields = typing.get_type_hints(chat_params.CompletionCreateParamsBase)
+    chat = {"model": NAME, "messages": [turn], "temperature": 0, "max_tokens": 4}
+    for neutral in (dict.fromkeys(fields), NEUTRAL_CHAT, {"tool_choice": "none"}):
+        answer = running.post("/v1/chat/completions", **{**neutral, **chat}).json()
+        assert answer["choices"][0]["message"]["content"] == expected
+
+
+@pytest.mark.parametrize("how", ["as sent", "as the client has it"])
+def test_an_answer_can_be_sent_back(running: Running, how: str) -> None:
+    asked: dict[str, Any] = {"model": NAME, "temperature": 0, "max_tokens": 6}
+    turns: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
+    if how == "as sent":
+        answer = running.post("/v1/chat/completions", **asked, messages=turns).json()
+        said = answer["choices"][0]["message"]
+    else:
+        found = running.client.chat.completions.create(**asked, messages=turns)  # type: ignore[arg-type]
+        said = found.choices[0].message.model_dump()
+    assert said["refusal"] is None
+    turns += [said, {"role": "user", "content": [{"type": "text", "text": "more"}]}]
+    again = running.post("/v1/chat/completions", **asked, messages=turns).json()
+    plain = [turns[0], {"role": "assistant", "content": said["content"]}]
+    plain.append({"role": "user", "content": "more"})
+    text = render(plain, running.service.tokenizer, "test", prompt=True)
+    assert again["choices"][0]["message"]["content"] == offline(text, 6)
+    said["tool_calls"] = [{"id": "1"}]
+    answer = running.post("/v1/chat/completions", **asked, messages=turns)
+    refused(answer, 400, "messages.1: tool_calls is not supported", "messages")
+    turns[1] = {"role": "assistant", "content": "a", "mood": "good"}
+    answer = running.post("/v1/chat/completions", **asked, messages=turns)
+    refused(answer, 400, "does not know messages.1.mood", "messages")
+
+
+MANY = ["def main(", "import os\n", "class Node:\n"]
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_several_prompts_have_a_choice_each(running: Running, ids: bool) -> None:
+    tokens = [running.service.tokenizer(text)["input_ids"] for text in MANY]
+    asked = {**GREEDY, "prompt": tokens if ids else MANY, "max_tokens": 9}
+    found = running.client.completions.create(**asked)
+    assert [choice.index for choice in found.choices] == [0, 1, 2]
+    assert [choice.text for choice in found.choices] == [offline(text, 9) for text in MANY]
+    assert {choice.finish_reason for choice in found.choices} == {"length"}
+    usage = found.usage
+    assert (usage.prompt_tokens, usage.completion_tokens) == (sum(map(len, tokens)), 27)
+    assert usage.foretell["tokens_per_forward"] == pytest.approx(27 / usage.foretell["forwards"])
+
+
+def test_several_prompts_stream_side_by_side(running: Running) -> None:
+    options = {"include_usage": True}
+    asked = {**GREEDY, "prompt": MANY, "max_tokens": 9, "stream": True, "stream_options": options}
+    *chunks, last = running.client.completions.create(**asked)
+    texts, ends = ["", "", ""], []
+    for chunk in chunks:
+        (choice,) = chunk.choices
+        assert choice.index not in ends
+        texts[choice.index] += choice.text
+        if choice.finish_reason is not None:
+            ends.append(choice.index)
+    assert texts == [offline(text, 9) for text in MANY]
+    assert sorted(ends) == [0, 1, 2]
+    assert (last.choices, last.usage.completion_tokens) == ([], 27)
+
+
+def test_of_several_prompts_all_find_a_place_or_none() -> None:
+    with serving(Slow(0.05), max_batch=1, max_queue=2) as slow:
+        with ThreadPoolExecutor(1) as pool:
+            first = pool.submit(slow.post, "/v1/completions", **GREEDY, max_tokens=16)
+            slow.eventually("foretell_requests_running", 1)
+            two = pool.submit(slow.post, "/v1/completions", **{**GREEDY, "prompt": MANY[:2]})
+            assert first.result().status_code == 200
+            assert len(two.result().json()["choices"]) == 2
+        with ThreadPoolExecutor(2) as pool:
+            first = pool.submit(slow.post, "/v1/completions", **GREEDY, max_tokens=30)
+            slow.eventually("foretell_requests_running", 1)
+            second = pool.submit(slow.post, "/v1/completions", **GREEDY, max_tokens=2)
+            slow.eventually("foretell_requests_waiting", 1)
+            answer = slow.post("/v1/completions", **{**GREEDY, "prompt": MANY[:2]})
+            refused(answer, 429, "1 requests wait already")
+            assert slow.metric("foretell_requests_waiting") == 1
+            assert {first.result().status_code, second.result().status_code} == {200}
+
+
+def test_pages_from_elsewhere_ask_where_that_is_allowed(running: Running) -> None:
+    page = {"Origin": "https://example.org"}
+    preflight = {**page, "Access-Control-Request-Method": "POST"}
+    preflight["Access-Control-Request-Headers"] = "authorization,content-type"
+    with serving(api_key="sesame", origins=["https://example.org"]) as open_to:
+        path = f"{open_to.url}/v1/completions"
+        answer = httpx.options(path, headers=preflight)  # a browser asks first, without the key
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        assert "authorization" in answer.headers["Access-Control-Allow-Headers"]
+        refusal = httpx.post(path, json=GREEDY, headers=page)
+        assert refusal.status_code == 401
+        assert refusal.headers["Access-Control-Allow-Origin"] == "https://example.org"
+        other = httpx.options(path, headers={**preflight, "Origin": "https://evil.example"})
+        assert other.status_code == 400
+        assert "Access-Control-Allow-Origin" not in other.headers
+    closed = httpx.post(f"{running.url}/v1/completions", json=GREEDY, headers=page)
+    assert "Access-Control-Allow-Origin" not in closed.headers
 
 
 def test_another_model_is_not_found(running: Running) -> None:
@@ -293,7 +449,20 @@ def test_chat_needs_a_template(running: Running) -> None:
 def test_malformed_bodies_are_refused(running: Running, body: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     answer = httpx.post(f"{running.url}/v1/completions", content=body, headers=headers)
-    refused(answer, 400, "", answer.json()["error"]["param"])
+    param = answer.json()["error"]["param"]
+    refused(answer, 400, "", param)
+    assert param in (None, "stop", "temperature", "max_tokens")
+
+
+def test_broken_json_is_called_so(running: Running) -> None:
+    def sent(body: bytes, kind: str = "application/json") -> httpx.Response:
+        headers = {"Content-Type": kind}
+        return httpx.post(f"{running.url}/v1/completions", content=body, headers=headers)
+
+    refused(sent(b'{"model": "tiny-mtp",'), 400, "the body is no JSON (")
+    refused(sent(b"[1]"), 400, "the body is no JSON object")
+    refused(sent(b""), 400, "the body is no JSON object")
+    refused(sent(json.dumps(GREEDY).encode(), "text/plain"), 400, "Content-Type: application/json")
 
 
 @settings(max_examples=15)

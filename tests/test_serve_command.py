@@ -76,6 +76,8 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
     assert "--max-batch is 0" in refused("serve", "none", "--max-batch", 0)
     assert "cannot listen at nowhere" in refused("serve", "none", "--host", "nowhere.invalid")
     assert "cannot listen at a..b" in refused("serve", "none", "--host", "a..b")
+    for origin in ("example.org", "https://example.org/", "https://a b", ""):
+        assert "as https://example.org, or *" in refused("serve", "none", "--cors", origin)
     given = ("--api-key", "sesame", "--json", "serve.json")
     assert "give that by FORETELL_API_KEY" in refused("serve", "none", *given)
     assert "--api-key is empty" in refused("serve", "none", "--api-key", "")

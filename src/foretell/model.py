@@ -348,7 +348,7 @@ class MTPModel(nn.Module):
         *,
         max_new_tokens: int,
         stop_tokens: Collection[int] | None = None,
-        stop_strings: Sequence[str] = (),
+        stop_strings: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         sampling: Sampling | None = None,
         drafter: Drafter | None = None,
@@ -359,13 +359,21 @@ class MTPModel(nn.Module):
     ) -> Iterator[tuple[Step, ...]]:
         """`generate`, one step at a time. Puts the model into evaluation mode.
 
+        What transformers' `generate` takes from the model's generation config counts here too:
+        penalties, tokens that are suppressed or forced, stop strings, padding. Only how tokens are
+        drawn does not: `do_sample`, `temperature` and the like of a checkpoint are left out, and
+        `sampling` says it.
+
         Args:
             input_ids: (B, T), the prompts.
-            attention_mask: (B, T), 0 where a prompt is padded, on either side.
+            attention_mask: (B, T), 0 where a prompt is padded, on either side. By default what
+                transformers infers: padded where the generation config's padding token stands,
+                unless that ends texts too.
             max_new_tokens: how many tokens to emit, per row.
             stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
                 model's generation config. `()` ends nowhere earlier.
-            stop_strings: end after the token with which one of these is complete.
+            stop_strings: end after the token with which one of these is complete; by default those
+                of the model's generation config.
             tokenizer: for `stop_strings`.
             sampling: how tokens are chosen; greedily by default.
             drafter: what proposes tokens; by default the model's heads, or nothing without heads.
@@ -377,19 +385,26 @@ class MTPModel(nn.Module):
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
         """
+        stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
+        stop_strings = self.stop_strings if stop_strings is None else stop_strings
         if stop_strings and tokenizer is None:
-            raise InputError("stop strings need the tokenizer too.")
-        stops: list[Stop] = [StopTokens(self.stop_tokens if stop_tokens is None else stop_tokens)]
+            raise InputError(
+                f"stop strings ({', '.join(map(repr, stop_strings))}) need the tokenizer too."
+            )
+        stops: list[Stop] = [StopTokens(stop_tokens)]
         if tokenizer is not None and stop_strings:
             stops.append(StopStrings(stop_strings, tokenizer))
         if pass_width is not None and not 1 <= pass_width <= WIDEST:
             raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
+        if attention_mask is None:
+            attention_mask = self._inferred_mask(input_ids, stop_tokens or self.stop_tokens)
         batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
         if drafter is None:
             fixed = None if draft_length == "auto" else draft_length
             drafter = (
                 NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
             )
+            drafter.measured = self._measured  # another drafter in every call, of the same heads
         elif draft_length not in (None, "auto"):
             raise InputError("a drafter that is given has its own draft length.")
         if (shape := getattr(drafter, "shape", None)) is not None:
@@ -425,13 +440,13 @@ class MTPModel(nn.Module):
     ) -> AutoLength:
         """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
 
-        They are alike with a drafter of the same kind, shape and depth, as many rows, about the
-        same temperature, passes as wide, and compiled or not as these.
+        They are alike with the same drafter, which remembers it, as many rows, about the same
+        temperature, passes as wide, and compiled or not as these. The model's heads remember it
+        where no drafter was given.
         """
-        kind, shape = type(drafter).__name__, getattr(drafter, "shape", None)
         warmth = (sampling.greedy, round(sampling.temperature, 1))
-        alike = (kind, shape, drafter.longest, batch.rows, warmth, pass_width, compiled)
-        measured = self._measured.setdefault(alike, Measured())
+        alike = (id(self.backbone), batch.rows, warmth, pass_width, compiled)
+        measured = drafter.measured.setdefault(alike, Measured())
         return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
 
     @property
@@ -439,6 +454,28 @@ class MTPModel(nn.Module):
         """The end-of-sequence tokens of the model's generation config."""
         ids = getattr(self.lm.generation_config, "eos_token_id", None)
         return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """The stop strings of the model's generation config."""
+        strings = getattr(self.lm.generation_config, "stop_strings", None) or ()
+        return (strings,) if isinstance(strings, str) else tuple(strings)
+
+    @property
+    def _padding(self) -> int | None:
+        return getattr(self.lm.generation_config, "pad_token_id", None)
+
+    def _inferred_mask(self, input_ids: Tensor, ends: Collection[int]) -> Tensor | None:
+        """The attention mask of prompts without one, as transformers infers it."""
+        if self._padding is None or self._padding in ends or input_ids.ndim != 2:
+            return None
+        mask = input_ids != self._padding
+        if bool((mask.int().diff(dim=1).abs().sum(1) > 1).any()):
+            raise InputError(
+                f"a prompt has the padding token {self._padding} in its middle, where transformers "
+                "would not read it; give the attention mask."
+            )
+        return mask
 
     def generate(
         self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
@@ -456,7 +493,7 @@ class MTPModel(nn.Module):
         continuations = [
             [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
         ]
-        fill = getattr(self.lm.generation_config, "pad_token_id", None) or 0
+        fill = next(iter([self._padding] if self._padding is not None else self.stop_tokens), 0)
         longest = max(map(len, continuations))
         filled = [row + [fill] * (longest - len(row)) for row in continuations]
         sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)

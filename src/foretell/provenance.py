@@ -180,6 +180,25 @@ def provenance(
     }
 
 
+def near_ties(rows: Iterable[Mapping[str, Any]], dtype: str) -> str:
+    """What readers have to know of outputs that are not `identical`; empty where all are.
+
+    Args:
+        rows: of decoding methods.
+        dtype: that they decoded in, as provenance has it. Only of half precision something is said.
+    """
+    checked = [row for row in rows if None not in (row.get("identical"), row.get("prompts"))]
+    differ = any(row["identical"] != row["prompts"] for row in checked)
+    if not differ or dtype not in ("bfloat16", "float16"):
+        return ""
+    even = any(row.get("pass_width") for row in checked)
+    remedy = "" if even else "; --pass-width N, one more than the longest draft, removes that"
+    return (
+        f"In {dtype} passes of different widths round differently, and near-ties can fall the "
+        f"other way: hence outputs that are not identical{remedy}."
+    )
+
+
 def typed_command() -> str:
     """Return this process's command line, the program by its name and the arguments as typed."""
     program = PurePath(sys.argv[0])

@@ -2,15 +2,18 @@
 
 from typing import Annotated, Any, Literal
 
+import torch
 import typer
 
 from foretell.cli import common, drafting
 from foretell.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
+from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
 from foretell.evaluation import Foretell, SpeedTable, Transformers, compare
 from foretell.evaluation.methods import Method
 from foretell.evaluation.speed import share_by_length
 from foretell.model import MTPModel
+from foretell.provenance import near_ties
 
 PROMPT_LOOKUP = 10
 """Tokens that prompt lookup drafts, ours and transformers'; its documentation uses 10."""
@@ -79,9 +82,10 @@ def bench(
     draft = None
     if draft_model is not None:
         draft = drafting.load_draft_model(draft_model, loaded), draft_model
+    sampling = drafting.sampling(temperature, seed)
     methods = methods_of(
         loaded,
-        sampling=drafting.sampling(temperature, seed),
+        sampling=sampling,
         compiled=compiled,
         draft=draft,
         tree=tree,
@@ -99,7 +103,10 @@ def bench(
             batch_size=batch_size,
             progress=progress,
         )
-    show_speed([(model, found)], title(f"{model} on {prompts}", temperature, batch_size))
+    what = title(f"{model} on {prompts}", temperature, batch_size)
+    show_speed([(model, found)], what, loaded.backbone.dtype)
+    for line in drafting.describe_config(loaded, sampling):
+        common.console.print(line)
     settings = {
         "prompts": prompts,
         "count": count,
@@ -118,6 +125,7 @@ def bench(
         "loops": "included" if include_loops else "excluded",
         "looped": found.looped,
         "dropped": found.dropped,
+        "generation_config": obeyed(loaded.lm),
     }
     rows = [{"model": model, **row} for row in found.rows]
     common.save_json(json, "bench", loaded, seed, settings, rows)
@@ -187,11 +195,14 @@ def title(what: str, temperature: float, batch_size: int) -> str:
     return f"{what}, {chosen}, batch {batch_size}"
 
 
-def show_speed(found: list[tuple[str, SpeedTable]], title: str) -> None:
-    """Print the one table of a comparison, and what was left out of it."""
+def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dtype) -> None:
+    """Print the one table of a comparison made in some type, and what was left out of it."""
     columns = ("model", "method", "tokens/forward", "tokens/s", "speed-up", "identical")
     rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
     common.table(title, columns, rows)
+    every = [row for _, table in found for row in table.rows]
+    if explained := near_ties(every, str(dtype).removeprefix("torch.")):
+        common.console.print(explained)
     for model, table in found:
         for method, shares in _acceptance(table).items():
             common.console.print(f"{model}, {method}: accepted while decoding, {shares}")

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Annotated
 
+import torch
 import typer
 
 from foretell.cli import common
@@ -76,9 +77,8 @@ def demo(
     found = []
     for name, model in (("tiny", trained), ("tiny-mtp", common.load_model("tiny-mtp", "cpu"))):
         found.append((name, _compare(name, model, count, seed)))
-    show_speed(
-        found, f"Python's standard library, held-out files, {count} prompts, greedy, batch 1"
-    )
+    what = f"Python's standard library, held-out files, {count} prompts, greedy, batch 1"
+    show_speed(found, what, trained.backbone.dtype)
     rows = [{"model": name, **row} for name, table in found for row in table.rows]
     settings = {
         "prompts": HELD_OUT, "count": count, "prompt_tokens": PROMPT_TOKENS, "max_new_tokens": 128,
@@ -123,7 +123,8 @@ def _continue_one(path: Path, name: str, model: MTPModel, seed: int) -> None:
     """One continuation of the first prompt, for the report to show what was drafted in it."""
     tokenizer = load_tokenizer(name)
     (prompt,) = common.load_prompts(HELD_OUT, tokenizer, PROMPT_TOKENS, 1, seed)
-    steps = [step for (step,) in model.stream(prompt, max_new_tokens=SHOWN_TOKENS)]
+    shown = model.stream(prompt, torch.ones_like(prompt), max_new_tokens=SHOWN_TOKENS)
+    steps = [step for (step,) in shown]
     ids = prompt[0].tolist()
     settings = {
         "prompt": tokenizer.decode(ids),

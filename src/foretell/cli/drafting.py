@@ -1,7 +1,8 @@
 """How a continuation is drafted, judged and drawn: the options, and what their texts mean."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Literal, cast
+from textwrap import shorten
+from typing import Annotated, Any, Literal, cast
 
 import typer
 from torch import Tensor
@@ -24,6 +25,7 @@ from foretell.decoding import (
     drafter_for,
 )
 from foretell.decoding.cache import takes_masks
+from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import CheckpointError, InputError
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
@@ -38,7 +40,11 @@ MinP = Annotated[
     typer.Option(help="Leave out tokens under this share of the likeliest one's probability."),
 ]
 RepetitionPenalty = Annotated[
-    float, typer.Option(help="Divide the scores of tokens that are there already; also if greedy.")
+    float | None,
+    typer.Option(
+        help="Divide the scores of tokens that are there already, also if greedy; by default as "
+        "the model's generation config says. 1: leave them.",
+    ),
 ]
 DrafterName = Annotated[
     str | None,
@@ -157,7 +163,7 @@ def sampling(
     top_k: int = 0,
     top_p: float = 1.0,
     min_p: float = 0.0,
-    repetition_penalty: float = 1.0,
+    repetition_penalty: float | None = None,
 ) -> Sampling:
     """What the options ask for, refusing those that would do nothing."""
     if temperature == 0 and (top_k, top_p, min_p) != (0, 1.0, 0.0):
@@ -275,6 +281,31 @@ def describe_lengths(shares: Mapping[int, float]) -> str:
     """Of the passes, by how many tokens they drafted: 'drafted 0: 25.0 %, 3: 75.0 % of passes'."""
     found = ", ".join(f"{length}: {common.percent(share)}" for length, share in shares.items())
     return f"drafted {found} of passes"
+
+
+def describe_config(model: MTPModel, sampling: Sampling) -> list[str]:
+    """What is taken from the model's generation config, and what is not; nothing where it is bare.
+
+    Args:
+        model: that decodes.
+        sampling: that was asked for.
+    """
+    lines, followed, drawn = [], obeyed(model.lm), left_out(model.lm)
+    if sampling.repetition_penalty is not None:
+        followed.pop("repetition_penalty", None)
+    if followed:
+        lines.append(f"From its generation config: {_listed(followed)}.")
+    if drawn:
+        lines.append(
+            f"Not from its generation config: {_listed(drawn)}; to draw, give --temperature and "
+            "the like."
+        )
+    return lines
+
+
+def _listed(fields: Mapping[str, Any]) -> str:
+    """'repetition_penalty 1.1, suppress_tokens [5, 7]', each at most a line's part long."""
+    return ", ".join(f"{name} {shorten(str(value), 60)}" for name, value in fields.items())
 
 
 def describe(rule: AcceptanceRule, temperature: float) -> str:

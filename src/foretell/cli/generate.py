@@ -17,6 +17,7 @@ from foretell.data import Document, read_documents
 from foretell.data.documents import RECORD_SUFFIXES, decode
 from foretell.data.tokenization import given_prompt, prompt_ids
 from foretell.decoding import Detokenizer, Step
+from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
 from foretell.evaluation.speed import share_by_length
 
@@ -42,7 +43,7 @@ def generate(
     top_k: drafting.TopKOption = 0,
     top_p: drafting.TopP = 1.0,
     min_p: drafting.MinP = 0.0,
-    repetition_penalty: drafting.RepetitionPenalty = 1.0,
+    repetition_penalty: drafting.RepetitionPenalty = None,
     seed: common.Seed = 0,
     drafter: drafting.DrafterName = None,
     draft_length: drafting.DraftLength = None,
@@ -88,9 +89,10 @@ def generate(
     name = drafting.drafter_name(drafter, loaded, plain=plain)
     stream = loaded.stream(
         ids,
+        torch.ones_like(ids),
         max_new_tokens=max_new_tokens,
         stop_tokens={*loaded.stop_tokens, tokenizer.eos_token_id} - {None},
-        stop_strings=stop or (),
+        stop_strings=stop or None,
         tokenizer=tokenizer,
         sampling=sampling,
         drafter=drafting.drafter(name, loaded, length, shape),
@@ -125,6 +127,8 @@ def generate(
         f"({drafting.describe(accept, temperature)})",
         file=sys.stderr,
     )
+    for line in drafting.describe_config(loaded, sampling):
+        print(line, file=sys.stderr)
     lengths = [step.drafted for step in steps[1:]]
     if length == "auto" and lengths:
         print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
@@ -132,11 +136,12 @@ def generate(
     settings = {
         "prompt": text,
         "max_new_tokens": max_new_tokens,
-        "stop": stop or [],
+        "stop": stop or list(loaded.stop_strings),
         "top_k": top_k,
         "top_p": top_p,
         "min_p": min_p,
         "repetition_penalty": repetition_penalty,
+        "generation_config": obeyed(loaded.lm),
         "rule": rule or "speculative",
         "lossless": accept.lossless,
         "text": tokenizer.decode(written),

@@ -2,6 +2,7 @@
 
 import ipaddress
 import os
+import re
 import socket
 from dataclasses import asdict
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from foretell.cli import common, drafting
+from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
 
 API_KEY = "FORETELL_API_KEY"
@@ -26,6 +28,14 @@ def serve(
     api_key: Annotated[
         str | None,
         typer.Option(envvar=API_KEY, help="Requests must bring it; better by the variable."),
+    ] = None,
+    cors: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Let web pages from there ask: https://example.org, or * for any. Repeat for "
+            "more.",
+        ),
     ] = None,
     drafter: drafting.DrafterName = None,
     draft_length: drafting.DraftLength = None,
@@ -68,6 +78,7 @@ def serve(
     shape, length = drafting.parse_tree(tree), drafting.parse_length(draft_length)
     if api_key is not None and not api_key.strip():
         raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
+    origins = [_origin(each) for each in cors or ()]
     if json is not None and api_key is not None and os.environ.get(API_KEY) != api_key:
         raise InputError(
             f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
@@ -83,6 +94,7 @@ def serve(
             drafting.method_name(name, loaded),
             limits,
             api_key,
+            origins,
             auto_length=length == "auto",
         )
         running = serving.server(service, host, port)
@@ -93,15 +105,26 @@ def serve(
             common.console.print(
                 f"Anybody who reaches {host} can use it; --api-key keeps others out."
             )
+        for line in drafting.describe_config(loaded, Sampling()):
+            common.console.print(line)
         row = {
             "model": service.name,
             "method": service.drafter_name,
             "depth": service.drafter.longest,
             "draft_length": length,
         }
-        settings = {"url": f"{where}/v1", "page": f"{where}/", **asdict(limits)}
+        settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **asdict(limits)}
         common.save_json(json, "serve", loaded, None, settings, [row])
         running.run(sockets=[listening])
+
+
+def _origin(text: str) -> str:
+    """An origin as browsers send it: scheme, host and port, and nothing behind them."""
+    if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", text):
+        raise InputError(
+            f"--cors {text}: give scheme, host and port, as https://example.org, or *."
+        )
+    return text
 
 
 def _listen(host: str, port: int) -> socket.socket:

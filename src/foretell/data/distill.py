@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig
 
 from foretell.backbone.discovery import generating
 from foretell.data.documents import Document
 from foretell.data.tokenization import given_prompt, opening
+from foretell.decoding.constraints import undrawn
 from foretell.errors import InputError
 from foretell.model import MTPModel
 
@@ -216,14 +216,16 @@ class Continuations:
         rows = [[filler] * (longest - len(prompt)) + prompt for prompt in prompts]
         mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
         drawn = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0}
-        config = GenerationConfig(
+        lm: Any = self.model.lm
+        config = undrawn(lm)
+        config.update(
             max_new_tokens=self.sampling.max_new_tokens,
             do_sample=self.sampling.temperature > 0,
             eos_token_id=stops or None,
             pad_token_id=filler,
+            stop_strings=None,
             **(drawn if self.sampling.temperature > 0 else {}),
         )
-        lm: Any = self.model.lm
         with generating(lm, config):
             out = cast(
                 Tensor,

@@ -100,9 +100,12 @@ class Batch:
         max_new_tokens: one number for all rows, or one each.
         stops: where any row ends earlier.
         row_stops: where each row does besides, where they differ.
+        prompt_lengths: how many tokens of each row are its prompt, where some of `prompts` was
+            written before; None: all.
 
     Attributes:
         present: the rows that the passes hold, by place.
+        prompt_lengths: how many tokens each prompt has, by a row's number.
         lengths: how many tokens stand, by place.
         room: how many more may be emitted, by place.
         tokens: (P, S) the tokens that stand, then filling.
@@ -121,6 +124,7 @@ class Batch:
         max_new_tokens: int | Sequence[int],
         stops: Sequence[Stop] = (),
         row_stops: Sequence[Sequence[Stop]] | None = None,
+        prompt_lengths: Sequence[int] | None = None,
     ) -> None:
         rows = _rows(prompts, attention_mask)
         limits = _each(max_new_tokens, len(rows))
@@ -129,6 +133,7 @@ class Batch:
         self.present = list(range(self.rows))
         self.stops = [[*stops, *own] for own in row_stops or [()] * len(rows)]
         self.lengths = [len(row) for row in rows]
+        self.prompt_lengths = list(prompt_lengths or self.lengths)
         self.width = max(self.lengths)
         context = backbone.max_length
         self.room = [
@@ -192,6 +197,7 @@ class Batch:
         alone = copy(self)
         alone.rows, alone.present, alone.active = 1, [0], [True]
         alone.stops = [self.stops[number]]
+        alone.prompt_lengths = [self.prompt_lengths[number]]
         alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
         alone.continuations = [self.continuations[number]]
         alone.width = alone.lengths[0]

@@ -15,6 +15,7 @@ from foretell.backbone import Backbone
 from foretell.decoding.acceptance import AcceptanceRule
 from foretell.decoding.batch import ENDED, Batch, Step
 from foretell.decoding.cache import takes_masks
+from foretell.decoding.constraints import constraints
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import Drafter, NoDrafter
 from foretell.decoding.length import AutoLength
@@ -83,7 +84,8 @@ def decode(
     `compiled` runs every pass but the first compiled by torch, in few shapes; the first time takes
     its minutes.
     """
-    sampler = Sampler(sampling, batch.rows, backbone.device)
+    histories = constraints(backbone.model, batch, sampling)
+    sampler = Sampler(sampling, batch.rows, backbone.device, histories)
     if batch.rows == 1 or takes_masks(backbone, capacity(batch, pass_width)):
         passes = Passes(backbone, batch, pass_width, compiled)
         yield from _decode(passes, batch, drafter, rule, sampler, length)

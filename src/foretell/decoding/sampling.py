@@ -19,7 +19,6 @@ from transformers import (
     LogitsProcessor,
     MinPLogitsWarper,
     PrefixConstrainedLogitsProcessor,
-    RepetitionPenaltyLogitsProcessor,
     SynthIDTextWatermarkLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
@@ -58,7 +57,8 @@ class Sampling:
         top_k: draw among so many likeliest tokens; 0: all.
         top_p: draw from the smallest set of tokens with this probability.
         min_p: leave out tokens less likely than this share of the likeliest one.
-        repetition_penalty: divides the scores of tokens that are there already; also when greedy.
+        repetition_penalty: divides the scores of tokens that are there already, also when greedy;
+            None: as the model's generation config says.
         processors: any of transformers' `LogitsProcessor` whose scores depend on a row's tokens and
             logits alone. They see one row at a time, without padding, and drafted tokens too.
         seeds: of the rows, one each, or one number for the first; the others follow it.
@@ -68,7 +68,7 @@ class Sampling:
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    repetition_penalty: float | None = None
     processors: Sequence[LogitsProcessor] = ()
     seeds: int | Sequence[int] = 0
 
@@ -84,7 +84,7 @@ class Sampling:
             raise InputError(f"top_p is {self.top_p}; it must be over 0 and at most 1.")
         if not 0 <= self.min_p <= 1 or self.top_k < 0:
             raise InputError("min_p must be in 0…1 and top_k 0 (all) or more.")
-        if not self.repetition_penalty > 0:
+        if self.repetition_penalty is not None and not self.repetition_penalty > 0:
             raise InputError(f"repetition_penalty is {self.repetition_penalty}; it is over 0.")
 
     @property
@@ -94,21 +94,30 @@ class Sampling:
 
 
 class Sampler:
-    """A `Sampling` at work on some rows."""
+    """A `Sampling` at work on some rows.
 
-    def __init__(self, sampling: Sampling, rows: int, device: torch.device) -> None:
+    Args:
+        sampling: how tokens are chosen.
+        rows: how many.
+        device: where their logits are.
+        by_history: of each row, what changes its scores by its tokens (`constraints`).
+    """
+
+    def __init__(
+        self,
+        sampling: Sampling,
+        rows: int,
+        device: torch.device,
+        by_history: Sequence[Sequence[LogitsProcessor]] = (),
+    ) -> None:
         self.greedy, self.device = sampling.greedy, device
         seeds = sampling.seeds
         seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != rows:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
-        _require_local(sampling.processors, rows)
         self.seeds = seeds
         self.random = torch.empty(rows, 3, 0)
-        self.by_history: list[LogitsProcessor] = list(sampling.processors)
-        if sampling.repetition_penalty != 1:
-            penalty = RepetitionPenaltyLogitsProcessor(sampling.repetition_penalty)
-            self.by_history.insert(0, penalty)
+        self.by_history = list(by_history)
         self.by_scores: list[LogitsProcessor] = []
         if not sampling.greedy:
             if sampling.temperature != 1:
@@ -123,12 +132,14 @@ class Sampler:
     def row(self, number: int) -> "Sampler":
         """For one row alone, with its own random numbers."""
         alone = copy(self)
-        alone.seeds = [self.seeds[number]]
+        alone.seeds, alone.by_history = [self.seeds[number]], self.by_history[number : number + 1]
         return alone
 
     def select(self, places: Sequence[int]) -> None:
         """Go on with the rows at some places alone."""
         self.seeds = [self.seeds[place] for place in places]
+        if self.by_history:
+            self.by_history = [self.by_history[place] for place in places]
         if not self.greedy:
             self.random = self.random[list(places)]
 
@@ -174,14 +185,14 @@ class Sampler:
             draft: whose nodes they belong to.
             prefixes: gives the tokens that stand of each row, (T_b,).
         """
-        if self.by_history:
+        if any(self.by_history):
             logits = logits.to(torch.float32, copy=True)  # what processors work on, there as here
             for row, prefix in enumerate(prefixes()):
                 for node in range(logits.shape[1]):
                     before = draft.ancestors[row, node, 1:]
                     tokens = torch.cat([prefix, draft.tokens[row][before]]).unsqueeze(0)
                     score = logits[row, node, None]
-                    for processor in self.by_history:
+                    for processor in self.by_history[row]:
                         score = processor(cast(Any, tokens), score)
                     logits[row, node] = score[0]
         return self.warped(logits)
@@ -196,7 +207,7 @@ class Sampler:
         return flat.view(logits.shape)
 
 
-def _require_local(processors: Sequence[LogitsProcessor], rows: int) -> None:
+def require_local(processors: Sequence[LogitsProcessor], rows: int) -> None:
     """Refuse processors of transformers whose scores depend on more than a row's tokens."""
     for processor in processors:
         name = type(processor).__name__

@@ -15,6 +15,7 @@ from transformers import GenerationConfig
 
 from foretell.backbone.discovery import generating
 from foretell.decoding import Drafter, NoDrafter, Sampling, Step
+from foretell.decoding.constraints import undrawn
 from foretell.decoding.drafters.lookup import MATCH
 from foretell.model import MTPModel
 
@@ -117,9 +118,10 @@ class Foretell:
     def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
         result = self.model.generate(
             prompts,
-            mask,
+            torch.ones_like(prompts) if mask is None else mask,
             max_new_tokens=count,
             stop_tokens=(),
+            stop_strings=(),
             drafter=self.drafter,
             draft_length="auto" if self.auto else None,
             sampling=self.sampling,
@@ -134,7 +136,8 @@ class Transformers:
     """transformers' own `generate`, alone, with its prompt lookup or with a draft model.
 
     It is told to draft what ours drafts: as many tokens, after as many that match, whatever the
-    draft model's confidence. What differs: it drafts behind the prompt already, ours behind the
+    draft model's confidence. Both obey the model's generation config but for where it ends texts
+    and how it draws. What differs: it drafts behind the prompt already, ours behind the
     first token; and of several matches its prompt lookup copies from the first, ours from the last.
 
     Args:
@@ -174,8 +177,9 @@ class Transformers:
         assistant = {} if self.draft is None else {"assistant_model": self.draft[0].lm}
         with ExitStack() as stack:
             # Not the models' own config: `generate` would take an end-of-sequence token from it.
+            config = self._config(count)
             for lm in (self.lm, *assistant.values()):
-                stack.enter_context(generating(lm, self._config(count)))
+                stack.enter_context(generating(lm, config))
             stack.enter_context(_seeded(self.sampling, prompts.device))
             stack.callback(self.lm.register_forward_pre_hook(tally).remove)
             output = self.lm.generate(  # type: ignore[operator]
@@ -187,6 +191,7 @@ class Transformers:
 
     def _config(self, count: int) -> GenerationConfig:
         asked: dict[str, Any] = {"max_new_tokens": count, "pad_token_id": 0}
+        asked |= {"eos_token_id": None, "stop_strings": None}
         if not self.sampling.greedy:
             temperature = self.sampling.temperature
             asked |= {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
@@ -197,7 +202,9 @@ class Transformers:
             asked["num_assistant_tokens"] = self.draft[2]
             asked["num_assistant_tokens_schedule"] = "constant"
             asked["assistant_confidence_threshold"] = 0.0
-        return GenerationConfig(**asked)
+        config = undrawn(self.lm)
+        config.update(**asked)
+        return config
 
 
 @contextmanager

@@ -29,12 +29,27 @@ from foretell.serve.schema import (
 from foretell.serve.text import Piece
 
 
-class Form(Protocol):
-    """How an answer is written: as a completion or as a chat."""
+@dataclass(frozen=True)
+class Choice:
+    """What is said of one row: all of it, or what a chunk adds.
 
-    def whole(
-        self, text: str, finish: Finish, drafts: list[DraftedText] | None, usage: Usage
-    ) -> BaseModel:
+    Attributes:
+        index: which row.
+        text: what it says.
+        finish: why it ended; None: it goes on.
+        drafts: where each piece came from, if that was asked for.
+    """
+
+    index: int
+    text: str
+    finish: Finish | None = None
+    drafts: list[DraftedText] | None = None
+
+
+class Form(Protocol):
+    """How an answer is written: as completions or as a chat."""
+
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> BaseModel:
         """All at once."""
         ...
 
@@ -42,10 +57,8 @@ class Form(Protocol):
         """A chunk before all others."""
         ...
 
-    def chunk(
-        self, text: str | None, finish: Finish | None, drafts: list[DraftedText] | None
-    ) -> BaseModel:
-        """Some text, or the end."""
+    def chunk(self, choice: Choice) -> BaseModel:
+        """Some text of a row, or its end."""
         ...
 
     def closing(self, usage: Usage) -> BaseModel:
@@ -61,26 +74,25 @@ class CompletionForm:
     id: str = field(default_factory=lambda: f"cmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(
-        self, text: str, finish: Finish, drafts: list[DraftedText] | None, usage: Usage
-    ) -> Completion:
-        choice = CompletionChoice(text=text, finish_reason=finish, drafts=drafts)
-        return self._made([choice], usage)
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Completion:
+        return self._made(choices, usage)
 
     def opening(self) -> None:
         return None
 
-    def chunk(
-        self, text: str | None, finish: Finish | None, drafts: list[DraftedText] | None
-    ) -> Completion:
-        return self._made([CompletionChoice(text=text or "", finish_reason=finish, drafts=drafts)])
+    def chunk(self, choice: Choice) -> Completion:
+        return self._made([choice])
 
     def closing(self, usage: Usage) -> Completion:
         return self._made([], usage)
 
-    def _made(self, choices: list[CompletionChoice], usage: Usage | None = None) -> Completion:
+    def _made(self, choices: Sequence[Choice], usage: Usage | None = None) -> Completion:
+        said = [
+            CompletionChoice(index=c.index, text=c.text, finish_reason=c.finish, drafts=c.drafts)
+            for c in choices
+        ]
         return Completion(
-            id=self.id, created=self.created, model=self.model, choices=choices, usage=usage
+            id=self.id, created=self.created, model=self.model, choices=said, usage=usage
         )
 
 
@@ -92,22 +104,33 @@ class ChatForm:
     id: str = field(default_factory=lambda: f"chatcmpl-{secrets.token_hex(12)}")
     created: int = field(default_factory=lambda: int(time.time()))
 
-    def whole(
-        self, text: str, finish: Finish, drafts: list[DraftedText] | None, usage: Usage
-    ) -> Chat:
-        choice = ChatChoice(message=Said(content=text), finish_reason=finish, drafts=drafts)
-        return Chat(
-            id=self.id, created=self.created, model=self.model, choices=[choice], usage=usage
-        )
+    def whole(self, choices: Sequence[Choice], usage: Usage) -> Chat:
+        said = [
+            ChatChoice(
+                index=c.index,
+                message=Said(content=c.text),
+                finish_reason=c.finish or "stop",
+                drafts=c.drafts,
+            )
+            for c in choices
+        ]
+        return Chat(id=self.id, created=self.created, model=self.model, choices=said, usage=usage)
 
     def opening(self) -> ChatChunk:
         return self._made([ChatChunkChoice(delta=Delta(role="assistant", content=""))])
 
-    def chunk(
-        self, text: str | None, finish: Finish | None, drafts: list[DraftedText] | None
-    ) -> ChatChunk:
-        choice = ChatChunkChoice(delta=Delta(content=text), finish_reason=finish, drafts=drafts)
-        return self._made([choice])
+    def chunk(self, choice: Choice) -> ChatChunk:
+        delta = Delta(content=choice.text or None)
+        return self._made(
+            [
+                ChatChunkChoice(
+                    index=choice.index,
+                    delta=delta,
+                    finish_reason=choice.finish,
+                    drafts=choice.drafts,
+                )
+            ]
+        )
 
     def closing(self, usage: Usage) -> ChatChunk:
         return self._made([], usage)
@@ -120,9 +143,14 @@ class ChatForm:
 
 async def whole(form: Form, reading: Reading, show_drafts: bool) -> BaseModel:
     """The answer, when all of it is there."""
-    pieces = [piece async for some in reading.pieces() for piece in some]
-    drafts = _drafts(pieces) if show_drafts else None
-    return form.whole(_text(pieces), reading.finish_reason, drafts, reading.usage)
+    said: list[list[Piece]] = [[] for _ in reading.rows]
+    async for number, pieces in reading.pieces():
+        said[number] += pieces
+    choices = [
+        Choice(number, _text(pieces), row.finish_reason, _drafts(pieces) if show_drafts else None)
+        for number, (row, pieces) in enumerate(zip(reading.rows, said, strict=True))
+    ]
+    return form.whole(choices, reading.usage)
 
 
 async def chunks(
@@ -132,11 +160,13 @@ async def chunks(
     try:
         if (opening := form.opening()) is not None:
             yield _event(opening)
-        async for pieces in reading.pieces():
+        async for number, pieces in reading.pieces():
             if pieces or show_drafts:
-                chunk = form.chunk(_text(pieces), None, _drafts(pieces) if show_drafts else None)
+                drafts = _drafts(pieces) if show_drafts else None
+                chunk = form.chunk(Choice(number, _text(pieces), drafts=drafts))
                 yield _event(chunk, foretell=reading.tally.drafting if show_drafts else None)
-        yield _event(form.chunk(None, reading.finish_reason, None))
+            if (finish := reading.rows[number].finish_reason) is not None:
+                yield _event(form.chunk(Choice(number, "", finish)))
         if usage:
             yield _event(form.closing(reading.usage))
         yield "data: [DONE]\n\n"
@@ -145,7 +175,7 @@ async def chunks(
 
 
 class Stream(StreamingResponse):
-    """Server-sent events of a row, which ends where nobody reads it any more."""
+    """Server-sent events of rows, which end where nobody reads them any more."""
 
     def __init__(self, reading: Reading, events: AsyncIterator[str]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -11,6 +11,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 
 from foretell.serve.answers import ChatForm, CompletionForm, Form, Stream, chunks, whole
 from foretell.serve.errors import ApiError, add_handlers, as_api_error
@@ -58,14 +59,22 @@ def create_app(service: Service) -> FastAPI:
         yield
         await run_in_threadpool(service.engine.close)
 
-    gate = Middleware(Gate, service.metrics, service.limits.max_body_bytes, service.api_key)
+    middleware = [Middleware(Gate, service.metrics, service.limits.max_body_bytes, service.api_key)]
+    if service.origins:  # in front of the gate: a browser asks first, without the key
+        cors = Middleware(
+            CORSMiddleware,
+            allow_origins=service.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+        )
+        middleware.insert(0, cors)
     app = FastAPI(
         title="foretell",
         description=PRODUCTION,
         docs_url=None,  # they load scripts from elsewhere
         redoc_url=None,
         lifespan=lifespan,
-        middleware=[gate],
+        middleware=middleware,
     )
     add_handlers(app)
     _add_openai(app, service)
@@ -88,7 +97,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
 
     @app.post("/v1/completions", response_model=Completion, responses=ANSWERS)
     async def completions(asked: CompletionRequest, request: Request) -> Response:
-        """Continue a prompt."""
+        """Continue a prompt, or several."""
         return await _answer(service, asked, CompletionForm(service.name), request)
 
     @app.post("/v1/chat/completions", response_model=Chat, responses=ANSWERS)
@@ -119,23 +128,22 @@ async def _answer(
     service: Service, asked: CompletionRequest | ChatRequest, form: Form, request: Request
 ) -> Response:
     try:
-        row = await run_in_threadpool(service.row, asked)
-        reading = service.read(row)
+        rows = await run_in_threadpool(service.rows, asked)
+        reading = service.read(rows)
     except Exception as error:
         if (refused := as_api_error(error)).status_code == 500:
             raise
         raise refused from None
     show = bool(asked.show_drafts)
     if asked.stream:
-        options = asked.stream_options
-        usage = options is not None and bool(options.include_usage)
-        return Stream(reading, chunks(form, reading, show_drafts=show, usage=usage))
+        events = chunks(form, reading, show_drafts=show, usage=asked.with_usage)
+        return Stream(reading, events)
     content = await _unless_gone(request, reading, whole(form, reading, show))
     return JSONResponse(content.model_dump(mode="json"))
 
 
 async def _unless_gone(request: Request, reading: Reading, answer: Any) -> BaseModel:
-    """The answer; the row ends where its client goes away before."""
+    """The answer; its rows end where the client goes away before."""
     work, gone = asyncio.ensure_future(answer), asyncio.ensure_future(_gone(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

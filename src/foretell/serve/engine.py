@@ -65,20 +65,20 @@ class Engine:
         """Whether it takes requests and answers them."""
         return self._thread.is_alive() and not self._closed
 
-    def submit(self, job: Job) -> None:
-        """Put a job at the end of the queue.
+    def submit(self, *jobs: Job) -> None:
+        """Put jobs at the end of the queue, all or none.
 
         Raises:
-            QueueFull: as many wait as may.
+            QueueFull: as many wait as may, or would then.
             Closed: the server is stopping.
         """
         with self._changed:
             if self._closed:
                 raise Closed(STOPPING)
             self._drop_cancelled()
-            if len(self._waiting) >= self.limits.max_queue:
-                raise QueueFull(f"{self.limits.max_queue} requests wait already; try again later.")
-            self._waiting.append(job)
+            if len(self._waiting) + len(jobs) > self.limits.max_queue:
+                raise QueueFull(f"{len(self._waiting)} requests wait already; try again later.")
+            self._waiting += jobs
             self._count()
             self._changed.notify()
 
@@ -216,4 +216,5 @@ def _batch(model: MTPModel, jobs: list[Job]) -> Batch:
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in rows])
     limits = [job.room for job in jobs]
     stops = [job.remaining_stops for job in jobs]
-    return Batch(model.backbone, tokens, mask, limits, row_stops=stops)
+    prompts = [len(job.prompt) for job in jobs]
+    return Batch(model.backbone, tokens, mask, limits, row_stops=stops, prompt_lengths=prompts)

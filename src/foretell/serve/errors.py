@@ -1,5 +1,6 @@
 """Errors as OpenAI's API writes them."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -67,12 +68,7 @@ def add_handlers(app: FastAPI) -> None:
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)
-        # Of all that a value could have been, what it is nearest to.
-        nearest = max(error.errors(), key=lambda found: len(found["loc"]))
-        path = [str(part) for part in nearest["loc"][1:] if _is_field(part)]
-        reason = str(nearest["msg"]).removeprefix("Value error, ")
-        message = f"{'.'.join(path)}: {reason}" if path else reason
-        return refusal(ApiError(400, message, param=path[0] if path else None))
+        return refusal(_invalid(error.errors()))
 
     async def failed(request: Request, error: Exception) -> JSONResponse:
         return refusal(as_api_error(error))
@@ -82,12 +78,37 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, failed)
 
 
+NO_OBJECT = ("missing", "model_type", "model_attributes_type")
+"""What pydantic says of a body that is none."""
+
+
+def _invalid(found: Sequence[Mapping[str, Any]]) -> ApiError:
+    """What pydantic found wrong, in one line."""
+    # Of all that a value could have been, what it is nearest to.
+    nearest = max(found, key=lambda each: len(each["loc"]))
+    place, kind, facts = nearest["loc"], nearest["type"], nearest.get("ctx", {})
+    if kind == "json_invalid":
+        return ApiError(400, f"the body is no JSON ({facts['error']}, at character {place[-1]}).")
+    if kind in NO_OBJECT and place == ("body",):
+        message = "the body is no JSON object; send one, with Content-Type: application/json."
+        return ApiError(400, message)
+    path = _path(place)
+    if kind == "extra_forbidden":
+        unknown = [".".join(_path(each["loc"])) for each in found if each["type"] == kind]
+        message = f"this server does not know {', '.join(dict.fromkeys(unknown))}; leave it out."
+        return ApiError(400, message, path[0])
+    reason = str(nearest["msg"]).removeprefix("Value error, ")
+    message = f"{'.'.join(path)}: {reason}" if path else reason
+    return ApiError(400, message, path[0] if path else facts.get("field"))
+
+
+def _path(place: Sequence[str | int]) -> list[str]:
+    """The fields on the way there, without the types that they may have."""
+    fields = (isinstance(part, int) or (part.isidentifier() and part != "str") for part in place)
+    return [str(part) for part, field in zip(place, fields, strict=True) if field][1:]
+
+
 def _headers(status: int) -> dict[str, str]:
     if status == 401:
         return {"WWW-Authenticate": "Bearer"}
     return {"Retry-After": "1"} if status in (429, 503) else {}
-
-
-def _is_field(part: str | int) -> bool:
-    """Whether a part of a place names a field, and not one of the types that it may have."""
-    return isinstance(part, int) or (part.isidentifier() and part != "str")

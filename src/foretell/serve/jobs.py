@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from foretell.decoding import Sampling, Step, Stop
+from foretell.decoding import Sampling, Step, Stop, StopTokens
 from foretell.errors import ForetellError
 
 
@@ -92,7 +92,12 @@ class Job:
     @property
     def remaining_stops(self) -> list[Stop]:
         """Its stops, for a batch that begins behind what is written."""
-        return [Behind(self.written.copy(), stop) if self.written else stop for stop in self.stops]
+        # A token ends the row whatever was written before.
+        alone = [not self.written or isinstance(stop, StopTokens) for stop in self.stops]
+        return [
+            stop if same else Behind(self.written.copy(), stop)
+            for stop, same in zip(self.stops, alone, strict=True)
+        ]
 
     def began_now(self) -> None:
         """Note the time, if it is the first time."""

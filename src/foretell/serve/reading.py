@@ -1,8 +1,8 @@
-"""One row as its client reads it: from the engine's thread to the server's loop."""
+"""The rows of a request as its client reads them: from the engine's thread to the server's loop."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -38,7 +38,7 @@ class Row:
 
 @dataclass
 class Tally:
-    """What a row has taken so far."""
+    """What some rows have taken so far."""
 
     forwards: int = 0
     tokens: int = 0
@@ -47,13 +47,13 @@ class Tally:
     seconds: float = 0.0
 
     def add(self, progress: Progress) -> None:
-        """Count one more step."""
+        """Count one more step of a row."""
         step = progress.step
         self.forwards += 1
         self.tokens += len(step.tokens)
         self.drafted += step.drafted
         self.accepted += step.accepted
-        self.seconds = progress.seconds
+        self.seconds = max(self.seconds, progress.seconds)
 
     @property
     def drafting(self) -> Drafting:
@@ -67,65 +67,84 @@ class Tally:
         )
 
 
-@dataclass
-class Reading:
-    """Made in the server's loop. Close it when nobody reads any more, and the row ends.
+class RowReading:
+    """One row on its way.
 
     Attributes:
         row: what is decoded.
         job: the engine's side of it.
-        tally: what it has taken.
+        ended: whether all of it has been read.
     """
 
-    row: Row
-    job: Job = field(init=False)
-    tally: Tally = field(default_factory=Tally)
-
-    def __post_init__(self) -> None:
-        loop, row = asyncio.get_running_loop(), self.row
-        self._events: asyncio.Queue[Event] = asyncio.Queue()
-        self._writer = Writer(row.tokenizer, row.prompt, row.texts)
-        self._ended = False
+    def __init__(self, row: Row, events: "asyncio.Queue[tuple[int, Event]]", number: int) -> None:
+        loop = asyncio.get_running_loop()
 
         def deliver(event: Event) -> None:
-            loop.call_soon_threadsafe(self._events.put_nowait, event)
+            loop.call_soon_threadsafe(events.put_nowait, (number, event))
 
+        self.row, self.ended = row, False
         self.job = Job(row.prompt, row.settings, row.max_new_tokens, row.stops, row.seed, deliver)
+        self._writer = Writer(row.tokenizer, row.prompt, row.texts)
 
-    async def pieces(self) -> AsyncIterator[list[Piece]]:
-        """What every step brings, as it comes; what brings no text yet too.
+    def read(self, progress: Progress) -> list[Piece]:
+        """What a step brings."""
+        pieces = self._writer.add(progress.step)
+        if progress.ended:
+            self.ended = True
+            pieces += self._writer.finish()
+        return pieces
+
+    @property
+    def finish_reason(self) -> Finish | None:
+        """Why it ended; None before."""
+        if not self.ended:
+            return None
+        full = len(self.job.written) >= self.row.max_new_tokens
+        ended_itself = any(stop((), self.job.written[-1:]) for stop in self.row.stops[:1])
+        return "length" if full and not ended_itself and not self._writer.stopped else "stop"
+
+
+class Reading:
+    """Made in the server's loop. Close it when nobody reads any more, and its rows end.
+
+    Attributes:
+        rows: what is decoded, in the order of the answer's choices.
+        tally: what they have taken.
+    """
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
+        self.rows = [RowReading(row, self._events, number) for number, row in enumerate(rows)]
+        self.tally = Tally()
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The engine's side of it."""
+        return [row.job for row in self.rows]
+
+    async def pieces(self) -> AsyncIterator[tuple[int, list[Piece]]]:
+        """What every step brings, as it comes, with its row; what brings no text yet too.
 
         Raises:
             ApiError: the engine failed.
         """
-        while not self._ended:
-            event = await self._events.get()
+        while not all(row.ended for row in self.rows):
+            number, event = await self._events.get()
             if isinstance(event, Exception):
-                self._ended = True
+                self.close()
                 raise as_api_error(event) from event
             self.tally.add(event)
-            pieces = self._writer.add(event.step)
-            if event.ended:
-                self._ended = True
-                pieces += self._writer.finish()
-            yield pieces
+            yield number, self.rows[number].read(event)
 
     def close(self) -> None:
         """Nobody reads any more."""
-        if not self._ended:
-            self.job.cancelled = True
-
-    @property
-    def finish_reason(self) -> Finish:
-        """Why it ended."""
-        full = self.tally.tokens >= self.row.max_new_tokens
-        ended_itself = any(stop((), self.job.written[-1:]) for stop in self.row.stops[:1])
-        return "length" if full and not ended_itself and not self._writer.stopped else "stop"
+        for row in self.rows:
+            row.job.cancelled = row.job.cancelled or not row.ended
 
     @property
     def usage(self) -> Usage:
-        """What it took."""
-        prompt = len(self.row.prompt)
+        """What all rows took."""
+        prompt = sum(len(row.row.prompt) for row in self.rows)
         return Usage(
             prompt_tokens=prompt,
             completion_tokens=self.tally.tokens,

@@ -5,9 +5,11 @@ and so is one that nobody knows: what a client asks for is done or refused, neve
 """
 
 import json
+from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from foretell.decoding import Sampling
 from foretell.errors import InputError
@@ -16,9 +18,12 @@ from foretell.serve.jobs import Settings
 TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
 Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
-OneText = Annotated[list[str], Field(min_length=1, max_length=1)]
+Texts = Annotated[list[str], Field(min_length=1)]
+ManyTokenIds = Annotated[list[TokenIds], Field(min_length=1)]
 StopText = Annotated[str, Field(min_length=1, max_length=256)]
 
+MOST_STOPS = 16
+"""OpenAI takes 4; evaluation harnesses send more."""
 GREEDY_BELOW = 0.01
 """Temperatures under this take the likeliest token: drawing would give no other in practice."""
 
@@ -33,15 +38,42 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "presence_penalty": (0,),
     "frequency_penalty": (0,),
     "tools": ([],),
-    "tool_choice": ("none",),
+    "tool_choice": ("none", "auto"),  # auto may choose among none
     "functions": ([],),
+    "function_call": ("none", "auto"),
     "response_format": ({"type": "text"},),
     "modalities": (["text"],),
+    "reasoning_effort": ("none",),
+    "verbosity": ("medium",),
+    "audio": (),
+    "moderation": (),
+    "prediction": (),
+    "web_search_options": (),
 }
-"""Fields that are not supported, and what they may say all the same: that nothing is asked for."""
+"""Fields that are not supported, and what they may say all the same: that nothing is asked for, as
+null does in each."""
 
-_UNHEARD = ("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key")
+_UNHEARD = (
+    "user",
+    "metadata",
+    "store",
+    "service_tier",
+    "safety_identifier",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "parallel_tool_calls",
+)
 """Fields that ask for nothing to be done differently here."""
+
+_NEUTRAL_IN_TURNS: dict[str, tuple[Any, ...]] = {
+    "refusal": ("",),
+    "annotations": ([],),
+    "audio": (),
+    "function_call": (),
+    "tool_calls": ([],),
+}
+"""The same in a turn: what OpenAI's answers have beside their text, and clients send back."""
 
 
 class StreamOptions(BaseModel):
@@ -62,7 +94,7 @@ class Asked(BaseModel):
     temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0: greedy.")
     top_p: float | None = Field(None, gt=0, le=1)
     seed: Seed | None = Field(None, description="By default another one for every request.")
-    stop: StopText | Annotated[list[StopText], Field(max_length=4)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=0, description="Draw among so many tokens; 0: all.")
@@ -81,18 +113,19 @@ class Asked(BaseModel):
         if not isinstance(values, dict):
             return values
         _refuse_surrogates(values)
-        for name, neutral in _NEUTRAL.items():
-            value = values.get(name)
-            if value is not None and not any(_same(value, other) for other in neutral):
-                raise ValueError(f"{name} is not supported by this server; leave it out.")
-        known = {*_NEUTRAL, *_UNHEARD}
-        return {name: value for name, value in values.items() if name not in known}
+        return _without(_UNHEARD, _without_neutral(_NEUTRAL, values))
 
     @model_validator(mode="after")
     def _refuse_useless(self) -> "Asked":
-        if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options are for streams; add stream, or leave them out.")
+        if self.with_usage and not self.stream:
+            message = "{field} are for streams; add stream, or leave them out."
+            raise PydanticCustomError("useless", message, {"field": "stream_options"})
         return self
+
+    @property
+    def with_usage(self) -> bool:
+        """Whether a stream ends with the usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
     @property
     def stops(self) -> list[str]:
@@ -111,19 +144,25 @@ class Asked(BaseModel):
         if temperature >= GREEDY_BELOW:
             drawn = {"temperature": temperature, "top_k": self.top_k or 0}
             drawn |= {"top_p": self.top_p or 1.0, "min_p": self.min_p or 0.0}
-        sampling = Sampling(repetition_penalty=self.repetition_penalty or 1.0, **drawn)
+        sampling = Sampling(repetition_penalty=self.repetition_penalty, **drawn)
         return Settings(sampling, drafted=self.drafter != "none")
 
 
 class CompletionRequest(Asked):
     """`/v1/completions`."""
 
-    prompt: str | TokenIds | OneText
+    prompt: str | TokenIds | Texts | ManyTokenIds
     max_tokens: int | None = Field(None, ge=1, description="16 by default.")
 
     @property
     def wanted(self) -> int | None:
         return self.max_tokens or 16
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """One or several, as texts or as token ids."""
+        one = isinstance(self.prompt, str) or isinstance(self.prompt[0], int)
+        return [self.prompt] if one else self.prompt  # type: ignore[return-value]
 
 
 class TextPart(BaseModel):
@@ -144,6 +183,11 @@ class Message(BaseModel):
     content: str | list[TextPart]
     name: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_unsupported(cls, values: Any) -> Any:
+        return _without_neutral(_NEUTRAL_IN_TURNS, values) if isinstance(values, dict) else values
+
     @property
     def text(self) -> str:
         """All that it says."""
@@ -161,14 +205,32 @@ class ChatRequest(Asked):
 
     @property
     def wanted(self) -> int | None:
-        if self.max_tokens and self.max_completion_tokens:
+        asked = {self.max_tokens, self.max_completion_tokens} - {None}
+        if len(asked) > 1:
             raise InputError("max_tokens and max_completion_tokens are the same; give one.")
-        return self.max_completion_tokens or self.max_tokens
+        return next(iter(asked), None)
 
     @property
     def turns(self) -> list[dict[str, str]]:
         """As chat templates read them."""
-        return [{"role": turn.role, "content": turn.text} for turn in self.messages]
+        return [
+            {"role": turn.role, "content": turn.text} | ({"name": turn.name} if turn.name else {})
+            for turn in self.messages
+        ]
+
+
+def _without_neutral(neutral: dict[str, tuple[Any, ...]], values: dict[str, Any]) -> dict[str, Any]:
+    """The other values; refuses one of these that asks for something, by name."""
+    for name, values_allowed in neutral.items():
+        value = values.get(name)
+        if value is not None and not any(_same(value, other) for other in values_allowed):
+            message = "{field} is not supported by this server; leave it out."
+            raise PydanticCustomError("unsupported", message, {"field": name})
+    return _without(neutral, values)
+
+
+def _without(names: Collection[str], values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name not in names}
 
 
 def _refuse_surrogates(values: dict[str, Any]) -> None:

@@ -2,12 +2,14 @@
 
 import secrets
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from foretell.data.tokenization import prompt_ids, render
 from foretell.decoding import Drafter, Stop, StopStrings, StopTokens
+from foretell.decoding.constraints import undrawn
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.serve.engine import Engine
@@ -30,6 +32,7 @@ class Service:
         drafter_name: what it is called.
         limits: what is refused.
         api_key: that requests must bring; None lets everybody in.
+        origins: of web pages elsewhere that may ask, as their browsers name them; * is any.
         auto_length: whether every step drafts as far as brings most tokens per second.
         metrics: where is counted what happens.
     """
@@ -41,10 +44,12 @@ class Service:
     drafter_name: str
     limits: Limits = field(default_factory=Limits)
     api_key: str | None = None
+    origins: Sequence[str] = ()
     auto_length: bool = False
     metrics: Metrics = field(default_factory=Metrics)
 
     def __post_init__(self) -> None:
+        undrawn(self.model.lm)  # what cannot be decoded is refused now
         self.engine = Engine(
             self.model, self.drafter, self.limits, self.metrics, auto_length=self.auto_length
         )
@@ -72,8 +77,8 @@ class Service:
         )
         return Models(data=[served])
 
-    def row(self, asked: CompletionRequest | ChatRequest) -> Row:
-        """What is to be decoded. Tokenizes: not for the server's loop.
+    def rows(self, asked: CompletionRequest | ChatRequest) -> list[Row]:
+        """What is to be decoded, a row for each prompt. Tokenizes: not for the server's loop.
 
         Raises:
             ApiError: another model, or a prompt or number of tokens over the limits.
@@ -86,45 +91,53 @@ class Service:
                 param="model",
                 code="model_not_found",
             )
-        ids = self._chat(asked) if isinstance(asked, ChatRequest) else self._completion(asked)
-        self._check(ids)
+        if isinstance(asked, ChatRequest):
+            prompts = [self._chat(asked)]
+        else:
+            self._check_number(len(asked.prompts))
+            prompts = [self._completion(prompt) for prompt in asked.prompts]
+        for ids in prompts:
+            self._check(ids)
         stops: list[Stop] = [self._ends]
-        if asked.stops:
-            stops.append(StopStrings(asked.stops, self.tokenizer))
-        return Row(
-            prompt=ids,
-            settings=asked.settings(),
-            max_new_tokens=self._room(asked.wanted, len(ids)),
-            seed=secrets.randbits(63) if asked.seed is None else asked.seed,
-            stops=stops,
-            texts=asked.stops,
-            tokenizer=self.tokenizer,
-        )
+        if texts := asked.stops or list(self.model.stop_strings):
+            stops.append(StopStrings(texts, self.tokenizer))
+        return [
+            Row(
+                prompt=ids,
+                settings=asked.settings(),
+                max_new_tokens=self._room(asked.wanted, len(ids)),
+                seed=secrets.randbits(63) if asked.seed is None else asked.seed,
+                stops=stops,
+                texts=texts,
+                tokenizer=self.tokenizer,
+            )
+            for ids in prompts
+        ]
 
-    def read(self, row: Row) -> Reading:
-        """Have it decoded. In the server's loop.
+    def read(self, rows: Sequence[Row]) -> Reading:
+        """Have them decoded. In the server's loop.
 
         Raises:
             QueueFull: too many requests wait.
             Closed: the server is stopping.
         """
-        reading = Reading(row)
-        self.engine.submit(reading.job)
+        reading = Reading(rows)
+        self.engine.submit(*reading.jobs)
         return reading
 
-    def _completion(self, asked: CompletionRequest) -> list[int]:
-        prompt = asked.prompt
-        if isinstance(prompt, list) and isinstance(prompt[0], str):
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            return prompt_ids(self.tokenizer, prompt)
-        return [int(token) for token in prompt]
+    def _completion(self, prompt: str | list[int]) -> list[int]:
+        return prompt_ids(self.tokenizer, prompt) if isinstance(prompt, str) else prompt
 
     def _chat(self, asked: ChatRequest) -> list[int]:
         if not self.tokenizer.chat_template:
             raise InputError(f"the model {self.name!r} has no chat template; use /v1/completions.")
         text = render(asked.turns, self.tokenizer, "messages", prompt=True)
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+    def _check_number(self, prompts: int) -> None:
+        if prompts > (most := self.limits.max_queue):
+            message = f"{prompts} prompts were given; at most {most} are taken at once."
+            raise ApiError(400, message, "prompt")
 
     def _check(self, ids: list[int]) -> None:
         if not ids:

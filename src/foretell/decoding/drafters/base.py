@@ -5,13 +5,15 @@ Shapes: B rows, S tokens kept per row, W nodes of a pass.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from functools import cached_property
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from foretell.backbone import BackboneOutput
 from foretell.decoding.cache import Past
 from foretell.decoding.draft import Draft
+from foretell.decoding.length import Measured
 from foretell.decoding.sampling import Sampler
 
 
@@ -40,6 +42,11 @@ class Committed:
 
 class Drafter(Protocol):
     """Proposes tokens for the rows of one batch, from their prompts on."""
+
+    @cached_property
+    def measured(self) -> dict[tuple[Any, ...], Measured]:
+        """What was measured with it, to choose lengths by: see `MTPModel.auto_length`."""
+        return {}
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from foretell.decoding.cache import Past
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
@@ -20,7 +20,7 @@ MATCH = 3
 """Tokens that have to be the same before what follows them is copied, if so many are anywhere."""
 
 
-class LookupDrafter:
+class LookupDrafter(Drafter):
     """Copies the tokens after the latest earlier place that ends with the same tokens.
 
     Args:

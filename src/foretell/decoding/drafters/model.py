@@ -17,14 +17,14 @@ from foretell.backbone import Backbone
 from foretell.decoding.cache import Past, new_past, takes_masks
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.transfer import to_device
 from foretell.decoding.tree import TreeShape, chain, comb
 from foretell.errors import InputError
 
 
-class ModelDrafter:
+class ModelDrafter(Drafter):
     """Drafts what another causal LM would say.
 
     Args:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 
 from foretell.decoding.cache import Past
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.sampling import Sampler
 
 
-class NoDrafter:
+class NoDrafter(Drafter):
     """Proposes nothing."""
 
     layers: tuple[int, ...] = ()

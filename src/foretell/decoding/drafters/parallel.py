@@ -15,7 +15,7 @@ from foretell.backbone import Backbone, BackboneOutput
 from foretell.decoding.cache import Past
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.drafters.states import KeptStates
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.transfer import to_device
@@ -24,7 +24,7 @@ from foretell.errors import InputError
 from foretell.heads import FINAL, Head
 
 
-class ParallelDrafter:
+class ParallelDrafter(Drafter):
     """Drafts from parallel or residual heads.
 
     Args:

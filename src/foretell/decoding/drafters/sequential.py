@@ -19,7 +19,7 @@ from transformers import Cache
 from foretell.backbone import Backbone, BlockCall
 from foretell.decoding.cache import READ_AGAIN, Past, new_past
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.drafters.states import KeptStates, at
 from foretell.decoding.sampling import WIDEST, Sampler
 from foretell.decoding.transfer import to_device
@@ -28,7 +28,7 @@ from foretell.errors import InputError
 from foretell.heads import FINAL, SequentialHeads
 
 
-class ModuleDrafter:
+class ModuleDrafter(Drafter):
     """What drafters of sequential heads share.
 
     Args:

@@ -8,7 +8,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from foretell.provenance import Row
+from foretell.provenance import Row, near_ties
 from foretell.report.charts.drawing import MUTED, Chart, plot_bars
 from foretell.report.charts.selecting import described, number, of_heads, speeds
 from foretell.report.formatting import NONE, text
@@ -34,6 +34,8 @@ def _speed(source: Source, model: object, rows: Sequence[Row], place: int) -> Ch
     outputs = sum(int(number(row, "identical") or 0) for row in same)
     asked = sum(int(number(row, "prompts") or 0) for row in same)
     checked = f" {outputs} of {asked} outputs are identical to plain decoding." if same else ""
+    if explained := near_ties(same, str(source.result.provenance.get("dtype"))):
+        checked += f" {explained}"
     return Chart(
         f"speed-{place}",
         f"Decoding speed{f', {model}' if model else ''}",

@@ -1,0 +1,135 @@
+"""What a model's generation config does to scores, as transformers' `generate` does it.
+
+A checkpoint can ask for a repetition penalty, forbid words or force a first token, and `generate`
+obeys even when it decodes greedily. So does our loop: the processors are those that transformers
+builds from the config, one list for each row.
+"""
+
+import json
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Any, cast
+
+import torch
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+)
+from transformers.generation.configuration_utils import GenerationMode
+
+from foretell.decoding.batch import Batch, StopTokens
+from foretell.decoding.sampling import Sampling, require_local
+from foretell.errors import InputError
+
+DRAWN = (
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "top_h",
+    "typical_p",
+    "epsilon_cutoff",
+    "eta_cutoff",
+)
+"""Fields about how tokens are drawn. Ours are drawn only as `Sampling` says."""
+OBEYED = (
+    "sequence_bias",
+    "encoder_repetition_penalty",
+    "repetition_penalty",
+    "no_repeat_ngram_size",
+    "encoder_no_repeat_ngram_size",
+    "bad_words_ids",
+    "min_length",
+    "min_new_tokens",
+    "forced_bos_token_id",
+    "forced_eos_token_id",
+    "remove_invalid_values",
+    "exponential_decay_length_penalty",
+    "suppress_tokens",
+    "begin_suppress_tokens",
+    "watermarking_config",
+)
+"""Fields that change what is written, however tokens are chosen; to name them to users."""
+
+
+def undrawn(lm: PreTrainedModel) -> GenerationConfig:
+    """A copy of the model's generation config that draws nothing.
+
+    Raises:
+        InputError: it asks for a search (beams, contrastive, …) that drafts cannot follow.
+    """
+    config = deepcopy(getattr(lm, "generation_config", None)) or GenerationConfig()
+    config.do_sample = False
+    mode = config.get_generation_mode()
+    if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.ASSISTED_GENERATION):
+        raise InputError(
+            f"the model's generation config asks for {mode.value.replace('_', ' ')}, which drafts "
+            "cannot follow; take it out of model.lm.generation_config (generation_config.json), or "
+            "use transformers' generate."
+        )
+    for name in DRAWN:
+        if hasattr(config, name):
+            setattr(config, name, None)
+    return config
+
+
+def obeyed(lm: PreTrainedModel) -> dict[str, Any]:
+    """What the model's generation config says that changes what is written."""
+    return _said(lm, OBEYED)
+
+
+def left_out(lm: PreTrainedModel) -> dict[str, Any]:
+    """What it says about drawing, which nobody here follows."""
+    asked = getattr(getattr(lm, "generation_config", None), "do_sample", None)
+    return _said(lm, ("do_sample", *DRAWN)) if asked else {}
+
+
+def _said(lm: PreTrainedModel, names: Sequence[str]) -> dict[str, Any]:
+    config = getattr(lm, "generation_config", None)
+    said = {} if config is None else json.loads(config.to_json_string())  # without objects
+    return {name: said[name] for name in names if said.get(name) is not None}
+
+
+def constraints(
+    lm: PreTrainedModel, batch: Batch, sampling: Sampling
+) -> list[list[LogitsProcessor]]:
+    """The processors of each row that look at what was written: the config's, then `sampling`'s.
+
+    In `sampling` a repetition penalty takes the place of the config's, and a processor of one class
+    that of the config's, as in transformers. Lengths are those of a row without its padding.
+
+    Raises:
+        InputError: one of them depends on more than a row's tokens.
+    """
+    require_local(sampling.processors, batch.rows)
+    config: Any = undrawn(lm)
+    if sampling.repetition_penalty is not None:
+        config.repetition_penalty = sampling.repetition_penalty
+    return [_of_row(lm, config, batch, row, sampling.processors) for row in range(batch.rows)]
+
+
+def _of_row(
+    lm: PreTrainedModel, config: Any, batch: Batch, row: int, given: Sequence[LogitsProcessor]
+) -> list[LogitsProcessor]:
+    length = batch.prompt_lengths[row]
+    ends = {
+        token for stop in batch.stops[row] if isinstance(stop, StopTokens) for token in stop.tokens
+    }
+    # What `generate` has made of the config by then.
+    config.max_length = batch.lengths[row] + batch.room[row]
+    if config.min_new_tokens is not None:
+        config.min_length = length + config.min_new_tokens
+    config._eos_token_tensor = torch.tensor(sorted(ends), device=batch.device) if ends else None
+    found = GenerationMixin._get_logits_processor(
+        cast(Any, lm),
+        config,
+        input_ids_seq_length=length,
+        encoder_input_ids=cast(Any, batch.tokens[row : row + 1, :length]),
+        logits_processor=LogitsProcessorList(given),
+        device=str(batch.device),
+    )
+    require_local(found, rows=1)
+    return list(found)
