@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from foretell.cli import common, drafting
+from foretell.data import Bad
 from foretell.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
 from foretell.errors import InputError
 from foretell.evaluation import Foretell, SpeedTable, Transformers, compare
@@ -51,6 +52,7 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
     ] = False,
+    skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -69,7 +71,9 @@ def bench(
     tokenizer = common.tokenizer_of(model, loaded)
     context = loaded.backbone.max_length
     room = None if context is None else context - max_new_tokens
-    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room)
+    bad = Bad(skip_bad)
+    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room, bad=bad)
+    common.show_bad(bad, prompts)
     longest = max(text.shape[1] for text in texts)
     if context is not None and longest + max_new_tokens > context:
         raise InputError(
@@ -118,6 +122,8 @@ def bench(
         "loops": "included" if include_loops else "excluded",
         "looped": found.looped,
         "dropped": found.dropped,
+        "skip_bad": skip_bad,
+        "bad_records": len(bad.found),
     }
     rows = [{"model": model, **row} for row in found.rows]
     common.save_json(json, "bench", loaded, seed, settings, rows)
