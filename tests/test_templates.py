@@ -228,11 +228,26 @@ def test_reasoning_is_learned_where_it_is_written(tmp_path: Path) -> None:
     assert "It is one." not in shown(tmp_path, QWEN, {"messages": more})
 
 
+def test_marked_answers_that_are_written_anew_are_read_one_by_one(tmp_path: Path) -> None:
+    """And where the template begins an answer itself, the rest of it is learned."""
+    marked = MARKED.replace(
+        "{{ m.content }}<|end|>\n{% endgen",
+        "{{ m.reasoning_content if loop.last }}{{ m.content }}<|end|>\n{% endgen",
+    )
+    turns = [user("One?"), assistant("1.", reasoning_content="It is one."),
+             user("Two?"), assistant("2.", reasoning_content="It is two.")]  # fmt: skip
+    found = learned(tmp_path, marked, {"messages": turns})
+    assert found == ["It is one.1.<|end|>\n", "It is two.2.<|end|>\n"]
+    begun = PHI.removesuffix("{% endif %}") + "<think>{% endif %}"
+    turns = [user("One?"), assistant("<think>It is one.</think>1.")]
+    assert learned(tmp_path, begun, {"messages": turns}) == ["It is one.</think>1.<|end|>\n"]
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (PHI, {"messages": [{"role": "developer", "content": "Be kind."}, user("a"), assistant("b")]},
      r"leaves out 'content' of turn 1 \(developer\)"),
     (PHI, {"messages": [user("a"), called(ARGUMENTS), tool("cold"), assistant("b")]},
-     "leaves out 'content' of turn 3"),
+     r"leaves out 'tool_calls' of turn 2 \(assistant\)"),
     (PHI, {"messages": [user("a"), assistant("x"), tool("cold"), assistant("b")]},
      r"leaves out 'content' of turn 3 \(tool\)"),
     (QWEN, {"messages": [user("a"), system("Be kind."), assistant("b")]},

@@ -57,23 +57,15 @@ def written(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Writ
         if _says_nothing(turns[number]):
             raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
     whole = render(turns, tokenizer, source, **beside)
-    if _GENERATION_TAG.search(_template(tokenizer, beside)):
-        spans, untils = _marked(document, tokenizer, whole), [whole]
-        learned = ["".join(whole[begin:end] for begin, end in spans)] * len(answers)
-    else:
-        spans, untils = _between(document, answers, tokenizer)
-        learned = [until[b:e] for until, (b, e) in zip(untils, spans, strict=True)]
-    if not any(begin < end for begin, end in spans):
+    found = (
+        _marked_answers(document, answers, tokenizer)
+        if _GENERATION_TAG.search(_template(tokenizer, beside))
+        else _answers_between(document, answers, whole, tokenizer)
+    )
+    if not any(begin < end for one in found for begin, end in one.spans):
         raise InputError(f"{source}: the assistant answers nothing, so there is nothing to learn")
     _require_others(turns, beside, whole, source)
-    for number, text in zip(answers, learned, strict=True):
-        _require(turns[number], number, text, source)
-    if all(whole.startswith(until) for until in untils):
-        return [Written(whole, spans, len(turns))]
-    return [
-        Written(until, [span], number + 1)
-        for number, until, span in zip(answers, untils, spans, strict=True)
-    ]
+    return found
 
 
 def asked(
@@ -147,53 +139,77 @@ def _says_nothing(turn: Message) -> bool:
     return not any(value.strip() if isinstance(value, str) else value for value in values)
 
 
-def _marked(document: Document, tokenizer: PreTrainedTokenizerBase, whole: str) -> list[Span]:
-    """What the template marks with `{% generation %}`, as characters of the conversation."""
+def _marked_answers(
+    document: Document, answers: list[int], tokenizer: PreTrainedTokenizerBase
+) -> list[Written]:
+    """What the template marks with `{% generation %}`, in the whole if all answers are in that."""
+    turns = document.messages or ()
+    one = _marked(document, len(turns), document.prompt_length, tokenizer)
+    learned = _squeezed(_learned(one))
+    if all(_left_out(turns[number], learned) is None for number in answers):
+        return [one]
+    each = [_marked(document, number + 1, number, tokenizer) for number in answers]
+    for number, one in zip(answers, each, strict=True):
+        _require(turns[number], number, _learned(one), document.source)
+    return each
+
+
+def _marked(
+    document: Document, count: int, behind: int, tokenizer: PreTrainedTokenizerBase
+) -> Written:
+    """The first turns, and what the template marks in those behind some of them."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    turns, beside, first = document.messages or (), document.beside, document.prompt_length
-    _, given = _rendered(turns, tokenizer, document.source, False, beside)
-    rendered: Any = render_jinja_template(  # text and spans, whatever its annotation says
-        conversations=[given],
-        chat_template=_template(tokenizer, beside),
-        return_assistant_tokens_mask=True,
-        **{**cast(Any, tokenizer.special_tokens_map), **beside},
-    )
-    begin = 0
-    if first:
-        before = render(turns[:first], tokenizer, document.source, **beside)
-        if not whole.startswith(before):
-            raise InputError(
-                f"{document.source}: the chat template writes the prompt anew when its completion "
-                "follows, so where that begins cannot be told; use another template"
-            )
-        begin = len(before)
-    return [span for span in rendered[1][0] if span[0] >= begin]
-
-
-def _between(
-    document: Document, answers: list[int], tokenizer: PreTrainedTokenizerBase
-) -> tuple[list[Span], list[str]]:
-    """For each of `answers`, the characters it takes up, and the conversation up to its end."""
     turns, source, beside = document.messages or (), document.source, document.beside
-    spans, untils = [], []
+
+    def marks(count: int) -> tuple[str, list[Span]]:
+        text, given = _rendered(turns[:count], tokenizer, source, False, beside)
+        rendered: Any = render_jinja_template(  # text and spans, whatever its annotation says
+            conversations=[given],
+            chat_template=_template(tokenizer, beside),
+            return_assistant_tokens_mask=True,
+            **{**cast(Any, tokenizer.special_tokens_map), **beside},
+        )
+        return text, list(rendered[1][0])
+
+    text, spans = marks(count)
+    earlier = len(marks(behind)[1]) if behind else 0
+    return Written(text, spans[earlier:], count)
+
+
+def _learned(one: Written) -> str:
+    return "".join(one.text[begin:end] for begin, end in one.spans)
+
+
+def _answers_between(
+    document: Document, answers: list[int], whole: str, tokenizer: PreTrainedTokenizerBase
+) -> list[Written]:
+    """What stands between where an answer is asked for and where its turn ends."""
+    turns, source, beside = document.messages or (), document.source, document.beside
+    each = []
     for number in answers:
+        bare = render(turns[:number], tokenizer, source, **beside)
         before = render(turns[:number], tokenizer, source, prompt=True, **beside)
         until = render(turns[: number + 1], tokenizer, source, **beside)
         if not until.startswith(before):
             raise InputError(
                 f"{source}: the chat template asks for an answer otherwise than it writes one, so "
-                f"where turn {number + 1} begins cannot be told; use another template"
+                f"where turn {number + 1} begins cannot be told; use another template, or other "
+                "settings of it (chat_template_kwargs)"
             )
+        # An answer may begin in what asks for it: with the mark of reasoning, say.
+        begin = len(bare) if before.startswith(bare) else len(before)
+        _require(turns[number], number, until[begin:], source)
         heading = _heading(turns[number], until[len(before) :])
-        if heading and before == render(turns[:number], tokenizer, source, **beside):
+        if heading and before == bare:
             raise InputError(
                 f"{source}: the chat template writes {heading!r} before turn {number + 1}, but not "
                 "when it asks for an answer; use one that heeds add_generation_prompt"
             )
-        spans.append((len(before), len(until)))
-        untils.append(until)
-    return spans, untils
+        each.append(Written(until, [(len(before), len(until))], number + 1))
+    if not all(whole.startswith(one.text) for one in each):
+        return each
+    return [Written(whole, [span for one in each for span in one.spans], len(turns))]
 
 
 def _heading(turn: Message, text: str) -> str:
@@ -221,13 +237,16 @@ def _require_others(
 
 
 def _require(turn: Message, number: int, text: str, source: str) -> None:
-    seen = _squeezed(text)
-    for name, said in _said(turn):
-        if not _holds(seen, said):
-            raise InputError(
-                f"{source}: the chat template leaves out {name!r} of turn {number + 1} "
-                f"({turn['role']}); use another template, or data without it"
-            )
+    if (name := _left_out(turn, _squeezed(text))) is not None:
+        raise InputError(
+            f"{source}: the chat template leaves out {name!r} of turn {number + 1} "
+            f"({turn['role']}); use another template, or data without it"
+        )
+
+
+def _left_out(turn: Message, seen: str) -> str | None:
+    """A field of a turn that is not all in a text without white space."""
+    return next((name for name, said in _said(turn) if not _holds(seen, said)), None)
 
 
 def _said(turn: Message) -> Iterator[tuple[str, str]]:
