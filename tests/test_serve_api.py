@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foretell.data.tokenization import render
+from foretell.data.conversations import render
 from foretell.decoding import NoDrafter
 from serving import NAME, TEMPLATE, Running, offline, serving
 
