@@ -243,6 +243,7 @@ def test_marked_answers_that_are_written_anew_are_read_one_by_one(tmp_path: Path
     assert learned(tmp_path, begun, {"messages": turns}) == ["It is one.</think>1.<|end|>\n"]
 
 
+TURNS = [user("a"), assistant("b")]
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (PHI, {"messages": [{"role": "developer", "content": "Be kind."}, user("a"), assistant("b")]},
      r"leaves out 'content' of turn 1 \(developer\)"),
@@ -265,6 +266,10 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (CHATML, {"messages": [user("a"), assistant("b", function_call={"name": "f"})]},
      "leaves out 'function_call' of turn 2"),
     (CHATML, {"messages": [user("a"), assistant("b")], "tools": TOOLS}, "leaves out 'tools'"),
+    (CHATML, {"messages": TURNS, "chat_template_kwargs": {"tokenize": True}},
+     "'tokenize' is no setting"),
+    (CHATML, {"messages": TURNS, "chat_template_kwargs": {"chat_template": ""}},
+     "'chat_template' is no setting"),
     (CHATML, {"messages": [user("a"), assistant("b")], "documents": [{"text": "fact"}]},
      "leaves out 'documents'"),
     (MARKED.replace("{{ m.content }}<|end|>\n{% endgen", "<|end|>\n{% endgen"),
@@ -379,6 +384,7 @@ def test_of_a_prompt_and_its_completion_the_completion_is_learned(
         ({"messages": [user("a")], "functions": [{"name": "f"}]}, "'functions' is not read"),
         ({"messages": [system("a"), user("b")], "system": "c"}, "'system' and a turn of that role"),
         ({"messages": [user("a")], "chat_template_kwargs": "x"}, "must be an object"),
+        ({"messages": [user("a")], "chat_template_kwargs": {"tools": "x"}}, "without 'tools'"),
     ],
 )
 def test_a_record_that_says_two_things_or_none_is_refused(

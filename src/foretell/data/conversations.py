@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from inspect import signature
 from typing import TYPE_CHECKING, Any, cast
 
 from foretell.data.records import Document, Message
@@ -56,7 +57,7 @@ def written(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Writ
     for number in answers:
         if _says_nothing(turns[number]):
             raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
-    whole = render(turns, tokenizer, source, **beside)
+    whole = render(turns, tokenizer, source, beside)
     found = (
         _marked_answers(document, answers, tokenizer)
         if _GENERATION_TAG.search(_template(tokenizer, beside))
@@ -69,15 +70,18 @@ def written(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Writ
 
 
 def asked(
-    turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase, source: str, **beside: Any
+    turns: Sequence[Message],
+    tokenizer: PreTrainedTokenizerBase,
+    source: str,
+    beside: dict[str, Any] | None = None,
 ) -> str:
     """The text of a conversation up to where the assistant is to answer.
 
     Raises:
         InputError: the template cannot be applied, or leaves out what somebody else says.
     """
-    text = render(turns, tokenizer, source, prompt=True, **beside)
-    _require_others(turns, beside, text, source)
+    text = render(turns, tokenizer, source, beside, prompt=True)
+    _require_others(turns, beside or {}, text, source)
     return text
 
 
@@ -85,12 +89,12 @@ def render(
     turns: Sequence[Message],
     tokenizer: PreTrainedTokenizerBase,
     source: str,
+    beside: dict[str, Any] | None = None,
     *,
     prompt: bool = False,
-    **beside: Any,
 ) -> str:
     """The text of a conversation; with `prompt`, up to where the assistant is to answer."""
-    return _rendered(turns, tokenizer, source, prompt, beside)[0]
+    return _rendered(turns, tokenizer, source, prompt, beside or {})[0]
 
 
 def _rendered(
@@ -105,6 +109,9 @@ def _rendered(
     Templates write the arguments of a tool call as JSON themselves, so they are given objects, also
     where the data has strings; a few put them there as they are, and are given strings.
     """
+    known = signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
+    if taken := beside.keys() & known:
+        raise InputError(f"{source}: {min(taken)!r} is no setting of a chat template")
     spellings = [_parsed_arguments, _dumped_arguments]
     failure: Exception | None = None
     for spelled in spellings if any("tool_calls" in turn for turn in turns) else spellings[:1]:
@@ -188,9 +195,9 @@ def _answers_between(
     turns, source, beside = document.messages or (), document.source, document.beside
     each = []
     for number in answers:
-        bare = render(turns[:number], tokenizer, source, **beside)
-        before = render(turns[:number], tokenizer, source, prompt=True, **beside)
-        until = render(turns[: number + 1], tokenizer, source, **beside)
+        bare = render(turns[:number], tokenizer, source, beside)
+        before = render(turns[:number], tokenizer, source, beside, prompt=True)
+        until = render(turns[: number + 1], tokenizer, source, beside)
         if not until.startswith(before):
             raise InputError(
                 f"{source}: the chat template asks for an answer otherwise than it writes one, so "

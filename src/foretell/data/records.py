@@ -174,8 +174,11 @@ def _beside(record: dict[str, Any], where: str) -> dict[str, Any]:
             raise InputError(f"{where}: the field {name!r} must be a list of objects")
         beside[name] = value
     settings = record.get("chat_template_kwargs") or {}
-    if not isinstance(settings, dict):
-        raise InputError(f"{where}: the field 'chat_template_kwargs' must be an object")
+    if not isinstance(settings, dict) or settings.keys() & {"tools", "documents"}:
+        raise InputError(
+            f"{where}: the field 'chat_template_kwargs' must be an object without 'tools' and "
+            "'documents', which are fields of their own"
+        )
     return {**settings, **beside}
 
 

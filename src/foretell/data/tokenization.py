@@ -273,5 +273,5 @@ def given_prompt(
         turns.pop()
     if not turns:
         raise InputError(f"{document.source}: the conversation has no turn to answer")
-    text = asked(turns, tokenizer, document.source, **document.beside)
+    text = asked(turns, tokenizer, document.source, document.beside)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
