@@ -355,6 +355,35 @@ def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) ->
     assert not of_table(result, "layers")
 
 
+@pytest.mark.parametrize(
+    ("command", "option", "options"),
+    [
+        ("train", "--data", ("--depth", 1, "--steps", 1, "--block-size", 16, "--out", "run")),
+        ("train", "--data", ("--depth", 1, "--steps", 1, "--block-size", 16, "--out", "run",
+                             "--set", "streaming=true")),
+        ("probe", "--data", ("--positions", 8, "--width", 4, "--depth", 1, "--block-size", 16,
+                             "--layer-positions", 0)),
+        ("eval", "--data", ("--block-size", 16)),
+        ("distill", "--prompts", ("--max-new-tokens", 4, "--out", "own.jsonl")),
+        ("bench", "--prompts", ("--count", 5, "--max-new-tokens", 4, "--repeats", 1)),
+    ],
+)  # fmt: skip
+def test_bad_records_are_passed_over_and_counted_by_every_command(
+    place: Path, tmp_path: Path, monkeypatch, command: str, option: str, options: tuple
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    unanswered = {"messages": [{"role": "user", "content": "x"}]}  # and there is no chat template
+    lines = ["{", *(json.dumps({"text": TEXT * n}) for n in (1, 2, 3)), json.dumps(unanswered)]
+    (tmp_path / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    model = place / ("plain" if command in ("train", "probe", "distill") else "whole")
+    arguments = (command, model, option, "data.jsonl", *options)
+    assert "data.jsonl, line 1: not JSON" in refused(*arguments)
+    out = fine(*arguments, "--skip-bad", "--json", "result.json")
+    assert "data.jsonl: bad records left out: 2; the first: data.jsonl, line 1: not JSON" in out
+    settings = read_result(tmp_path / "result.json").settings
+    assert (settings["skip_bad"], settings["bad_records"]) == (True, 2)
+
+
 @pytest.mark.parametrize("texts", [["x", TEXT * 2], [TEXT * 2] * 4])
 def test_probe_of_too_little_to_split_learns_nothing(
     place: Path, tmp_path: Path, texts: list[str]

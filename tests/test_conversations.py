@@ -137,6 +137,11 @@ INSTRUCT = (
         (TAGGED, [user("Say."), assistant(" \n")], "turn 2 is an empty answer"),
         (CHATML, [user("Say."), assistant("", tool_calls=[])], "turn 2 is an empty answer"),
         (HEADLESS, TURNS, "writes '<assistant>' before turn 2"),
+        (
+            CHATML,
+            [user("Say."), assistant("", tool_calls=["add"])],
+            "leaves out 'tool_calls' of turn",
+        ),
     ],
 )
 def test_a_conversation_without_an_answer_to_learn_is_refused(
@@ -150,7 +155,6 @@ def test_a_conversation_without_an_answer_to_learn_is_refused(
 def test_what_is_no_mistake_is_learned() -> None:
     for template, turns, learned in (
         (CHATML, [user(""), assistant("x")], "x</s>\n"),
-        (CHATML, [user("Say."), assistant("", tool_calls=["add"])], "</s>\n"),
         (CHATML, [assistant("Hello."), user("Say."), assistant("x")], "x</s>\n"),
         (INSTRUCT, [user("Say."), assistant("x")], " x</s>"),
         (HEADLESS.replace("<{{ m.role }}>", ""), [user("Say."), assistant("x")], "x</s>\n"),

@@ -63,7 +63,7 @@ def test_without_held_out_documents_all_are_trained_on(path: Path) -> None:
 def test_of_an_endless_stream_a_bounded_part_is_measured_on(monkeypatch, one: bool) -> None:
     read = 0
 
-    def endless(path):
+    def endless(path, bad=None):
         nonlocal read
         for n in range(10**9):
             read += 1

@@ -274,6 +274,7 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
     assert row["tokens_per_second"] == pytest.approx(15 / row["seconds"])
     settings = {"prompts": "stdlib:held-out", "count": 3, "prompt_tokens": 64, "before": 0}
     settings |= {"max_new_tokens": 5, "temperature": 0.0, "top_p": 1.0, "batch_size": 16, "seed": 0}
+    settings |= {"skip_bad": False, "bad_records": 0}
     assert result["settings"].pop("backbone")
     assert result["settings"] == settings
     assert result["provenance"]["seed"] == 0

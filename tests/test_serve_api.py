@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_params
 
-from foretell.data.tokenization import render
+from foretell.data.conversations import render
 from foretell.decoding import NoDrafter
 from serving import NAME, TEMPLATE, Running, offline, serving
 

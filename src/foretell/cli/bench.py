@@ -6,6 +6,7 @@ import torch
 import typer
 
 from foretell.cli import common, drafting
+from foretell.data import Bad
 from foretell.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
 from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
@@ -54,6 +55,7 @@ def bench(
     compiled: Annotated[
         bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
     ] = False,
+    skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -72,7 +74,9 @@ def bench(
     tokenizer = common.tokenizer_of(model, loaded)
     context = loaded.backbone.max_length
     room = None if context is None else context - max_new_tokens
-    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room)
+    bad = Bad(skip_bad)
+    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room, bad=bad)
+    common.show_bad(bad, prompts)
     longest = max(text.shape[1] for text in texts)
     if context is not None and longest + max_new_tokens > context:
         raise InputError(
@@ -126,6 +130,8 @@ def bench(
         "looped": found.looped,
         "dropped": found.dropped,
         "generation_config": obeyed(loaded.lm),
+        "skip_bad": skip_bad,
+        "bad_records": len(bad.found),
     }
     rows = [{"model": model, **row} for row in found.rows]
     common.save_json(json, "bench", loaded, seed, settings, rows)

@@ -15,6 +15,8 @@ from transformers.utils import logging as transformers_logging
 
 from foretell.backbone import isolates_documents
 from foretell.data import (
+    REFUSED,
+    Bad,
     Document,
     PackedBlocks,
     StreamedBlocks,
@@ -35,8 +37,8 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, 
 Data = Annotated[
     str,
     typer.Option(
-        help="Text to read: .txt, .md, .py, .jsonl or .parquet (field 'text', or 'messages' with "
-        "roles), a directory of those, or hub:NAME:CONFIG:SPLIT; "
+        help="Text to read: .txt, .md, .py, .jsonl or .parquet (field 'text', 'messages' with "
+        "roles, or 'prompt' and 'completion'), a directory of those, or hub:NAME:CONFIG:SPLIT; "
         "stdlib:train and stdlib:held-out are Python's own standard library."
     ),
 ]
@@ -47,6 +49,10 @@ Prompts = Annotated[
 PromptTokens = Annotated[int, typer.Option(help="Length of a prompt cut from a text, at most.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens to add to a prompt, at most.")]
 BlockSize = Annotated[int, typer.Option(help="Tokens per row.")]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Go on past records that cannot be used, and count them."),
+]
 Seed = Annotated[
     int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
 ]
@@ -121,11 +127,22 @@ def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
 
 
 def load_blocks(
-    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, block_size: int
+    data: str,
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    block_size: int,
+    bad: Bad = REFUSED,
 ) -> PackedBlocks:
     """Read a corpus; show that something happens."""
     with console.status(Text(f"Reading {data}")):
-        return pack(tokenize_all(read_documents(data), tokenizer), model, tokenizer, block_size)
+        pieces = tokenize_all(read_documents(data, bad), tokenizer, bad=bad)
+        return pack(pieces, model, tokenizer, block_size)
+
+
+def show_bad(bad: Bad, data: str) -> None:
+    """Say what was left out of the data, if anything was."""
+    if bad.found:
+        console.print(f"{data}: {bad}")
 
 
 def pack(
@@ -154,7 +171,11 @@ def _check_block_size(model: MTPModel, block_size: int) -> None:
 
 
 def load_corpus(
-    data: str, model: MTPModel, tokenizer: PreTrainedTokenizerBase, config: TrainConfig
+    data: str,
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    config: TrainConfig,
+    bad: Bad = REFUSED,
 ) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
     """What to train on, and what to measure on where some documents are held out."""
     _check_block_size(model, config.block_size)
@@ -167,6 +188,7 @@ def load_corpus(
             seed=config.seed,
             streaming=config.streaming,
             one_document_per_block=not isolates_documents(model.backbone, config.block_size),
+            bad=bad,
         )
 
 
@@ -178,6 +200,7 @@ def load_prompts(
     seed: int,
     *,
     room: int | None = None,
+    bad: Bad = REFUSED,
 ) -> list[torch.Tensor]:
     """Up to `count` prompts, (1, T) each, spread over the documents.
 
@@ -190,14 +213,18 @@ def load_prompts(
             f"{count} prompts of {length} tokens were asked for; ask for at least 1 of at least 1 "
             "token."
         )
-    documents: list[Document] = list(read_documents(path))
+    documents: list[Document] = list(read_documents(path, bad))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
     prefix = opening(tokenizer)
     prompts: list[torch.Tensor] = []
     too_long = 0
     for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
-        ids = given_prompt(documents[index], tokenizer, length)
+        try:
+            ids = given_prompt(documents[index], tokenizer, length)
+        except InputError as error:
+            bad(error)
+            continue
         if ids is not None and room is not None and len(ids) > room:
             too_long += 1
             continue

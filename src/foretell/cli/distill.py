@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from foretell.cli import common
-from foretell.data import read_documents
+from foretell.data import Bad, read_documents
 from foretell.data.distill import Continuations, Sampling, prompts_of
 from foretell.errors import InputError
 
@@ -23,6 +23,7 @@ def distill(
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Nucleus to draw from.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
+    skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -47,7 +48,9 @@ def distill(
     )  # fmt: skip
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    found = prompts_of(read_documents(prompts), tokenizer, prompt_tokens, max_new_tokens)
+    bad = Bad(skip_bad)
+    documents = read_documents(prompts, bad)
+    found = prompts_of(documents, tokenizer, prompt_tokens, max_new_tokens, bad)
     room = (loaded.backbone.max_length or sys.maxsize) - max_new_tokens
     used: list[list[int]] = []
     too_long = 0
@@ -58,6 +61,7 @@ def distill(
         used.append(prompt)
         if len(used) == count:
             break
+    common.show_bad(bad, prompts)
     if too_long and not used:
         raise InputError(
             f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in the model's context "
@@ -83,6 +87,6 @@ def distill(
     ]  # fmt: skip
     settings = {
         "prompts": prompts, "count": count, "prompt_tokens": prompt_tokens, "before": before,
-        **vars(sampling),
+        "skip_bad": skip_bad, "bad_records": len(bad.found), **vars(sampling),
     }  # fmt: skip
     common.save_json(json, "distill", loaded, seed, settings, rows)

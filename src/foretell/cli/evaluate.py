@@ -7,6 +7,7 @@ import typer
 
 from foretell.cli import common
 from foretell.cli.probe_tables import show_depths, shown
+from foretell.data import Bad
 from foretell.errors import InputError
 from foretell.evaluation import DepthTable, measure_heads
 from foretell.evaluation.harness import require_harness, run_harness
@@ -42,6 +43,7 @@ def evaluate(
     lm_eval_limit: Annotated[
         int | None, typer.Option(help="Questions of each task of lm-eval; all by default.")
     ] = None,
+    skip_bad: common.SkipBad = False,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -57,7 +59,9 @@ def evaluate(
         require_harness()
     beside = [] if baselines is None else _baselines(baselines, data)
     loaded = common.load_model(model, device, dtype)
-    found = _measure(model, loaded, data, block_size, blocks)
+    bad = Bad(skip_bad)
+    found = _measure(model, loaded, data, block_size, blocks, bad)
+    common.show_bad(bad, data)
     rows = [*_rows(found), {"table": "quality", "depth": 0, **_bits(found.bits())}, *beside]
     rows = [{"model": model, **row} for row in rows]
     rows[0]["bits_per_byte"] = found.bits_per_byte
@@ -67,20 +71,22 @@ def evaluate(
     _show_baselines(beside)
     common.console.print(f"Depth 0: {shown(_bits(found.bits()), 'bits_per_byte')} bits per byte")
     if against is not None:
-        rows += _compare(model, found, against, data, block_size, blocks, device, dtype)
+        rows += _compare(model, found, against, data, block_size, blocks, skip_bad, device, dtype)
     if lm_eval is not None:
         rows += _harness(model, loaded, lm_eval, lm_eval_limit)
     settings = {
         "data": data, "block_size": block_size, "blocks": blocks, "against": against,
         "baselines": baselines, "lm_eval": lm_eval, "lm_eval_limit": lm_eval_limit,
+        "skip_bad": skip_bad, "bad_records": len(bad.found),
     }  # fmt: skip
     common.save_json(json, "eval", loaded, None, settings, rows)
 
 
 def _measure(
-    name: str, model: MTPModel, data: str, block_size: int, limit: int | None
+    name: str, model: MTPModel, data: str, block_size: int, limit: int | None, bad: Bad
 ) -> DepthTable:
-    corpus = common.load_blocks(data, model, common.tokenizer_of(name, model), block_size)
+    tokenizer = common.tokenizer_of(name, model)
+    corpus = common.load_blocks(data, model, tokenizer, block_size, bad)
     with common.progress_bar("Evaluating") as progress:
         return measure_heads(model, corpus, limit=limit, progress=progress)
 
@@ -116,6 +122,7 @@ def _compare(
     data: str,
     block_size: int,
     limit: int | None,
+    skip_bad: bool,
     device: str,
     dtype: str,
 ) -> list[dict[str, Any]]:
@@ -125,7 +132,7 @@ def _compare(
     """
     plain = common.load_model(against, device, dtype)
     plain.head = None
-    other = _measure(against, plain, data, block_size, limit)
+    other = _measure(against, plain, data, block_size, limit, Bad(skip_bad))
     rows = [{"model": against, "table": "quality", "depth": 0, **_bits(other.bits())}]
     text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
     if other.tally.groups == found.tally.groups:

@@ -132,7 +132,7 @@ def generate(
     lengths = [step.drafted for step in steps[1:]]
     if length == "auto" and lengths:
         print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
-    written = [token for step in steps for token in step.tokens]
+    shown = shown_steps(steps, tokenizer, ids[0].tolist())
     settings = {
         "prompt": text,
         "max_new_tokens": max_new_tokens,
@@ -144,10 +144,10 @@ def generate(
         "generation_config": obeyed(loaded.lm),
         "rule": rule or "speculative",
         "lossless": accept.lossless,
-        "text": tokenizer.decode(written),
-        "token_ids": written,
+        "text": "".join(piece for step in shown for piece in step["pieces"]),
+        "token_ids": [token for step in steps for token in step.tokens],
         "draft_lengths": lengths,
-        "steps": shown_steps(steps, tokenizer, ids[0].tolist()),
+        "steps": shown,
     }
     drawn = None if sampling.greedy else seed
     common.save_json(json, "generate", loaded, drawn, settings, [row])

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foretell.cli import common, drafting
 from foretell.cli.probe_tables import show_probe
-from foretell.data import Document, PackedBlocks, held_out_split, read_documents
+from foretell.data import Bad, Document, PackedBlocks, held_out_split, read_documents
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
 from foretell.model import MTPModel
@@ -64,6 +64,7 @@ def probe(
         str | None, typer.Option(metavar="MODEL", help="Measure this draft model too.")
     ] = None,
     block_size: common.BlockSize = 128,
+    skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
@@ -85,11 +86,13 @@ def probe(
     marginals = Marginalization(depth, _widths(width))
     loaded = common.load_model(model, device, dtype)
     tokenizer = common.tokenizer_of(model, loaded)
-    texts = _texts(data, train_data, loaded, tokenizer, block_size, seed)
+    bad = Bad(skip_bad)
+    texts = _texts(data, train_data, loaded, tokenizer, block_size, seed, bad)
+    common.show_bad(bad, data)
     settings = {
         "data": data, "train_data": train_data, "depth": depth, "width": width,
         "positions": positions, "layer_positions": layer_positions, "draft_model": draft_model,
-        "block_size": block_size,
+        "block_size": block_size, "skip_bad": skip_bad, "bad_records": len(bad.found),
     }  # fmt: skip
     methods = [marginals, *_baselines(loaded, texts, depth, draft_model)]
     origin = {
@@ -135,18 +138,19 @@ def _texts(
     tokenizer: PreTrainedTokenizerBase,
     block_size: int,
     seed: int,
+    bad: Bad,
 ) -> _Texts:
     def packed(measured: Sequence[Document], learned: Sequence[Document]) -> _Texts:
         with common.console.status("Reading"):
-            held_out = list(tokenize_all(measured, tokenizer))
-            pieces = _apart(list(tokenize_all(learned, tokenizer)), held_out)
+            held_out = list(tokenize_all(measured, tokenizer, bad=bad))
+            pieces = _apart(list(tokenize_all(learned, tokenizer, bad=bad)), held_out)
             blocks = common.pack(pieces, model, tokenizer, block_size) if pieces else None
             text = common.pack(held_out, model, tokenizer, block_size)
             return _Texts(text, pieces, blocks, _digest(held_out) + _digest(pieces))
 
-    documents = list(read_documents(data))
+    documents = list(read_documents(data, bad))
     if train_data is not None:
-        texts = packed(documents, list(read_documents(train_data)))
+        texts = packed(documents, list(read_documents(train_data, bad)))
         if not texts.learned:
             raise InputError(f"every document of {train_data} is in {data} too; learn from others.")
         return texts

@@ -14,6 +14,7 @@ from rich.progress import Progress as Bar
 
 from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
+from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
 from foretell.formats import LAYOUTS, layout
@@ -81,6 +82,7 @@ def train(
         str | None, typer.Option(help="float32 (default), bf16-mixed or bf16.")
     ] = None,
     save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. [200]")] = None,
+    skip_bad: common.SkipBad = False,
     seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
     settings: Annotated[
         list[str] | None,
@@ -127,7 +129,10 @@ def train(
                 style="bold red",
             )
         tokenizer = common.tokenizer_of(model, built)
-        blocks, held_out = common.load_corpus(data, built, tokenizer, run)
+        bad = Bad(skip_bad)
+        blocks, held_out = common.load_corpus(data, built, tokenizer, run, bad)
+        common.show_bad(bad, data)
+        known = len(bad.found)
         with training_bar() as report:
             result = run_training(
                 built,
@@ -141,6 +146,8 @@ def train(
             )
     if common.console.quiet:
         return
+    if len(bad.found) > known:  # a stream is read while it is learned from
+        common.show_bad(bad, data)
     show_result(result)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
@@ -148,7 +155,8 @@ def train(
          "tokens": result.tokens, "seconds": result.seconds}
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
-    common.save_json(json, "train", built, run.seed, run.model_dump(), rows)
+    left_out = {"skip_bad": skip_bad, "bad_records": len(bad.found)}
+    common.save_json(json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
 
 
 @contextmanager

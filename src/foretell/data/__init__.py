@@ -1,13 +1,16 @@
 """From text of any kind to blocks of tokens."""
 
 from foretell.data.corpus import held_out_split, read_corpus
-from foretell.data.documents import Document, read_documents
+from foretell.data.documents import read_documents
 from foretell.data.packing import PackedBlocks
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.data.streaming import StreamedBlocks
 
 __all__ = [
     "HELD_OUT",
+    "REFUSED",
+    "Bad",
     "Document",
     "PackedBlocks",
     "StreamedBlocks",

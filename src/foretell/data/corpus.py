@@ -8,8 +8,9 @@ from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from foretell.data.documents import Document, read_documents
+from foretell.data.documents import read_documents
 from foretell.data.packing import PackedBlocks
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.streaming import StreamedBlocks
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
@@ -30,6 +31,7 @@ def read_corpus(
     seed: int = 0,
     streaming: bool = False,
     one_document_per_block: bool = False,
+    bad: Bad = REFUSED,
 ) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
     """The blocks to train on, and those held out (None where `held_out` is 0).
 
@@ -44,6 +46,7 @@ def read_corpus(
         seed: of what is held out, and of a stream's order.
         streaming: read while training.
         one_document_per_block: see `PackedBlocks`.
+        bad: what becomes of records that cannot be used; of a stream, while it is read.
 
     Raises:
         InputError: see `read_documents`, `held_out_split` and `PackedBlocks.from_documents`.
@@ -53,19 +56,23 @@ def read_corpus(
 
     def packed(documents: Iterable[Document]) -> PackedBlocks:
         return PackedBlocks.from_documents(
-            documents, tokenizer, block_size, one_document_per_block=one_document_per_block
+            documents,
+            tokenizer,
+            block_size,
+            one_document_per_block=one_document_per_block,
+            bad=bad,
         )
 
     if not streaming:
         if not held_out:
-            return packed(read_documents(path)), None
-        train, measured = held_out_split(read_documents(path), held_out, seed)
+            return packed(read_documents(path, bad)), None
+        train, measured = held_out_split(read_documents(path, bad), held_out, seed)
         return packed(train), packed(measured)
 
     read_documents(path)  # what cannot be read at all is said now
 
     def documents(side: bool) -> Iterator[Document]:
-        read = read_documents(path)
+        read = read_documents(path, bad)
         return (d for d in read if is_held_out(d, held_out, seed) == side)
 
     stream = StreamedBlocks(
@@ -75,12 +82,13 @@ def read_corpus(
         one_document_per_block=one_document_per_block,
         seed=seed,
         name=str(path),
+        bad=bad,
     )
     if not held_out:
         return stream, None
     pieces: list[Tokenized] = []
     blocks = 0.0
-    for piece in tokenize_all(documents(True), tokenizer):
+    for piece in tokenize_all(documents(True), tokenizer, bad=bad):
         pieces.append(piece)
         share = len(piece.ids) / block_size
         blocks += ceil(share) if one_document_per_block else share

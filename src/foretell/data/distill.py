@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from foretell.backbone.discovery import generating
-from foretell.data.documents import Document
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
 from foretell.decoding.constraints import undrawn
 from foretell.errors import InputError
@@ -63,16 +63,22 @@ def prompts_of(
     tokenizer: PreTrainedTokenizerBase,
     prompt_tokens: int,
     max_new_tokens: int,
+    bad: Bad = REFUSED,
 ) -> Iterator[list[int]]:
     """Token ids of the prompts in `documents`.
 
     A conversation gives one, up to where the assistant would answer for the last time. A text gives
     one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
-    and continuations cover as much; each stands behind what the tokenizer puts before a text.
+    and continuations cover as much; each stands behind what the tokenizer puts before a text. `bad`
+    says what becomes of documents that cannot be used; by default the first is an error.
     """
     prefix = opening(tokenizer)
     for document in documents:
-        given = given_prompt(document, tokenizer, prompt_tokens)
+        try:
+            given = given_prompt(document, tokenizer, prompt_tokens)
+        except InputError as error:
+            bad(error)
+            continue
         if given is not None:
             yield given
         else:

@@ -9,11 +9,19 @@ from __future__ import annotations
 import gzip
 import json
 import zlib
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
+from foretell.data.records import (
+    FIELDS,
+    REFUSED,
+    Bad,
+    Document,
+    document_of,
+    kind,
+    without_nulls,
+)
 from foretell.errors import InputError
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
@@ -27,40 +35,11 @@ TABLE_SUFFIXES = (".parquet",)
 
 RECORD_SUFFIXES = LINES_SUFFIXES + TABLE_SUFFIXES
 
-_FIELDS = ("text", "messages", "tokens", "prompt_tokens", "prompt")
-"""Of a record, all that is read."""
-
 SUFFIXES = TEXT_SUFFIXES + RECORD_SUFFIXES
 
 _KINDS = {".py": "python", ".md": "markdown", ".txt": "text"}
 
 _SUPPORTED = ", ".join(SUFFIXES)
-
-Message = dict[str, Any]
-"""`role` and `content`, and whatever else the chat template reads."""
-
-
-@dataclass(frozen=True, slots=True)
-class Document:
-    """One document and where it came from.
-
-    Attributes:
-        text: all of it.
-        source: a path relative to what was read, with `:line` appended for a file that holds a
-            document per line or row. It does not contain the machine's own folders, so it is the
-            same everywhere.
-        messages: the turns of a conversation; what is learned is the assistant's.
-        tokens: token ids that are known already, so that nothing is tokenized differently.
-        prompt_tokens: how many of `tokens` are a prompt, which is not learned.
-        is_prompt: whether the text is a prompt, as a whole; there is nothing to learn in it.
-    """
-
-    text: str
-    source: str
-    messages: tuple[Message, ...] | None = None
-    tokens: tuple[int, ...] | None = None
-    prompt_tokens: int = 0
-    is_prompt: bool = False
 
 
 def document_kind(document: Document) -> str:
@@ -77,7 +56,7 @@ def document_kind(document: Document) -> str:
     return _KINDS.get(Path(document.source).suffix.lower(), "text")
 
 
-def read_documents(path: str | Path) -> Iterator[Document]:
+def read_documents(path: str | Path, bad: Bad = REFUSED) -> Iterator[Document]:
     """Yield the documents of `path`, always in the same order.
 
     `path` is one of
@@ -90,12 +69,17 @@ def read_documents(path: str | Path) -> Iterator[Document]:
         Hub, streamed; the split is `train` unless another is named,
       - `stdlib:train` or `stdlib:held-out`: the source of the running Python's standard library.
 
-    A line or row has a field `text`; or `messages`, a list of `{"role": …, "content": …}`; or
-    `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as `foretell
-    distill` writes them, with the `text` that they stand for if it is known; or `prompt`, a text
-    that is only to be continued, as in HumanEval.
+    A line or row has one of
+      - `text`,
+      - `messages`, a list of `{"role": …, "content": …}`, or `conversations`, a list of `{"from":
+        …, "value": …}`; and perhaps `tools`, `documents`, `system` and `chat_template_kwargs`,
+      - `prompt` and `completion`, two texts or two such lists, of which the completion is learned,
+      - `tokens`, a list of token ids of which the first `prompt_tokens` are not learned, as
+        `foretell distill` writes them, with the `text` that they stand for if it is known,
+      - `prompt` alone, which is only to be continued, as in HumanEval.
 
-    Documents that are empty or all white space are left out.
+    Documents that are empty or all white space are left out. `bad` says what becomes of records
+    that are malformed; by default the first is an error.
 
     Raises:
         InputError: nothing is at `path`, its kind is unknown, it is not UTF-8, a line is malformed,
@@ -105,7 +89,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
     if str(path).startswith("stdlib:"):
         return _read_stdlib(str(path))
     if str(path).startswith("hub:"):
-        return _read_hub(str(path))
+        return _read_hub(str(path), bad)
     path = Path(path)
     if path.is_dir():
         files = _files_in(path)
@@ -117,7 +101,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
         base = path.parent
     else:
         raise InputError(f"no file or folder at {path}: check the path given as text")
-    return _read_files(path, base, files)
+    return _read_files(path, base, files, bad)
 
 
 def _read_stdlib(name: str) -> Iterator[Document]:
@@ -148,7 +132,7 @@ def _files_in(folder: Path) -> list[Path]:
     return [folder / relative for relative in kept]
 
 
-def _read_files(path: Path, base: Path, files: list[Path]) -> Iterator[Document]:
+def _read_files(path: Path, base: Path, files: list[Path], bad: Bad) -> Iterator[Document]:
     """Yield the documents of `files`, named relative to `base`; `path` is what the caller gave."""
     found = False
     for file in files:
@@ -161,15 +145,15 @@ def _read_files(path: Path, base: Path, files: list[Path]) -> Iterator[Document]
             if name.endswith(TABLE_SUFFIXES)
             else _read_text
         )
-        for document in read(file, source):
-            if document.text.strip() or document.tokens:
+        for document in read(file, source, bad):
+            if not _is_empty(document):
                 found = True
                 yield document
     if not found:
-        raise InputError(f"no text in {path}: every document is empty")
+        raise _nothing_in(path, bad)
 
 
-def _read_text(file: Path, source: str) -> Iterator[Document]:
+def _read_text(file: Path, source: str, bad: Bad) -> Iterator[Document]:
     try:
         # Bytes, then text: reading as text would rewrite the line ends.
         content = file.read_bytes()
@@ -178,13 +162,13 @@ def _read_text(file: Path, source: str) -> Iterator[Document]:
     yield Document(text=decode(content, str(file)), source=source)
 
 
-def _read_lines(file: Path, source: str) -> Iterator[Document]:
+def _read_lines(file: Path, source: str, bad: Bad) -> Iterator[Document]:
     try:
         with _open_binary(file) as stream:
             for number, line in enumerate(stream, start=1):
                 if line.strip():
                     where = f"{file}, line {number}"
-                    yield _document_of(_parse(line, where), where, f"{source}:{number}")
+                    yield from _taken(_line, line, where, f"{source}:{number}", bad)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise InputError(f"{file} is not a whole gzip file ({error}): fetch it again") from None
     except OSError as error:
@@ -197,7 +181,7 @@ def _open_binary(file: Path) -> BinaryIO:
     return file.open("rb")
 
 
-def _read_table(file: Path, source: str) -> Iterator[Document]:
+def _read_table(file: Path, source: str, bad: Bad) -> Iterator[Document]:
     from pyarrow import ArrowException
     from pyarrow.parquet import ParquetFile
 
@@ -205,11 +189,12 @@ def _read_table(file: Path, source: str) -> Iterator[Document]:
         with ParquetFile(file) as table:
             number = 0
             # None is all columns; the error then says what they are.
-            columns = [name for name in table.schema_arrow.names if name in _FIELDS] or None
+            columns = [name for name in table.schema_arrow.names if name in FIELDS] or None
             for batch in table.iter_batches(batch_size=1024, columns=columns):
                 for record in batch.to_pylist():
                     number += 1
-                    yield _document_of(record, f"{file}, row {number}", f"{source}:{number}")
+                    where = f"{file}, row {number}"
+                    yield from _taken(_row, record, where, f"{source}:{number}", bad)
     except ArrowException as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{file} is not a whole parquet file ({reason})") from None
@@ -217,7 +202,7 @@ def _read_table(file: Path, source: str) -> Iterator[Document]:
         raise InputError(f"cannot read {file}: {error.strerror or error}") from None
 
 
-def _read_hub(address: str) -> Iterator[Document]:
+def _read_hub(address: str, bad: Bad) -> Iterator[Document]:
     """Stream `hub:NAME[:CONFIG[:SPLIT]]`; documents are `NAME:number`."""
     import datasets
 
@@ -231,8 +216,8 @@ def _read_hub(address: str) -> Iterator[Document]:
         )
         found = False
         for number, record in enumerate(records, start=1):
-            document = _document_of(record, f"{address}, row {number}", f"{name}:{number}")
-            if document.text.strip() or document.tokens:
+            where = f"{address}, row {number}"
+            for document in _taken(_row, record, where, f"{name}:{number}", bad):
                 found = True
                 yield document
     except InputError:
@@ -241,7 +226,40 @@ def _read_hub(address: str) -> Iterator[Document]:
         reason = " ".join(str(error).split())
         raise InputError(f"{address}: cannot be read ({type(error).__name__}: {reason})") from None
     if not found:
-        raise InputError(f"no text in {address}: every document is empty")
+        raise _nothing_in(address, bad)
+
+
+def _taken(
+    read: Callable[[Any, str, str], Document], record: Any, where: str, source: str, bad: Bad
+) -> Iterator[Document]:
+    """A record's document, unless it is empty or bad."""
+    try:
+        document = read(record, where, source)
+    except InputError as error:
+        bad(error)
+    else:
+        if not _is_empty(document):
+            yield document
+
+
+def _is_empty(document: Document) -> bool:
+    return not (document.text.strip() or document.tokens or document.messages)
+
+
+def _nothing_in(path: str | Path, bad: Bad) -> InputError:
+    why = str(bad) if bad.found else "every document is empty"
+    return InputError(f"no text in {path}: {why}")
+
+
+def _row(record: dict[str, Any], where: str, source: str) -> Document:
+    """A row of a table, in which each field of any value is a field of all of them."""
+    values = {name: without_nulls(value) for name, value in record.items()}
+    return document_of(values, where, source)
+
+
+def _line(line: bytes, where: str, source: str) -> Document:
+    """One line of JSON."""
+    return document_of(_parse(line, where), where, source)
 
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
@@ -253,69 +271,8 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (nested too deeply)") from None
     if not isinstance(record, dict):
-        raise InputError(f"{where}: expected an object with the field 'text', not {_kind(record)}")
+        raise InputError(f"{where}: expected an object with the field 'text', not {kind(record)}")
     return record
-
-
-def _document_of(record: dict[str, Any], where: str, source: str) -> Document:
-    """What a record holds; of `tokens`, `messages`, `text` and `prompt` the first one counts."""
-    if record.get("tokens") is not None:
-        return _tokens_of(record, where, source)
-    if record.get("messages") is not None:
-        messages = _messages_of(record["messages"], where)
-        text = "\n".join(message.get("content", "") for message in messages)
-        return Document(text=text, source=source, messages=messages)
-    if "text" not in record and "prompt" in record:
-        text = _string(record["prompt"], "the field 'prompt'", where)
-        return Document(text=text, source=source, is_prompt=True)
-    if "text" not in record:
-        fields = ", ".join(map(repr, record)) or "none"
-        raise InputError(f"{where}: the field 'text' is missing (fields: {fields})")
-    return Document(text=_string(record["text"], "the field 'text'", where), source=source)
-
-
-def _tokens_of(record: dict[str, Any], where: str, source: str) -> Document:
-    tokens, prompt = record["tokens"], record.get("prompt_tokens", 0)
-    if not isinstance(tokens, list) or not all(map(_is_count, tokens)):
-        raise InputError(f"{where}: the field 'tokens' must be a list of token ids")
-    if not _is_count(prompt) or prompt > len(tokens):
-        raise InputError(f"{where}: the field 'prompt_tokens' must be 0 to {len(tokens)}")
-    text = _string(record.get("text") or "", "the field 'text'", where)
-    return Document(text=text, source=source, tokens=tuple(tokens), prompt_tokens=prompt)
-
-
-def _messages_of(messages: Any, where: str) -> tuple[Message, ...]:
-    if not isinstance(messages, list) or not messages:
-        raise InputError(f"{where}: the field 'messages' must be a list of turns")
-    turns = []
-    for number, turn in enumerate(messages, start=1):
-        if not isinstance(turn, dict):
-            raise InputError(f"{where}: turn {number} must be an object, not {_kind(turn)}")
-        turn = {name: value for name, value in turn.items() if value is not None}
-        _string(turn.get("role"), f"'role' of turn {number}", where)
-        if "content" in turn or "tool_calls" not in turn:
-            _string(turn.get("content"), f"'content' of turn {number}", where)
-        turns.append(turn)
-    return tuple(turns)
-
-
-def _string(value: object, what: str, where: str) -> str:
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {what} must be a string, not {_kind(value)}")
-    try:
-        value.encode("utf-8")  # JSON can escape half a surrogate pair, which no tokenizer takes
-    except UnicodeEncodeError as error:
-        raise InputError(f"{where}: half a surrogate pair at character {error.start}") from None
-    return value
-
-
-def _is_count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
-
-
-def _kind(value: object) -> str:
-    names = {dict: "an object", list: "a list", str: "a string", bool: "a boolean"}
-    return "null" if value is None else names.get(type(value), "a number")
 
 
 def decode(content: bytes, where: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from foretell.data.documents import Document
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
 from foretell.targets import IGNORE
@@ -90,19 +90,21 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         *,
         one_document_per_block: bool = False,
         progress: Callable[[int], None] | None = None,
+        bad: Bad = REFUSED,
     ) -> PackedBlocks:
         """Tokenize `documents` and cut them into blocks of `block_size` tokens.
 
         `one_document_per_block` is for models that let packed documents attend to each other; a
         shorter block is filled up with the end-of-sequence token, else the padding token, else 0.
-        `progress` is called after every few documents with the number tokenized so far. The same
+        `progress` is called after every few documents with the number tokenized so far. `bad` says
+        what becomes of documents that cannot be learned; by default the first is an error. The same
         documents give the same blocks.
 
         Raises:
             InputError: `block_size` is too small, or the text is too short: for one block, or with
                 one document per block for a single target.
         """
-        pieces = list(tokenize_all(documents, tokenizer, progress))
+        pieces = list(tokenize_all(documents, tokenizer, progress, bad))
         return cls.from_pieces(
             pieces, tokenizer, block_size, one_document_per_block=one_document_per_block
         )

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from foretell.data.documents import Document
+from foretell.data.records import Document
 from foretell.errors import InputError
 
 HELD_OUT: tuple[str, ...] = (

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
-from foretell.data.documents import Document
 from foretell.data.packing import PackedBlocks, check_block_size
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
 
@@ -42,6 +42,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         window: blocks in memory at once.
         seed: of the order.
         name: of the corpus, by which a resumed run knows it again.
+        bad: what becomes of documents that cannot be learned; by default the first is an error.
 
     Raises:
         InputError: `block_size` is too small; or, when iteration finds out, the text too short.
@@ -57,9 +58,10 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         window: int = 4096,
         seed: int = 0,
         name: str = "",
+        bad: Bad = REFUSED,
     ) -> None:
         check_block_size(block_size, one_document_per_block)
-        self._name = name
+        self._name, self._bad = name, bad
         self._documents = documents
         self._tokenizer = tokenizer
         self.block_size = block_size
@@ -96,7 +98,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         limit = self._window * self.block_size
         pieces: list[Tokenized] = []
         held = 0  # tokens in memory, the filling of their blocks included
-        for piece in tokenize_all(self._documents(), self._tokenizer):
+        for piece in tokenize_all(self._documents(), self._tokenizer, bad=self._bad):
             if self.one_document_per_block and len(piece.ids) == 1:
                 continue  # it has nothing to predict
             pieces.append(piece)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
@@ -10,7 +9,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
-from foretell.data.documents import Document, Message, document_kind
+from foretell.data.conversations import asked, size, written
+from foretell.data.documents import document_kind
+from foretell.data.records import REFUSED, Bad, Document
 from foretell.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 BATCH = 64
 """Documents tokenized by one call: enough for the tokenizer's own threads."""
-
-_GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
-"""What transformers' chat templates put before a text that the model is to write."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +50,7 @@ def tokenize_all(
     documents: Iterable[Document],
     tokenizer: PreTrainedTokenizerBase,
     progress: Callable[[int], None] | None = None,
+    bad: Bad = REFUSED,
 ) -> Iterator[Tokenized]:
     """`tokenize`, some documents at a time; those without a token are left out.
 
@@ -59,14 +58,14 @@ def tokenize_all(
     """
     iterator, done = iter(documents), 0
     while batch := list(islice(iterator, BATCH)):
-        yield from (piece for piece in tokenize(batch, tokenizer) if len(piece.ids))
+        yield from (piece for piece in tokenize(batch, tokenizer, bad) if len(piece.ids))
         done += len(batch)
         if progress is not None:
             progress(done)
 
 
 def tokenize(
-    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase
+    documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, bad: Bad = REFUSED
 ) -> Iterator[Tokenized]:
     """Tokenize. A plain text begins as a prompt does, and ends with the end-of-sequence token.
 
@@ -76,32 +75,53 @@ def tokenize(
     their reasoning, say); such a conversation is read once for every answer, as the model is asked
     for it, and that answer is learned. A turn before which nothing was said is no answer.
 
-    Ids that a document brings along stay as they are.
+    Of a prompt and its completion the completion is learned, with the end-of-sequence token behind
+    it. Ids that a document brings along stay as they are. `bad` says what becomes of documents that
+    cannot be learned; by default the first is an error.
 
     Raises:
-        InputError: a conversation, and no chat template that fits, a tokenizer without offsets, no
-            answer or an empty one; ids of another tokenizer; a prompt without an answer.
+        InputError: a conversation, and no chat template that fits and keeps what is said, no answer
+            or an empty one; a tokenizer without offsets, or one that joins a completion with its
+            prompt; ids of another tokenizer; a prompt without an answer.
     """
-    texts = [d for d in documents if d.messages is None and d.tokens is None]
+    texts = [d for d in documents if _is_plain(d)]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
     eos = tokenizer.eos_token_id
     head, tail = opening(tokenizer) if texts else [], [] if eos is None else [eos]
     for document in documents:
-        size, kind = len(document.text.encode("utf-8")), document_kind(document)
-        if document.is_prompt:
-            raise InputError(
-                f"{document.source}: a 'prompt' and no answer to learn from; write both as 'text' "
-                "or 'messages', or have the model answer with `foretell distill`"
-            )
-        if document.tokens is not None:
-            yield replace(_given(document, tokenizer, size), kind=kind)
-        elif document.messages is not None:
-            for piece in _conversation(document, tokenizer):
-                yield replace(piece, kind=kind)
-        else:
+        if _is_plain(document):
             ids = next(encoded)
             whole = np.array([*head, *ids, *tail] if ids else [], np.int32)
-            yield Tokenized(whole, None, size, kind)
+            pieces = [Tokenized(whole, None, len(document.text.encode("utf-8")))]
+        else:
+            try:
+                pieces = _learned(document, tokenizer)
+            except InputError as error:
+                bad(error)
+                continue
+        yield from (replace(piece, kind=document_kind(document)) for piece in pieces)
+
+
+def _is_plain(document: Document) -> bool:
+    """Whether all of its text is learned."""
+    known = document.messages is not None or document.tokens is not None
+    return not (known or document.is_prompt or document.prompt_length)
+
+
+def _learned(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Tokenized]:
+    """A document of which a part is learned."""
+    num_bytes = len(document.text.encode("utf-8"))
+    if document.is_prompt:
+        raise InputError(
+            f"{document.source}: a 'prompt' and no answer to learn from; add a 'completion', write "
+            "both as 'text' or 'messages', or have the model answer with `foretell distill`"
+        )
+    if document.tokens is not None:
+        return [_given(document, tokenizer, num_bytes)]
+    _require_places(document, tokenizer)
+    if document.messages is not None:
+        return list(_conversation(document, tokenizer))
+    return [_completion(document, tokenizer, num_bytes)]
 
 
 def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[int]]:
@@ -137,78 +157,29 @@ def _known_tokens(document: Document, tokenizer: PreTrainedTokenizerBase) -> lis
 
 def _conversation(document: Document, tokenizer: PreTrainedTokenizerBase) -> Iterator[Tokenized]:
     """Render the turns, at once if possible, and learn the answers in them."""
-    turns, source = document.messages or (), document.source
+    turns = document.messages or ()
+    for one in written(document, tokenizer):
+        num_bytes = size(turns[: one.turns])
+        yield _learn(one.text, one.spans, tokenizer, num_bytes, document.source)
+
+
+def _completion(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
+    """Learn what follows the prompt, and the end."""
+    text, eos = document.text, tokenizer.eos_token_id
+    spans = [(document.prompt_length, len(text))]
+    middle = _learn(text, spans, tokenizer, size, document.source)
+    head, tail = opening(tokenizer), [] if eos is None else [eos]
+    ids = np.array([*head, *middle.ids, *tail], np.int32)
+    learned = [*[False] * len(head), *cast(Any, middle.learned), *[True] * len(tail)]
+    return Tokenized(ids, np.array(learned, bool), size)
+
+
+def _require_places(document: Document, tokenizer: PreTrainedTokenizerBase) -> None:
     if not tokenizer.is_fast:
         raise InputError(
-            f"{source}: a conversation needs a fast tokenizer, which knows where its tokens begin; "
-            f"{type(tokenizer).__name__} is none"
+            f"{document.source}: to learn a part of a text needs a fast tokenizer, which knows "
+            f"where its tokens begin; {type(tokenizer).__name__} is none"
         )
-    answers = [n for n, turn in enumerate(turns) if n and turn["role"] == "assistant"]
-    for number in answers:
-        if _says_nothing(turns[number]):
-            raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
-    whole = render(turns, tokenizer, source)
-    if _GENERATION_TAG.search(str(tokenizer.get_chat_template())):
-        spans, untils = _marked(turns, tokenizer), [whole]
-    else:
-        spans, untils = _between(turns, answers, tokenizer, source)
-    if not any(begin < end for begin, end in spans):
-        raise InputError(f"{source}: the assistant answers nothing, so there is nothing to learn")
-    if all(whole.startswith(until) for until in untils):
-        yield _learn(whole, spans, tokenizer, _size(turns), source)
-        return
-    for number, until, span in zip(answers, untils, spans, strict=True):
-        yield _learn(until, [span], tokenizer, _size(turns[: number + 1]), source)
-
-
-def _says_nothing(turn: Message) -> bool:
-    values = (value for name, value in turn.items() if name != "role")
-    return not any(value.strip() if isinstance(value, str) else value for value in values)
-
-
-def _marked(turns: Sequence[Message], tokenizer: PreTrainedTokenizerBase) -> list[tuple[int, int]]:
-    """What the template marks with `{% generation %}`, as characters of the conversation."""
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    rendered: Any = render_jinja_template(  # text and spans, whatever its annotation says
-        conversations=[list(turns)],
-        chat_template=tokenizer.get_chat_template(),
-        return_assistant_tokens_mask=True,
-        **cast(Any, tokenizer.special_tokens_map),
-    )
-    return list(rendered[1][0])
-
-
-def _between(
-    turns: Sequence[Message], answers: list[int], tokenizer: PreTrainedTokenizerBase, source: str
-) -> tuple[list[tuple[int, int]], list[str]]:
-    """For each of `answers`, the characters it takes up, and the conversation up to its end."""
-    spans, untils = [], []
-    for number in answers:
-        before = render(turns[:number], tokenizer, source, prompt=True)
-        until = render(turns[: number + 1], tokenizer, source)
-        if not until.startswith(before):
-            raise InputError(
-                f"{source}: the chat template asks for an answer otherwise than it writes one, so "
-                f"where turn {number + 1} begins cannot be told; use another template"
-            )
-        heading = _heading(turns[number], until[len(before) :])
-        if heading and before == render(turns[:number], tokenizer, source):
-            raise InputError(
-                f"{source}: the chat template writes {heading!r} before turn {number + 1}, but not "
-                "when it asks for an answer; use one that heeds add_generation_prompt"
-            )
-        spans.append((len(before), len(until)))
-        untils.append(until)
-    return spans, untils
-
-
-def _heading(turn: Message, written: str) -> str:
-    """What stands before the content of a turn that has nothing else to say."""
-    content = turn.get("content", "").strip()
-    if not content or turn.keys() - {"role", "content"}:
-        return ""
-    return written[: max(0, written.find(content))].strip()
 
 
 def _learn(
@@ -238,7 +209,7 @@ def _learn(
         if tokenizer.decode(ids) != tokenizer.decode(joined):
             raise InputError(
                 f"{source}: the tokenizer joins the edge of an answer with what stands around it "
-                "and cannot keep them apart; use another template"
+                "and cannot keep them apart; use another template, or move the edge"
             )
     learned = np.zeros(len(ids), bool)
     for begin, end in spans:
@@ -262,28 +233,6 @@ def _with_places(
     return np.array(encoded["input_ids"], np.int32), np.minimum(begins, reached), ends
 
 
-def _size(turns: Sequence[Message]) -> int:
-    return sum(len(turn.get("content", "").encode("utf-8")) for turn in turns)
-
-
-def render(
-    turns: Sequence[Message],
-    tokenizer: PreTrainedTokenizerBase,
-    source: str,
-    *,
-    prompt: bool = False,
-) -> str:
-    """The text of a conversation; with `prompt`, up to where the assistant is to answer."""
-    try:
-        text = tokenizer.apply_chat_template(
-            list(turns), tokenize=False, add_generation_prompt=prompt
-        )
-    except Exception as error:  # templates raise whatever they like
-        reason = " ".join(str(error).split())
-        raise InputError(f"{source}: the chat template cannot be applied ({reason})") from None
-    return cast(str, text)
-
-
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """What the tokenizer puts before a text: a beginning-of-sequence token, or nothing."""
     plain = list(tokenizer("a", add_special_tokens=False)["input_ids"])
@@ -304,8 +253,9 @@ def given_prompt(
     """Token ids of the prompt that a document is itself; None of a text, which is only text.
 
     A conversation is one up to where the assistant would answer for the last time, as the chat
-    template asks for it; a text that is a prompt, all of it; of ids that a document brings along,
-    those marked as its prompt, else the first `length`.
+    template asks for it; a text that is a prompt, all of it, and of one with a completion, what
+    stands before that; of ids that a document brings along, those marked as its prompt, else the
+    first `length`.
 
     Raises:
         InputError: nobody speaks before the assistant, the chat template cannot be applied, or the
@@ -314,14 +264,14 @@ def given_prompt(
     if document.tokens is not None:
         tokens = _known_tokens(document, tokenizer)
         return tokens[: document.prompt_tokens or length]
-    if document.is_prompt:
-        return prompt_ids(tokenizer, document.text)
     if document.messages is None:
-        return None
+        if not document.is_prompt and not document.prompt_length:
+            return None
+        return prompt_ids(tokenizer, document.text[: document.prompt_length or None])
     turns = list(document.messages)
     while turns and turns[-1]["role"] == "assistant":
         turns.pop()
     if not turns:
         raise InputError(f"{document.source}: the conversation has no turn to answer")
-    text = render(turns, tokenizer, document.source, prompt=True)
+    text = asked(turns, tokenizer, document.source, document.beside)
     return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

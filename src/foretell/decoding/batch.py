@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from foretell.backbone import Backbone
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.draft import Draft
+from foretell.decoding.text import UNKNOWN, Detokenizer
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
 
@@ -75,19 +76,29 @@ class StopStrings:
                 raise InputError(
                     f"stop string {string!r} can never appear: the tokenizer does not write it."
                 )
-        # A token is at least a byte long.
-        self.reach = max((len(string.encode()) for string in self.strings), default=0)
+        self.reach = max(map(len, self.strings), default=0)
         # In front of what is decoded: some tokenizers drop the space that a text begins with.
         self.front = tokenizer("a", add_special_tokens=False)["input_ids"]
         self.begin = len(tokenizer.decode(self.front))
 
     def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
-        for place in range(1, len(new) + 1 if self.strings else 0):
-            last = [*before, *new[:place]][-self.reach :]
-            text = self.tokenizer.decode([*self.front, *last])[self.begin :]
-            if any(string in text for string in self.strings):
+        if not self.strings:
+            return None
+        text, seen = self._behind(before)
+        for place, token in enumerate(new, start=1):
+            seen += text.add(token)
+            if any(string in seen for string in self.strings):
                 return place
         return None
+
+    def _behind(self, before: Sequence[int]) -> tuple[Detokenizer, str]:
+        """What gives the text of more tokens, and as much of the text so far as may matter."""
+        text = Detokenizer(self.tokenizer, self.front, special=True)
+        last = text.end(before, self.reach)
+        seen = text.decode([*self.front, *last])[self.begin :]
+        if UNKNOWN in seen:  # a character that is not whole: token by token, as it came
+            return text, "".join(map(text.add, last))
+        return Detokenizer(self.tokenizer, [*self.front, *last], special=True), seen
 
 
 class Batch:

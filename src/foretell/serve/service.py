@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
-from foretell.data.tokenization import prompt_ids, render
+from foretell.data.conversations import asked as asked_text
+from foretell.data.tokenization import prompt_ids
 from foretell.decoding import Drafter, Stop, StopStrings, StopTokens
 from foretell.decoding.constraints import undrawn
 from foretell.errors import InputError
@@ -131,7 +132,7 @@ class Service:
     def _chat(self, asked: ChatRequest) -> list[int]:
         if not self.tokenizer.chat_template:
             raise InputError(f"the model {self.name!r} has no chat template; use /v1/completions.")
-        text = render(asked.turns, self.tokenizer, "messages", prompt=True)
+        text = asked_text(asked.turns, self.tokenizer, "messages")
         return list(self.tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _check_number(self, prompts: int) -> None:

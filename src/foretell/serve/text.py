@@ -45,10 +45,12 @@ class Writer:
 
     def add(self, step: Step) -> list[Piece]:
         """What may be given after one more step; depth k drafted its k-th accepted token."""
+        given: list[Piece] = []
         for index, token in enumerate(step.tokens):
             depth = index + 1 if index < step.accepted else 0
             self._held.append(Piece(self._text.add(token), depth))
-        return self._give(self._free())
+            given += self._give(self._free())
+        return given
 
     def finish(self) -> list[Piece]:
         """The rest, after the last step."""
