@@ -1,15 +1,19 @@
 """The view on an unmodified causal language model."""
 
+from foretell.backbone.abilities import Ability, ability, forget_abilities
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
 
 __all__ = [
+    "Ability",
     "Backbone",
     "BackboneOutput",
     "BlockCall",
     "BlockInit",
     "BlockKind",
     "Scale",
+    "ability",
     "fingerprint",
+    "forget_abilities",
 ]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
+from foretell.backbone.abilities import isolates_documents
 from foretell.backbone.calls import (
     BackboneOutput,
     BlockCall,
@@ -34,11 +35,9 @@ from foretell.backbone.dense import make_dense
 from foretell.backbone.discovery import (
     Discovery,
     Scale,
-    evaluating,
     find_blocks,
     name_of,
     required,
-    same,
 )
 from foretell.backbone.wide import WideBlock
 from foretell.errors import BackboneError
@@ -116,20 +115,10 @@ class Backbone:
         """The type of the weights."""
         return cast(torch.dtype, self.output.weight.dtype)
 
-    @cached_property
+    @property
     def isolates_documents(self) -> bool:
-        """Whether packed documents are kept apart by position ids that restart.
-
-        Some families build their mask without looking at the positions, and a recurrent state knows
-        no documents. Tried out, not looked up: does a second document's output change with the
-        first?
-        """
-        tokens = torch.arange(16, device=self.device).remainder(self.vocab_size).reshape(2, 8)
-        tokens[1, 4:] = tokens[0, 4:]
-        positions = torch.arange(8, device=self.device).remainder(4).expand(2, 8)
-        with evaluating(self.model):
-            final = self(tokens, position_ids=positions).final[:, 4:]
-        return same(final[0], final[1])
+        """See `foretell.backbone.abilities.isolates_documents`."""
+        return bool(isolates_documents(self))
 
     def fingerprint(self) -> str:
         """See `fingerprint`."""

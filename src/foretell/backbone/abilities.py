@@ -1,0 +1,88 @@
+"""What a model can do, tried out on the model itself.
+
+No list of families knows it. A *trial* has the model do something and compares with what it says
+when it is asked plainly. Each is made once, and what uses the ability (decoding, the probe,
+training, `foretell info`) asks for the same one:
+
+    @ability
+    def counts_to_ten(backbone: Backbone) -> str | None:
+        ...  # None: it can; else what went wrong
+"""
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import update_wrapper
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from weakref import WeakKeyDictionary
+
+import torch
+from transformers import PreTrainedModel
+
+from foretell.backbone.discovery import evaluating, same
+
+if TYPE_CHECKING:
+    from foretell.backbone.view import Backbone
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Whether a model can do something: true or false.
+
+    Attributes:
+        lacking: why it cannot, a clause whose subject is the model; empty where it can.
+    """
+
+    lacking: str = ""
+
+    def __bool__(self) -> bool:
+        return not self.lacking
+
+
+Asked = ParamSpec("Asked")
+Trial = Callable[Concatenate["Backbone", Asked], str | None]
+
+_known: "WeakKeyDictionary[PreTrainedModel, dict[Hashable, Ability]]" = WeakKeyDictionary()
+
+
+def ability(trial: Trial[Asked]) -> Callable[Concatenate["Backbone", Asked], Ability]:
+    """Make `trial` once for each model, its attention implementation, and each of its arguments.
+
+    It runs in evaluation mode, without gradients. A model's own code may raise anything in it: then
+    the model cannot do what is tried, and the error is the reason.
+    """
+
+    def ask(backbone: "Backbone", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Ability:
+        known = _known.setdefault(backbone.model, {})
+        attention = getattr(backbone.config, "_attn_implementation", None)
+        asked = (trial, attention, args, tuple(sorted(kwargs.items())))
+        if asked not in known:
+            try:
+                with evaluating(backbone.model):
+                    known[asked] = Ability(trial(backbone, *args, **kwargs) or "")
+            except Exception as error:
+                told = " ".join(str(error).split()) or "no message"
+                known[asked] = Ability(f"it raises {type(error).__name__} ({told})")
+        return known[asked]
+
+    update_wrapper(ask, trial)
+    return ask
+
+
+def forget_abilities(model: PreTrainedModel) -> None:
+    """Try everything again when it is asked for: the model has changed."""
+    _known.pop(model, None)
+
+
+@ability
+def isolates_documents(backbone: "Backbone") -> str | None:
+    """Whether packed documents are kept apart by position ids that restart.
+
+    Some families build their mask without looking at the positions, and a recurrent state knows no
+    documents. Does a second document come out as it does alone, whatever the first one is?
+    """
+    tokens = torch.arange(16, device=backbone.device).remainder(backbone.vocab_size).reshape(2, 8)
+    tokens[1, 4:] = tokens[0, 4:]
+    positions = torch.arange(8, device=backbone.device).remainder(4).expand(2, 8)
+    final = backbone(tokens, position_ids=positions).final[:, 4:]
+    alone = backbone(tokens[:, 4:]).final
+    return None if same(final, alone) else "it lets packed documents see each other"
