@@ -50,6 +50,8 @@ ALTERNATING = ["sliding_attention", "full_attention"] * (LAYERS // 2)
 HYBRID = ["linear_attention", "linear_attention", "linear_attention", "full_attention"]
 
 FAMILIES: dict[str, Callable[[], PreTrainedConfig]] = {}
+OTHERS: dict[str, Callable[[], PreTrainedConfig]] = {}
+"""With something odd about them, for the tests that name them."""
 
 Make = Callable[[], PreTrainedConfig]
 
@@ -381,6 +383,151 @@ def _lfm2_conv() -> PreTrainedConfig:
     return config
 
 
+def _other(name: str) -> Callable[[Make], Make]:
+    def register(make: Make) -> Make:
+        OTHERS[name] = make
+        return make
+
+    return register
+
+
+@_other("gpt_neo")
+def _gpt_neo() -> PreTrainedConfig:
+    """Its blocks keep their place in the list as `layer_id`."""
+    return _config(
+        "GPTNeoConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        hidden_size=HIDDEN,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        intermediate_size=96,
+        max_position_embeddings=POSITIONS,
+        attention_types=[[["global", "local"], LAYERS // 2]],
+        window_size=WINDOW,
+        initializer_range=STD,
+    )
+
+
+def _gemma4(**kwargs: Any) -> PreTrainedConfig:
+    return _config(
+        "Gemma4TextConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        global_head_dim=HEAD_DIM,
+        sliding_window=WINDOW,
+        layer_types=list(ALTERNATING),
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB,
+        **kwargs,
+    )
+
+
+@_other("gemma4_text")
+def _gemma4_text() -> PreTrainedConfig:
+    """Its blocks read inputs of their own, made from the tokens."""
+    return _gemma4(num_kv_shared_layers=0)
+
+
+@_other("gemma4_shared")
+def _gemma4_shared() -> PreTrainedConfig:
+    """Its last blocks read keys and values of earlier ones."""
+    return _gemma4(num_kv_shared_layers=2)
+
+
+@_other("zamba2")
+def _zamba2() -> PreTrainedConfig:
+    """Its blocks read the embeddings beside the hidden state."""
+    return _config(
+        "Zamba2Config",
+        DENSE,
+        num_key_value_heads=HEADS,
+        attention_head_dim=2 * HIDDEN // HEADS,
+        n_mamba_heads=8,
+        mamba_d_state=8,
+        mamba_ngroups=1,
+        chunk_size=16,
+        layers_block_type=["mamba", "hybrid"] * (LAYERS // 2),
+        num_mem_blocks=1,
+        use_mem_rope=True,
+    )
+
+
+@_other("jetmoe")
+def _jetmoe() -> PreTrainedConfig:
+    return _config(
+        "JetMoeConfig",
+        DENSE,
+        kv_channels=HEAD_DIM,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        num_key_value_heads=2,
+    )
+
+
+@_other("dbrx")
+def _dbrx() -> PreTrainedConfig:
+    return _config(
+        "DbrxConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        d_model=HIDDEN,
+        n_heads=HEADS,
+        n_layers=LAYERS,
+        max_seq_len=POSITIONS,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={
+            "hidden_size": HIDDEN,
+            "ffn_hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+    )
+
+
+def _granite_hybrid(**kwargs: Any) -> PreTrainedConfig:
+    return _config(
+        "GraniteMoeHybridConfig",
+        DENSE,
+        layer_types=["attention"] * LAYERS,
+        shared_intermediate_size=32,
+        **kwargs,
+    )
+
+
+@_other("granite_hybrid")
+def _granite_hybrid_experts() -> PreTrainedConfig:
+    return _granite_hybrid(num_local_experts=4, num_experts_per_tok=2)
+
+
+@_other("granite_hybrid_dense")
+def _granite_hybrid_dense() -> PreTrainedConfig:
+    """A class for experts, without any."""
+    return _granite_hybrid(num_local_experts=0)
+
+
+@_other("doge")
+def _doge() -> PreTrainedConfig:
+    """Another class for experts, without any."""
+    return _config("DogeConfig", DENSE, is_moe=False)
+
+
+@_other("bamba")
+def _bamba() -> PreTrainedConfig:
+    """Its own loss keeps logits small; most of its blocks keep a state."""
+    return _config(
+        "BambaConfig",
+        DENSE,
+        attn_layer_indices=[1, 3],
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+        mamba_chunk_size=16,
+        z_loss_coefficient=0.1,
+    )
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Move norms and biases off their initial values; stop a tied head from echoing its input."""
     with torch.no_grad():
@@ -411,7 +558,7 @@ def build(name: str, seed: int = 0) -> PreTrainedModel:
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_config(FAMILIES[name](), dtype=torch.float32)
+        model = from_config({**FAMILIES, **OTHERS}[name](), dtype=torch.float32)
         assert isinstance(model, PreTrainedModel)
         generation: Any = model.generation_config
         generation.update(**NO_TOKENS)  # glm4's config class fills in an eos of its own

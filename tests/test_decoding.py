@@ -401,9 +401,9 @@ def test_nor_by_sequential_heads_that_keep_a_state(monkeypatch) -> None:
     widths, model = [], attached("lfm2_conv", "sequential")
     call = Backbone.block_call
 
-    def recorded(self, hidden, *arguments):
-        widths.append(hidden.shape[1])
-        return call(self, hidden, *arguments)
+    def recorded(self, tokens, *arguments):
+        widths.append(tokens.shape[1])
+        return call(self, tokens, *arguments)
 
     row, new = prompts("lfm2_conv")[1], 60
     monkeypatch.setattr(Backbone, "block_call", recorded)

@@ -1,6 +1,6 @@
 """The view on an unmodified causal language model."""
 
-from foretell.backbone.abilities import Ability, ability, forget_abilities
+from foretell.backbone.abilities import Ability, ability, forget_abilities, rehearses
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
@@ -16,4 +16,5 @@ __all__ = [
     "ability",
     "fingerprint",
     "forget_abilities",
+    "rehearses",
 ]

@@ -34,6 +34,7 @@ from foretell.training.optimizers import make_optimizer, make_schedule
 from foretell.training.order import EndlessOrder
 from foretell.training.preparation import (
     check_blocks,
+    check_loss,
     checkpoint_activations,
     compiled_blocks,
     set_attention,
@@ -127,7 +128,9 @@ def train(
     if config.recipe == "lora":
         lora = config.lora.model_dump(exclude={"merge"})
         model.adapt(lambda lm: Adapters.add(lm, **lora))
-    if not config.backbone_learns:
+    if config.backbone_learns:
+        check_loss(model)
+    else:
         model.freeze_backbone()
     set_precision(model, config.precision)
     with processes.main_process_first():

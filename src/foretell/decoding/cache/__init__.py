@@ -1,5 +1,6 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
+from foretell.decoding.cache.blocks import keeps_blocks
 from foretell.decoding.cache.past import Past, new_past
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
@@ -14,6 +15,7 @@ __all__ = [
     "Past",
     "RestoringPast",
     "SlottedPast",
+    "keeps_blocks",
     "new_past",
     "recurrent_layers",
     "require_rollback",
