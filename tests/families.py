@@ -512,6 +512,12 @@ def _doge() -> PreTrainedConfig:
     return _config("DogeConfig", DENSE, is_moe=False)
 
 
+@_other("cohere_normed")
+def _cohere_normed() -> PreTrainedConfig:
+    """Norms with a row of weights for every attention head."""
+    return _config("CohereConfig", DENSE, use_qk_norm=True)
+
+
 @_other("bamba")
 def _bamba() -> PreTrainedConfig:
     """Its own loss keeps logits small; most of its blocks keep a state."""

@@ -87,7 +87,12 @@ class Checked:
 
 @pytest.mark.parametrize(
     ("family", "contract"),
-    [*product(["llama", "qwen3"], CONTRACTS), ("qwen3_next", "mimo"), ("lfm2_conv", "qwen3_next")],
+    [
+        *product(["llama", "qwen3"], CONTRACTS),
+        ("qwen3_next", "mimo"),
+        ("lfm2_conv", "qwen3_next"),
+        ("gemma4_text", "mimo"),
+    ],
 )
 def test_a_rollout_drafts_what_the_module_says_step_by_step(family: str, contract: str) -> None:
     model = chain(family, contract, "token")

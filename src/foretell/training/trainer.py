@@ -49,6 +49,7 @@ from foretell.training.processes import (
 )
 from foretell.training.progress import Clock, Follow, Progress, tensorboard
 from foretell.training.report import Departure, Movement, write_report
+from foretell.training.roles import roles
 from foretell.training.rundir import RunDirectory
 from foretell.training.snapshots import load_snapshot, save_snapshot
 from foretell.training.states import StateCache
@@ -195,6 +196,7 @@ class MTPTrainer(Trainer):
         self.clock = clock
         self.latest: tuple[float, ...] = ()
         self._sums: list[Tensor] = []
+        self.roles = roles(model)
         processes = PartialState()
         rows = len(blocks) if isinstance(blocks, PackedBlocks) else None
         self.total_steps = _total_steps(config, rows)
@@ -323,7 +325,7 @@ class MTPTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Ours, see `foretell.training.optimizers`."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.mtp, self.settings)
+            self.optimizer = make_optimizer(self.mtp, self.settings, self.roles)
         return self.optimizer
 
     def create_scheduler(

@@ -10,6 +10,8 @@ from foretell.backbone.discovery import same
 from foretell.decoding.cache.past import new_past
 from foretell.errors import BackboneError
 
+ODD = "a copy of its last block gives something else than the last block"
+
 
 @ability
 def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
@@ -18,12 +20,15 @@ def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
     Tried over two passes, the second of which continues the first. The copy is called as the pass
     called the last block; `ahead`: as rehearsed before the pass, see `Backbone.block_call`.
     """
+    tokens = torch.arange(8, device=backbone.device).remainder(backbone.vocab_size).view(1, 8)
+    last, block = backbone.num_layers - 1, backbone.new_block("copy")
     try:
         past = new_past(backbone, 1, 8)
     except BackboneError:  # it is not decoded in drafts, and there is no past to keep
-        return None
-    tokens = torch.arange(8, device=backbone.device).remainder(backbone.vocab_size).view(1, 8)
-    last, block, cache = backbone.num_layers - 1, backbone.new_block("copy"), past.beside()
+        output = backbone(tokens, layers=(last, last + 1))
+        again = output.call(block, output.states[last])
+        return None if same(again, output.states[last + 1]) else ODD
+    cache = past.beside()
     for begin, end in ((0, 5), (5, 8)):
         window, positions = tokens[:, begin:end], torch.arange(begin, end, device=backbone.device)
         given = past.enter(end - begin)
@@ -32,6 +37,6 @@ def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
         output = backbone(window, layers=(last, last + 1), **given)
         again = (call or output.call)(block, output.states[last], cache)
         if not same(again, output.states[last + 1]):
-            return "a copy of its last block does not continue a past of its own"
+            return ODD
         past.keep([end])
     return None
