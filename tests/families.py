@@ -518,6 +518,27 @@ def _cohere_normed() -> PreTrainedConfig:
     return _config("CohereConfig", DENSE, use_qk_norm=True)
 
 
+@_other("marian")
+def _marian() -> PreTrainedConfig:
+    """Its cross-entropy is of its own making, and takes labels that are shifted by then."""
+    return _config(
+        "MarianConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        decoder_vocab_size=VOCAB,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+        d_model=HIDDEN,
+        decoder_layers=LAYERS,
+        decoder_attention_heads=HEADS,
+        decoder_ffn_dim=96,
+        max_position_embeddings=POSITIONS,
+        dropout=0.0,
+        is_decoder=True,
+        is_encoder_decoder=False,
+    )
+
+
 @_other("bamba")
 def _bamba() -> PreTrainedConfig:
     """Its own loss keeps logits small; most of its blocks keep a state."""

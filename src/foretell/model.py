@@ -118,7 +118,8 @@ class MTPModel(nn.Module):
 
     def _check_blocks(self, head: Head) -> None:
         """Refuse a backbone whose blocks cannot be run as `head` has to run them."""
-        able = rehearses(self.backbone) if head.runs_ahead else Ability()
+        rehearsed = rehearses(self.backbone)  # tried now, though some heads only ask when decoding
+        able = rehearsed if head.runs_ahead else Ability()
         if able := able and keeps_blocks(self.backbone, head.runs_ahead):
             return
         other = "parallel or residual" if head.runs_ahead else "residual"

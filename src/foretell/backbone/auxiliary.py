@@ -65,18 +65,28 @@ def find_auxiliary(backbone: "Backbone") -> AuxiliaryLoss | None:
             if options is None:
                 return None
             own, decoded = _loss(model, tokens, options), answers[-1]
-            if not entropy.called:  # a loss of the model's own making
-                logits = backbone.unembed(decoded[0])[:, :-1].float()
-                own = own - F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
-            if bool(own.abs() <= (0 if entropy.called else 1e-4)):
+            if not entropy.called:
+                if _is_cross_entropy(own, backbone.unembed(decoded[0]).float(), tokens):
+                    return None
+            elif own == 0:
                 return None
-            for reads_logits in (False, True):
-                found = AuxiliaryLoss(backbone, options, reads_logits)
-                if torch.allclose(found(decoded), own):
-                    return found
+            else:
+                for reads_logits in (False, True):
+                    found = AuxiliaryLoss(backbone, options, reads_logits)
+                    if torch.allclose(found(decoded), own):
+                        return found
     finally:
         hook.remove()
     raise _refuse(backbone, "its own loss is not the cross-entropy and something beside it")
+
+
+def _is_cross_entropy(loss: Tensor, logits: Tensor, tokens: Tensor) -> bool:
+    """Of a model's own making: with labels as they are given, or shifted."""
+    pairs = (logits[:, :-1], tokens[:, 1:]), (logits, tokens)
+    return any(
+        torch.allclose(F.cross_entropy(said.flatten(0, 1), labels.flatten()), loss, rtol=1e-4)
+        for said, labels in pairs
+    )
 
 
 def _options(
