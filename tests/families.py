@@ -526,6 +526,7 @@ def _marian() -> PreTrainedConfig:
         NO_TOKENS,
         vocab_size=VOCAB,
         decoder_vocab_size=VOCAB,
+        num_hidden_layers=LAYERS,
         decoder_start_token_id=0,
         tie_word_embeddings=False,
         d_model=HIDDEN,
