@@ -499,6 +499,153 @@ def _falcon_h1() -> PreTrainedConfig:
     )
 
 
+def _gemma4(**kwargs: Any) -> PreTrainedConfig:
+    return _config(
+        "Gemma4TextConfig",
+        DENSE,
+        head_dim=HEAD_DIM,
+        global_head_dim=HEAD_DIM,
+        sliding_window=WINDOW,
+        layer_types=list(ALTERNATING),
+        hidden_size_per_layer_input=8,
+        vocab_size_per_layer_input=VOCAB,
+        **kwargs,
+    )
+
+
+@_other("gemma4_text")
+def _gemma4_text() -> PreTrainedConfig:
+    """Its blocks read inputs of their own, made from the tokens."""
+    return _gemma4(num_kv_shared_layers=0)
+
+
+@_other("gemma4_shared")
+def _gemma4_shared() -> PreTrainedConfig:
+    """Its last blocks read keys and values of earlier ones."""
+    return _gemma4(num_kv_shared_layers=2)
+
+
+@_other("zamba2")
+def _zamba2() -> PreTrainedConfig:
+    """Its blocks read the embeddings beside the hidden state."""
+    return _config(
+        "Zamba2Config",
+        DENSE,
+        num_key_value_heads=HEADS,
+        attention_head_dim=2 * HIDDEN // HEADS,
+        n_mamba_heads=8,
+        mamba_d_state=8,
+        mamba_ngroups=1,
+        chunk_size=16,
+        layers_block_type=["mamba", "hybrid"] * (LAYERS // 2),
+        num_mem_blocks=1,
+        use_mem_rope=True,
+    )
+
+
+@_other("jetmoe")
+def _jetmoe() -> PreTrainedConfig:
+    return _config(
+        "JetMoeConfig",
+        DENSE,
+        kv_channels=HEAD_DIM,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        num_key_value_heads=2,
+    )
+
+
+@_other("dbrx")
+def _dbrx() -> PreTrainedConfig:
+    return _config(
+        "DbrxConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        d_model=HIDDEN,
+        n_heads=HEADS,
+        n_layers=LAYERS,
+        max_seq_len=POSITIONS,
+        attn_config={"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8.0},
+        ffn_config={
+            "hidden_size": HIDDEN,
+            "ffn_hidden_size": 32,
+            "moe_num_experts": 4,
+            "moe_top_k": 2,
+        },
+    )
+
+
+def _granite_hybrid(**kwargs: Any) -> PreTrainedConfig:
+    return _config(
+        "GraniteMoeHybridConfig",
+        DENSE,
+        layer_types=["attention"] * LAYERS,
+        shared_intermediate_size=32,
+        **kwargs,
+    )
+
+
+@_other("granite_hybrid")
+def _granite_hybrid_experts() -> PreTrainedConfig:
+    return _granite_hybrid(num_local_experts=4, num_experts_per_tok=2)
+
+
+@_other("granite_hybrid_dense")
+def _granite_hybrid_dense() -> PreTrainedConfig:
+    """A class for experts, without any."""
+    return _granite_hybrid(num_local_experts=0)
+
+
+@_other("doge")
+def _doge() -> PreTrainedConfig:
+    """Another class for experts, without any."""
+    return _config("DogeConfig", DENSE, is_moe=False)
+
+
+@_other("cohere_normed")
+def _cohere_normed() -> PreTrainedConfig:
+    """Norms with a row of weights for every attention head."""
+    return _config("CohereConfig", DENSE, use_qk_norm=True)
+
+
+@_other("marian")
+def _marian() -> PreTrainedConfig:
+    """Its cross-entropy is of its own making, and takes labels that are shifted by then."""
+    return _config(
+        "MarianConfig",
+        NO_TOKENS,
+        vocab_size=VOCAB,
+        decoder_vocab_size=VOCAB,
+        num_hidden_layers=LAYERS,
+        decoder_start_token_id=0,
+        tie_word_embeddings=False,
+        d_model=HIDDEN,
+        decoder_layers=LAYERS,
+        decoder_attention_heads=HEADS,
+        decoder_ffn_dim=96,
+        max_position_embeddings=POSITIONS,
+        dropout=0.0,
+        is_decoder=True,
+        is_encoder_decoder=False,
+    )
+
+
+@_other("bamba")
+def _bamba() -> PreTrainedConfig:
+    """Its own loss keeps logits small; most of its blocks keep a state."""
+    return _config(
+        "BambaConfig",
+        DENSE,
+        attn_layer_indices=[1, 3],
+        mamba_n_heads=8,
+        mamba_d_head=16,
+        mamba_d_state=8,
+        mamba_n_groups=1,
+        mamba_chunk_size=16,
+        z_loss_coefficient=0.1,
+    )
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Move norms and biases off their initial values; stop a tied head from echoing its input."""
     with torch.no_grad():

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import os
 from functools import cache
 from pathlib import Path
@@ -16,9 +17,12 @@ from transformers import (
 
 import families
 import foretell as ft
-from foretell.backbone import Backbone, Scale
+from foretell.backbone import Backbone, Scale, rehearses
+from foretell.decoding.cache import keeps_blocks
+from foretell.decoding.drafters import drafter_for
 from foretell.errors import BackboneError
 from foretell.loading import load_causal_lm
+from foretell.training.states import StateCache
 
 UNFIT = {"bloom"}
 """Families that are refused: Bloom normalises its embedding."""
@@ -160,8 +164,7 @@ def test_a_rehearsed_call_is_the_real_one(family: str, before: int, width: int) 
         prefix.call(block, prefix.states[last], heads)
     if before or width > 1:
         positions = torch.arange(before, before + width).unsqueeze(0)
-        hidden = torch.zeros(1, width, backbone.hidden_size)
-        rehearsed = backbone.block_call(hidden, positions, copy.deepcopy(heads))
+        rehearsed = backbone.block_call(tokens[:, before:], positions, copy.deepcopy(heads))
         real = backbone(tokens[:, before:], layers=(last, last + 1), cache=own)
         twin = copy.deepcopy(heads)
         state = real.states[last]
@@ -178,9 +181,74 @@ def test_a_rehearsed_call_without_a_cache_is_the_real_one(family: str) -> None:
     tokens = families.prompt(2, 24, seed=6)
     positions = torch.arange(24).expand(2, 24)
     output = backbone(tokens, layers=(last, last + 1))
-    call = backbone.block_call(torch.zeros(2, 24, backbone.hidden_size), positions, None)
+    call = backbone.block_call(tokens, positions, None)
     again = call(backbone.blocks[-1], output.states[last])
     torch.testing.assert_close(again, output.states[last + 1])
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "zamba2", "gpt_neo"])
+def test_a_rehearsed_call_hands_on_what_is_made_of_the_tokens(family: str) -> None:
+    """Embeddings beside the hidden state, and inputs of every block's own."""
+    backbone = Backbone(families.build(family))
+    assert rehearses(backbone)
+    last = backbone.num_layers - 1
+    tokens = families.prompt(2, 24, seed=6)
+    positions = torch.arange(24).expand(2, 24)
+    output = backbone(tokens, layers=(last, last + 1))
+    call = backbone.block_call(tokens, positions, None)
+    torch.testing.assert_close(
+        call(backbone.blocks[-1], output.states[last]), output.states[last + 1]
+    )
+
+
+class NowAndThen:
+    """Drafts as with draft length auto, which sometimes asks for nothing."""
+
+    def __init__(self, model: ft.MTPModel) -> None:
+        self.inner = drafter_for(model.backbone, model.require_head())
+        self.layers, self.longest, self.start = self.inner.layers, 2, self.inner.start
+        self.limits, self.sizes = itertools.cycle((2, 0, 0, 1)), set()
+
+    def draft(self, committed, limit: int):
+        draft = self.inner.draft(committed, min(limit, next(self.limits)))
+        self.sizes.add(draft.size)
+        return draft
+
+
+def test_heads_that_would_need_a_call_that_cannot_be_rehearsed_are_refused(tmp_path: Path) -> None:
+    """Others work: parallel heads run with the passes of the backbone, and never later."""
+    lm = families.build("gemma4_shared")
+    reason = "handed more than follows from tokens and positions"
+    assert reason in rehearses(Backbone(lm)).lacking
+    with pytest.raises(BackboneError, match=f"cannot carry sequential heads.*{reason}"):
+        ft.attach(lm, "sequential", depth=2)
+    for kind in ("parallel", "residual"):
+        model = ft.attach(lm, kind, depth=2).eval()
+        row = families.prompt(1, 20)
+        own = lm.generate(row, max_new_tokens=30, do_sample=False)
+        drafter = NowAndThen(model)
+        assert torch.equal(model.generate(row, max_new_tokens=30, drafter=drafter).sequences, own)
+        assert drafter.sizes == {0, 1, 2}
+    with pytest.raises(BackboneError, match=f"kept states.*{reason}.*cache_gb"):
+        StateCache(tmp_path / "states", ft.attach(lm, depth=1), 4, 16, limit=1 << 30)
+    cache = StateCache(tmp_path / "states", ft.attach(lm, "residual", depth=1), 4, 16, 1 << 30)
+    blocks = families.prompt(2, 16), torch.arange(16).expand(2, 16)
+    for _ in range(2):  # computed, then stored
+        found = cache.read(torch.arange(2), *blocks)
+        torch.testing.assert_close(found.final, cache.model.backbone(blocks[0]).final)
+
+
+@pytest.mark.parametrize("family", ["zamba2", "gemma4_text"])
+def test_states_are_kept_with_calls_that_are_the_real_ones(family: str, tmp_path: Path) -> None:
+    model = ft.attach(families.build(family), "sequential", depth=2).eval()
+    model.freeze_backbone()
+    cache = StateCache(tmp_path / "states", model, 2, 16, limit=1 << 30)
+    tokens, positions = families.prompt(2, 16), torch.arange(16).expand(2, 16)
+    wanted = model(tokens, positions).depth_losses
+    for _ in range(2):  # computed, then stored
+        trunk = cache.read(torch.arange(2), tokens, positions)
+        found = model(tokens, positions, trunk=trunk).depth_losses
+        torch.testing.assert_close(found, wanted)
 
 
 @pytest.mark.parametrize("family", SERVED)
@@ -189,8 +257,7 @@ def test_a_rehearsal_leaves_model_and_cache_as_they_were(family: str) -> None:
     blocks = list(backbone.blocks)
     keys = list(backbone.model.state_dict())
     cache = DynamicCache(config=backbone.config) if family in RECURRENT else DynamicCache()
-    hidden = torch.zeros(1, 3, backbone.hidden_size)
-    backbone.block_call(hidden, torch.arange(3).unsqueeze(0), cache)
+    backbone.block_call(families.prompt(1, 3), torch.arange(3).unsqueeze(0), cache)
     if family not in RECURRENT:
         assert cache.get_seq_length() == 0
     kept = backbone.decoder.get_submodule(backbone._blocks_name)
@@ -241,6 +308,44 @@ def test_new_parts_share_nothing_with_the_model(family: str, init) -> None:
     after = tensors_of(backbone.model)
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert {m.layer_idx for m in block.modules() if hasattr(m, "layer_idx")} <= {0}
+
+
+@pytest.mark.parametrize("family", ["gpt_neo", "llama", "lfm2", "qwen3_next", "gpt2"])
+def test_a_new_block_writes_to_layer_0_of_its_cache(family: str) -> None:
+    """Whatever its family calls the number of a layer, and no other number is taken for it."""
+    backbone = Backbone(families.build(family))
+    last, block = backbone.num_layers - 1, backbone.new_block("copy")
+    numbers = [
+        [(name, value) for name, value in vars(module).items() if type(value) is int]
+        for of in (block, backbone.blocks[-1])
+        for module in of.modules()
+    ]
+    half = len(numbers) // 2
+    changed = {
+        (name, before, after)
+        for mine, theirs in zip(numbers[:half], numbers[half:], strict=True)
+        for (name, after), (_, before) in zip(mine, theirs, strict=True)
+        if before != after
+    }
+    name = "layer_id" if family == "gpt_neo" else "layer_idx"
+    assert changed == {(name, last, 0)}
+    assert keeps_blocks(backbone, ahead=False)
+    assert keeps_blocks(backbone, ahead=True)
+
+
+def test_a_model_whose_blocks_hide_their_number_is_refused() -> None:
+    lm = families.build("llama")
+    for place, block in enumerate(lm.model.layers):
+        block.self_attn.layer_idx = _Hidden(place)
+    with pytest.raises(BackboneError, match=r"cannot carry parallel heads.*use residual heads"):
+        ft.attach(lm, "parallel", depth=1)
+    with pytest.raises(BackboneError, match="cannot carry sequential heads"):
+        ft.attach(lm, "sequential", depth=1)
+    ft.attach(lm, "residual", depth=1).generate(families.prompt(), max_new_tokens=4)
+
+
+class _Hidden(int):
+    """A number that does not look like one."""
 
 
 def test_a_new_block_of_a_frozen_model_learns_and_the_copy_starts_equal() -> None:

@@ -46,16 +46,18 @@ def rolled_out(model: ft.MTPModel, tokens: Tensor, length: int) -> list[Tensor]:
     ahead = backbone.embed(tokens[:, 1:])
     if head.config.zero_first:
         ahead = torch.cat([torch.zeros_like(ahead[:, :1]), ahead[:, 1:]], dim=1)
-    logits = []
+    logits, walked = [], tokens[:, :-1]
+    following = tokens[:, -1:]
     for _ in range(length):
-        call = backbone.block_call(read, torch.arange(read.shape[1]).unsqueeze(0), None)
+        call = backbone.block_call(walked, torch.arange(walked.shape[1]).unsqueeze(0), None)
         stream = head.step(read, ahead, 1, lambda block, x, depth: call(block, x))[:, -1:]  # noqa: B023
         normed = head.chain[0].norm(stream)
         logits.append(backbone.unembed(normed)[0, 0])
         handed = normed if head.config.recycle == "normed" else stream
         read = torch.cat([read, handed], dim=1)
-        token = logits[-1].argmax().view(1, 1)
-        ahead = torch.cat([ahead, backbone.embed(token)], dim=1)
+        walked = torch.cat([walked, following], dim=1)
+        following = logits[-1].argmax().view(1, 1)
+        ahead = torch.cat([ahead, backbone.embed(following)], dim=1)
     return logits
 
 
@@ -85,7 +87,12 @@ class Checked:
 
 @pytest.mark.parametrize(
     ("family", "contract"),
-    [*product(["llama", "qwen3"], CONTRACTS), ("qwen3_next", "mimo"), ("lfm2_conv", "qwen3_next")],
+    [
+        *product(["llama", "qwen3"], CONTRACTS),
+        ("qwen3_next", "mimo"),
+        ("lfm2_conv", "qwen3_next"),
+        ("gemma4_text", "mimo"),
+    ],
 )
 def test_a_rollout_drafts_what_the_module_says_step_by_step(family: str, contract: str) -> None:
     model = chain(family, contract, "token")

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 import families
 import foretell as ft
-from foretell.errors import InputError
+from foretell.errors import BackboneError, InputError
 from foretell.objective import (
     BackboneTarget,
     MarginalTarget,
@@ -376,15 +376,67 @@ def test_counts_stand_for_the_targets_of_a_whole_step() -> None:
     torch.testing.assert_close(halves[0].loss + halves[1].loss, whole)
 
 
-@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "olmoe", "gpt_oss"])
-def test_the_loss_that_balances_experts_is_the_models_own(family: str) -> None:
+MIXTURES = ["mixtral", "qwen3_moe", "olmoe", "gpt_oss", "jetmoe", "dbrx", "granite_hybrid"]
+
+
+@pytest.mark.parametrize("family", [*MIXTURES, "bamba"])
+def test_what_a_model_adds_to_its_cross_entropy_is_kept(family: str) -> None:
+    """Balancing experts, by whatever name, and Bamba's penalty on large logits."""
     lm = families.build(family)
     model = ft.attach(lm, depth=1)
     tokens = families.prompt(2, 10)
-    own = lm(tokens, output_router_logits=True).aux_loss * lm.router_aux_loss_coef
-    assert own > 0
-    output = model(tokens)
-    torch.testing.assert_close(output.loss - output.depth_losses.sum(), own)
+    routing = {"output_router_logits": True} if family in MIXTURES else {}
+    own = lm(tokens, labels=tokens, **routing).loss
+    wanted = torch.autograd.grad(own, list(lm.parameters()), allow_unused=True)
+    output = model(tokens, weights=(1.0, 0.0))
+    assert own - output.depth_losses[0] > 1e-3
+    torch.testing.assert_close(output.loss, own)
+    found = torch.autograd.grad(output.loss, list(lm.parameters()), allow_unused=True)
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
     model.freeze_backbone()  # its routers do not learn
     output = model(tokens)
     torch.testing.assert_close(output.loss, output.depth_losses[1])
+
+
+@pytest.mark.parametrize(
+    "family", ["granite_hybrid_dense", "doge", "llama", "marian", "deepseek_v3"]
+)
+def test_a_model_that_adds_nothing_learns_by_its_cross_entropy(family: str) -> None:
+    """Classes for experts may be used without any, and then cannot compute what balances them."""
+    model = ft.attach(families.build(family), depth=1)
+    assert model.backbone.auxiliary is None
+    output = model(families.prompt(2, 10))
+    torch.testing.assert_close(output.loss, output.depth_losses.sum())
+
+
+def test_a_loss_that_is_not_a_cross_entropy_and_something_beside_it_is_refused() -> None:
+    """Whether it is of the model's own making, or its own loss fails though tokens are routed."""
+
+    class Smoothed(type(families.build("llama"))):
+        def forward(self, *args, labels=None, **kwargs):
+            output = super().forward(*args, **kwargs)
+            if labels is not None:
+                logits = output.logits[:, :-1].flatten(0, 1)
+                target = labels[:, 1:].flatten()
+                output.loss = F.cross_entropy(logits, target, label_smoothing=0.1)
+            return output
+
+    class Broken(type(families.build("mixtral"))):
+        def forward(self, *args, labels=None, **kwargs):
+            output = super().forward(*args, **kwargs)
+            if labels is not None and output.router_logits is not None:
+                raise ValueError("no loss today")
+            return output
+
+    for family, wrong, reason in (
+        ("llama", Smoothed, "not the cross-entropy and something beside it"),
+        ("mixtral", Broken, r"raises ValueError \(no loss today\)"),
+    ):
+        lm = families.build(family)
+        lm.__class__ = wrong
+        model = ft.attach(lm, depth=1)
+        with pytest.raises(BackboneError, match=f"{wrong.__name__} cannot learn here.*{reason}"):
+            model(families.prompt(2, 10))
+        model.freeze_backbone()
+        model(families.prompt(2, 10)).loss.backward()

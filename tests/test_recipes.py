@@ -231,6 +231,8 @@ def test_a_teacher_sees_what_training_sees(
     config = settings(recipe="frozen", steps=2, precision="bf16-mixed", **lever)
     model = small_model()
     assert model.backbone.isolates_documents  # tried out in float32, once
+    known = trainer.roles(model)  # so are these
+    monkeypatch.setattr(trainer, "roles", lambda model: known)
     products = []
     model.backbone.blocks[0].mlp.register_forward_hook(lambda *seen: products.append(seen[2].dtype))
     train(model, corpus(), config, tmp_path / "run")

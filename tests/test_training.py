@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
+import families
 import foretell as ft
 from foretell.data import PackedBlocks
 from foretell.errors import InputError
@@ -18,7 +19,9 @@ from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
 from foretell.training import Progress, TrainConfig, train
 from foretell.training.config import merged
+from foretell.training.muon import StackedMuon
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
+from foretell.training.roles import roles
 
 VOCAB, SIZE = 48, 16
 FINISHED = {
@@ -334,12 +337,79 @@ def test_the_rate_set_from_outside_reaches_every_member(precision: str) -> None:
         assert {g["lr"] for o in (muon, adamw) for g in o.param_groups} == {0.125 + restored}
 
 
-def test_vectors_do_not_decay() -> None:
-    model = small_model()
-    optimizer = make_optimizer(model, settings(weight_decay=0.1))
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            assert group["weight_decay"] == (0.1 if parameter.ndim >= 2 else 0.0)
+@pytest.mark.parametrize(
+    ("family", "kept", "stacked"),
+    [  # what has two dimensions or more and is no matrix; how many stacks of them a block has
+        ("gpt_oss", {"down_proj_bias", "gate_up_proj_bias"}, 2),
+        ("mamba", {"A_log", "conv1d.weight"}, 0),
+        ("qwen3_next", {"conv1d.weight"}, 2),
+        ("cohere_normed", {"q_norm.weight", "k_norm.weight"}, 0),
+        ("jetmoe", set(), 4),
+        ("gpt2", set(), 0),
+    ],
+)
+def test_what_states_are_multiplied_by_decays_and_is_orthogonalised(
+    family: str, kept: set[str], stacked: int
+) -> None:
+    """Not what has two dimensions: biases of experts, norms, state-space parameters."""
+    model = ft.attach(families.build(family), "sequential", depth=1)
+    found = roles(model)
+    assert found.keys() == dict(model.named_parameters()).keys()
+    others = [n for n, p in model.named_parameters() if found[n] == "vector" and p.ndim > 1]
+    assert {end for end in kept if any(n.endswith(end) for n in others)} == kept
+    assert all(n.endswith(tuple(kept)) for n in others)
+    tables = {n for n, role in found.items() if role == "table"}
+    assert all(any(w in n for w in ("embed", "lm_head", "wte", "wpe")) for n in tables)
+    optimizer = make_optimizer(model, settings(optimizer="muon", weight_decay=0.1))
+    names = {id(p): name for name, p in model.named_parameters()}
+    where = {
+        names[id(p)]: (type(member).__name__, group["weight_decay"])
+        for member in optimizer.optimizers
+        for group in member.param_groups
+        for p in group["params"]
+    }
+    wanted = {"table": ("AdamW", 0.1), "vector": ("AdamW", 0.0)}
+    for name, parameter in model.named_parameters():
+        muon = "StackedMuon" if parameter.ndim == 3 else "Muon"
+        assert where[name] == wanted.get(found[name], (muon, 0.1)), name
+    of_head = [n for n, (kind, _) in where.items() if kind == "StackedMuon" and "head." in n]
+    assert len(of_head) == stacked
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (3, 12, 5), (3, 5, 12)])
+def test_a_stack_steps_as_its_matrices_do_one_by_one(shape: tuple[int, ...]) -> None:
+    whole = nn.Parameter(torch.randn(shape))
+    parts = [nn.Parameter(matrix.clone()) for matrix in whole.detach()]
+    together = StackedMuon([{"params": [whole], "lr": 0.05}], weight_decay=0.1)
+    alone = torch.optim.Muon([{"params": parts, "lr": 0.05}], weight_decay=0.1)
+    for _ in range(3):
+        before = whole.detach().clone()
+        whole.grad = torch.randn(shape)
+        whole.grad[1] *= 1e3  # each is scaled by itself
+        for part, gradient in zip(parts, whole.grad, strict=True):
+            part.grad = gradient.clone()
+        together.step()
+        alone.step()
+        moved = (whole - before).norm()
+        assert (whole - torch.stack(list(parts))).norm() < 0.02 * moved  # bfloat16
+
+
+def test_experts_that_no_token_went_to_are_matrices_too() -> None:
+    class Apart(nn.Module):
+        """Two experts; every token goes to the first one."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList(nn.Linear(64, 64) for _ in range(2))
+
+        def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+            return self.experts[0](hidden)
+
+    lm = families.build("llama")
+    lm.model.layers[1].mlp = Apart()
+    found = roles(ft.attach(lm, depth=1))
+    assert found["lm.model.layers.1.mlp.experts.1.weight"] == "matrix"
+    assert found["lm.model.layers.1.mlp.experts.1.bias"] == "vector"
 
 
 @given(

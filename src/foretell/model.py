@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretell.adapters import Adapters
-from foretell.backbone import Backbone, BackboneOutput, fingerprint
+from foretell.backbone import Ability, Backbone, BackboneOutput, fingerprint, rehearses
 from foretell.checkpoint import (
     ADAPTERS_DIRECTORY,
     CONFIG_FILES,
@@ -45,7 +45,7 @@ from foretell.decoding import (
     drafter_for,
     store_by_rows,
 )
-from foretell.decoding.cache import decodes, takes_masks
+from foretell.decoding.cache import decodes, keeps_blocks, takes_masks
 from foretell.decoding.passes import capacity
 from foretell.decoding.sampling import WIDEST
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
@@ -116,7 +116,21 @@ class MTPModel(nn.Module):
         )
         head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
         cast_parameters(head, self.backbone.dtype)
+        if head.runs_blocks:
+            self._check_blocks(head)
         return head
+
+    def _check_blocks(self, head: Head) -> None:
+        """Refuse a backbone whose blocks cannot be run as `head` has to run them."""
+        rehearsed = rehearses(self.backbone)  # tried now, though some heads only ask when decoding
+        able = rehearsed if head.runs_ahead else Ability()
+        if able := able and keeps_blocks(self.backbone, head.runs_ahead):
+            return
+        other = "parallel or residual" if head.runs_ahead else "residual"
+        raise BackboneError(
+            f"{type(self.lm).__name__} cannot carry {head.config.kind} heads: {able.lacking}; "
+            f"use {other} heads."
+        )
 
     @property
     def depth(self) -> int:
@@ -248,7 +262,7 @@ class MTPModel(nn.Module):
             marginals: by depth, for the objective that distills them.
             trunk: the backbone's pass over this row, where it has been computed before.
             passes: how many of these make up a step and are added; what is no sum over positions
-                (the experts' loss) counts for its part.
+                (the model's auxiliary loss) counts for its part.
 
         Raises:
             InputError: not one weight per depth, or no marginals where they are distilled.
@@ -282,7 +296,7 @@ class MTPModel(nn.Module):
                 input_ids,
                 position_ids=position_ids,
                 layers=self.layers,
-                router_logits=torch.is_grad_enabled(),
+                auxiliary=torch.is_grad_enabled(),
             )
 
     def _soft_target(

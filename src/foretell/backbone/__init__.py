@@ -1,6 +1,12 @@
 """The view on an unmodified causal language model."""
 
-from foretell.backbone.abilities import Ability, ability, forget_abilities, isolates_documents
+from foretell.backbone.abilities import (
+    Ability,
+    ability,
+    forget_abilities,
+    isolates_documents,
+    rehearses,
+)
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
@@ -17,4 +23,5 @@ __all__ = [
     "fingerprint",
     "forget_abilities",
     "isolates_documents",
+    "rehearses",
 ]

@@ -107,3 +107,23 @@ def isolates_documents(backbone: "Backbone", length: int = 0) -> Ability:
     short = _isolates(backbone, 0)
     threshold = last_threshold(backbone.config, length)
     return _isolates(backbone, threshold) if short and threshold else short
+
+
+@ability
+def rehearses(backbone: "Backbone") -> str | None:
+    """Whether a block can be called apart from a pass of the model, see `Backbone.block_call`.
+
+    Blocks may be handed what earlier ones computed: keys, routing, another stream. The last block,
+    called on what entered it in a pass, must give what it gave there, in packed documents too.
+    """
+    tokens = torch.arange(16, device=backbone.device).remainder(backbone.vocab_size).reshape(2, 8)
+    positions = torch.arange(8, device=backbone.device).remainder(5).expand(2, 8)
+    last = backbone.num_layers - 1
+    output = backbone(tokens, layers=(last, last + 1), position_ids=positions)
+    more = "its last block is handed more than follows from tokens and positions"
+    try:
+        call = backbone.block_call(tokens, positions, None)
+        again = call(backbone.blocks[-1], output.states[last])
+    except Exception as error:  # of the model's own code, which misses something
+        return f"{more} ({type(error).__name__}: {' '.join(str(error).split())})"
+    return None if near(again, output.states[last + 1]) else more

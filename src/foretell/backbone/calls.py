@@ -9,7 +9,9 @@ backbone.
 Shapes: B batch, T time, D hidden, L layers.
 """
 
+import copy
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,8 +24,8 @@ from transformers import Cache
 class BlockCall:
     """How the model called its last block, ready to be repeated with another block beside it."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
 
     @property
     def requires_grad(self) -> bool:
@@ -58,14 +60,14 @@ class BackboneOutput:
         states: (B, T, D) each; `states[l]` is the residual stream entering block `l`, and
             `states[L]` leaves the last block (before the final norm). Only the layers asked for.
         call: how the last block was called.
-        router_logits: of the blocks that route tokens to experts; None where the model gives none.
+        decoded: all that the decoder answered, where the model's auxiliary loss is made of it.
         positions: (B, T) that the pass was given; None: every row counts from 0.
     """
 
     final: Tensor
     states: dict[int, Tensor]
     call: BlockCall
-    router_logits: tuple[Tensor, ...] | None = None
+    decoded: Any = None
     positions: Tensor | None = None
 
 
@@ -81,9 +83,13 @@ class Trace:
 
 @dataclass
 class Recorder:
-    """Keeps the last call that a stand-in received, and knows how the family's blocks answer."""
+    """Keeps the last call that a stand-in received, and knows how the family's blocks answer.
 
-    returns_tuples: bool
+    Attributes:
+        answers: with how many things; 0: with their hidden state, bare.
+    """
+
+    answers: int
     call: BlockCall | None = None
 
     def take(self) -> BlockCall | None:
@@ -105,7 +111,27 @@ class StandIn(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         hidden, self._recorder.call = split_call(args, kwargs)
-        return (hidden,) if self._recorder.returns_tuples else hidden
+        beside = self._recorder.answers - 1
+        return hidden if beside < 0 else (hidden, *[None] * beside)
+
+
+def with_stand_ins(module: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    """A copy of `module` that shares every part with it but those in `stand_ins`, by identity."""
+    copied = copy.copy(module)
+    for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the module itself
+        copied.__dict__.pop(hooked, None)
+    copied._modules = {
+        name: child and _stand_in(child, stand_ins) for name, child in module._modules.items()
+    }
+    return copied
+
+
+def _stand_in(child: nn.Module, stand_ins: Mapping[nn.Module, nn.Module]) -> nn.Module:
+    if child in stand_ins:
+        return stand_ins[child]
+    if any(part in stand_ins for part in child.modules()):
+        return with_stand_ins(child, stand_ins)
+    return child
 
 
 CACHE_KEYWORDS = ("cache", "past_key_values", "cache_params")
@@ -128,4 +154,4 @@ def split_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, B
 
 def hidden_of(output: Any) -> Tensor:
     """The hidden state of what a block returns: a tensor, or a tuple that begins with it."""
-    return cast(Tensor, output[0] if isinstance(output, tuple) else output)
+    return cast(Tensor, output[0] if isinstance(output, (tuple, list)) else output)

@@ -105,7 +105,8 @@ class Discovery:
         if not output_calls:
             raise self._refuse("a forward pass does not call its output embedding")
         final, raw = output_calls[-1]
-        view.blocks_return_tuples = isinstance(trace.last_output, tuple)
+        bare = isinstance(trace.last_output, Tensor)
+        view.answers = 0 if bare else len(trace.last_output)
         view.final_norm = self._final_norm(seen, hidden_of(trace.last_output), final)
         self._learn_embedding(tokens, trace.block_inputs[0])
         self._learn_logits(raw, logits)

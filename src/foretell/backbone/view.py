@@ -10,7 +10,6 @@ Shapes: B batch, T time, D hidden, V vocabulary, L layers.
 
 import copy
 import hashlib
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -21,6 +20,7 @@ from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
 from foretell.backbone.abilities import isolates_documents
+from foretell.backbone.auxiliary import AuxiliaryLoss, find_auxiliary
 from foretell.backbone.calls import (
     BackboneOutput,
     BlockCall,
@@ -30,6 +30,7 @@ from foretell.backbone.calls import (
     cache_keyword,
     hidden_of,
     split_call,
+    with_stand_ins,
 )
 from foretell.backbone.dense import make_dense
 from foretell.backbone.discovery import (
@@ -71,7 +72,7 @@ class Backbone:
         self.embed_scale, self.logit_scale = Scale(), Scale()
         self.softcap: float | None = None
         self.final_norm: nn.Module = nn.Identity()
-        self.blocks_return_tuples = False
+        self.answers = 0  # how many things a block answers with; 0: its hidden state, bare
         self._open: list[Trace] = []
         Discovery(self).run()
 
@@ -145,7 +146,7 @@ class Backbone:
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
-        router_logits: bool = False,
+        auxiliary: bool = False,
     ) -> BackboneOutput:
         """Run the model up to its output head.
 
@@ -157,10 +158,11 @@ class Backbone:
                 where nothing is padded.
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
-            router_logits: keep what the loss that balances experts needs, where there is one.
+            auxiliary: keep what the model's auxiliary loss is made of, where it has one.
         """
+        beside = self.auxiliary if auxiliary else None
         given = {
-            "output_router_logits": True if router_logits and self.balances_experts else None,
+            **({} if beside is None else beside.options),
             "attention_mask": attention_mask,
             "position_ids": position_ids,
             self._cache_keyword: cache,
@@ -174,51 +176,52 @@ class Backbone:
         states = dict(trace.block_inputs)
         if self.num_layers in layers:
             states[self.num_layers] = hidden_of(trace.last_output)
-        routing = getattr(output, "router_logits", None)
+        decoded = None if beside is None else output
         call = cast(BlockCall, trace.call)
-        return BackboneOutput(output[0], states, call, routing, position_ids)
+        return BackboneOutput(output[0], states, call, decoded, position_ids)
 
-    @property
-    def balances_experts(self) -> bool:
-        """Whether the model has a loss that spreads tokens over its experts."""
-        return bool(getattr(self.model, "router_aux_loss_coef", None)) and hasattr(
-            sys.modules[type(self.model).__module__], "load_balancing_loss_func"
-        )
+    @cached_property
+    def auxiliary(self) -> AuxiliaryLoss | None:
+        """What the model's own loss has beside the cross-entropy; None: nothing.
+
+        Raises:
+            BackboneError: it has something that cannot be had apart from the model's own forward.
+        """
+        return find_auxiliary(self)
 
     def auxiliary_loss(self, output: BackboneOutput) -> Tensor:
-        """The model's own loss that balances its experts, weighted as the model weighs it; else 0.
+        """What the model adds to its cross-entropy, weighted as it weighs it; else 0.
 
-        transformers adds it where `config.output_router_logits` is set; a backbone that learns here
-        always keeps it.
+        transformers has it balance experts where `config.output_router_logits` is set; a backbone
+        that learns here always does.
         """
-        if output.router_logits is None:
+        if output.decoded is None or self.auxiliary is None:
             return output.final.new_zeros((), dtype=torch.float32)
-        model: Any = self.model
-        balance = sys.modules[type(model).__module__].load_balancing_loss_func
-        loss = balance(output.router_logits, model.num_experts, model.num_experts_per_tok)
-        return cast(Tensor, model.router_aux_loss_coef * loss)
+        return self.auxiliary(output.decoded)
 
     def block_call(
         self,
-        hidden: Tensor,
+        tokens: Tensor,
         position_ids: Tensor,
         cache: Cache | None,
         attention_mask: Any = None,
     ) -> BlockCall:
-        """How the model would call its last block on `hidden` (B, T, D) behind `cache`.
+        """How the model would call its last block on `tokens` (B, T) behind `cache`.
 
         The decoder's own code prepares the arguments: it runs with every block replaced by a
-        stand-in that does nothing, so that this costs a mask and a rotary embedding and no layer.
+        stand-in that does nothing, so that this costs an embedding, a mask and a rotary embedding,
+        and no layer. Some models hand their blocks what earlier blocks computed, which this cannot
+        know: ask `foretell.backbone.abilities.rehearses` first.
         """
-        rehearsal, recorder = self._rehearsal
+        rehearsal = with_stand_ins(self.decoder, {self.blocks: self._stand_ins})
         rehearsal(
-            inputs_embeds=hidden,
+            input_ids=tokens,
             position_ids=position_ids,
             use_cache=cache is not None,
             **({} if cache is None else {self._cache_keyword: cache}),
             **({} if attention_mask is None else {"attention_mask": attention_mask}),
         )
-        if (call := recorder.take()) is None:
+        if (call := self._recorder.take()) is None:
             raise BackboneError(
                 f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "
                 "its list of blocks."
@@ -230,25 +233,25 @@ class Backbone:
         return cache_keyword(self.decoder)
 
     @cached_property
-    def _rehearsal(self) -> tuple[nn.Module, "Recorder"]:
-        """The decoder with stand-ins for blocks, sharing every other module with the real one."""
-        rehearsal = copy.copy(self.decoder)
-        for hooked in ("forward", "_hf_hook"):  # accelerate's, bound to the decoder itself
-            rehearsal.__dict__.pop(hooked, None)
-        recorder = Recorder(self.blocks_return_tuples)
-        rehearsal._modules = dict(self.decoder._modules)
-        stand_ins = [StandIn(block, recorder) for block in self.blocks]
-        rehearsal._modules[self._blocks_name] = nn.ModuleList(stand_ins)
-        return rehearsal, recorder
+    def _recorder(self) -> Recorder:
+        return Recorder(self.answers)
+
+    @cached_property
+    def _stand_ins(self) -> nn.ModuleList:
+        return nn.ModuleList(StandIn(block, self._recorder) for block in self.blocks)
 
     def new_block(self, init: BlockInit = "fresh", kind: BlockKind = "same") -> nn.Module:
-        """A trainable block like the model's last one, which writes to layer 0 of its cache."""
+        """A trainable block like the model's last one, which writes to layer 0 of its cache.
+
+        `foretell.decoding.cache.keeps_blocks` proves that it does.
+        """
         config = self.model.config
         shared = {id(value): value for value in (config, self.config)}
         block = copy.deepcopy(self.blocks[-1], memo=shared)
         for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                setattr(module, "layer_idx", 0)  # noqa: B010 - typed as a submodule otherwise
+            for name in self._layer_numbers & vars(module).keys():
+                if vars(module)[name] == self.num_layers - 1:
+                    setattr(module, name, 0)
         if kind == "dense":
             make_dense(block, self.config)
         if kind == "wide":
@@ -256,6 +259,24 @@ class Backbone:
         if init == "fresh":
             self._initialise(block)
         return block.requires_grad_(True)
+
+    @cached_property
+    def _layer_numbers(self) -> set[str]:
+        """The attributes in which blocks keep their place in the list, whatever a family calls it.
+
+        They hold it somewhere in every block that has them, and more than one has.
+        """
+        held: dict[str, list[bool]] = {}
+        for place, block in enumerate(self.blocks):
+            numbers = {
+                (name, value)
+                for module in block.modules()
+                for name, value in vars(module).items()
+                if type(value) is int
+            }
+            for name, _ in numbers:
+                held.setdefault(name, []).append((name, place) in numbers)
+        return {name for name, places in held.items() if len(places) > 1 and all(places)}
 
     def new_norm(self) -> nn.Module:
         """A trainable copy of the final norm."""

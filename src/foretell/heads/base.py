@@ -127,6 +127,16 @@ class Head(nn.Module, ABC):
         return False
 
     @property
+    def runs_blocks(self) -> bool:
+        """Whether it runs decoder blocks."""
+        return True
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether drafting runs its blocks where the backbone does not run at the same time."""
+        return False
+
+    @property
     def zero_first(self) -> bool:
         """Whether depth 1 reads zeros for the embedding at a document's first position."""
         return False

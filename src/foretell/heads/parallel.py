@@ -64,6 +64,10 @@ class ParallelHeads(Head):
         return cast(ParallelHeads.Config, self.config).variant
 
     @property
+    def runs_blocks(self) -> bool:
+        return self.variant != "linear"
+
+    @property
     def chained(self) -> bool:
         return self.variant in ("causal", "anticausal")
 

@@ -62,6 +62,10 @@ class ResidualHeads(Head):
             for _ in range(config.depth)
         )
 
+    @property
+    def runs_blocks(self) -> bool:
+        return False
+
     def forward(
         self, states: States, embed_ahead: EmbedAhead, run: RunBlock, depths: Sequence[int]
     ) -> list[Tensor]:

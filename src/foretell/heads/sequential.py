@@ -131,6 +131,10 @@ class SequentialHeads(Head):
         return self.contract.zero_first
 
     @property
+    def runs_ahead(self) -> bool:
+        return True
+
+    @property
     def chained(self) -> bool:
         return True
 

@@ -100,7 +100,7 @@ class TrainConfig(BaseModel):
         optimizer: `adamw`, or `muon` for the matrices of the blocks beside AdamW for the rest.
         learning_rate: of AdamW at its peak.
         matrix_learning_rate: of Muon at its peak.
-        weight_decay: of matrices.
+        weight_decay: of matrices and embeddings.
         schedule: how the rate falls after warm-up: `linear` or `cosine` to zero; `wsd` stays at the
             peak and falls linearly over the last part (warm-up, stable, decay: Hu et al. 2024,
             "MiniCPM", section 4), so that a run can be lengthened; or `constant`.

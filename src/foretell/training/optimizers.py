@@ -1,7 +1,8 @@
 """Parameter groups, optimisers and the learning-rate schedule."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
+from foretell.training.muon import StackedMuon
+from foretell.training.roles import Role, roles
 
 
 class Chained(Optimizer):
@@ -106,40 +109,51 @@ def members(optimizer: Optimizer) -> list[Optimizer]:
             return [optimizer]
 
 
-def make_optimizer(model: MTPModel, config: TrainConfig) -> Optimizer:
+def make_optimizer(
+    model: MTPModel, config: TrainConfig, known: Mapping[str, Role] | None = None
+) -> Optimizer:
     """The optimiser of a run over the parameters that learn.
 
-    Heads learn at the rate of the config, the backbone at `backbone_rate` times that. Matrices
-    decay, vectors (norms, biases, the weights of a weighted tap) do not. Under `muon` the matrices
-    of decoder blocks and projections are orthogonalised (Jordan et al. 2024); embeddings, which
-    Muon does not suit, and vectors are AdamW's.
+    Heads learn at the rate of the config, the backbone at `backbone_rate` times that. Matrices and
+    tables decay, everything else (norms, biases, convolutions, what a state-space layer is made of,
+    the weights of a weighted tap) does not. Under `muon` matrices are orthogonalised (Jordan et al.
+    2024), stacked ones one by one; the rest, which Muon does not suit, is AdamW's.
+
+    Args:
+        model: what learns.
+        config: the run's settings.
+        known: what `roles` says of the parameters; needed where they are sharded by now.
     """
-    tables = {id(model.backbone.embedding.weight), id(model.backbone.output.weight)}
     of_backbone = {id(parameter) for parameter in model.lm.parameters()}
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    kinds = [
-        "table" if id(p) in tables else "matrix" if p.ndim >= 2 else "vector" for p in learning
-    ]
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    learning = [parameter for _, parameter in named]
+    known = roles(model) if known is None else known
+    kinds = [known[name] for name, _ in named]
     shares = [config.backbone_rate if id(p) in of_backbone else 1.0 for p in learning]
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
-        orthogonal: list[dict[str, Any]] = []
+        single: list[dict[str, Any]] = []
+        stacked: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
         for share in sorted(set(shares), reverse=True):  # the heads' rate is reported: it is first
-            members_of: dict[str, list[nn.Parameter]] = {"muon": [], "matrix": [], "vector": []}
+            members_of: dict[str, list[nn.Parameter]] = defaultdict(list)
             for parameter, kind, own in zip(parameters, kinds, shares, strict=True):
                 if own == share:
-                    muon = config.optimizer == "muon" and kind == "matrix" and parameter.ndim == 2
-                    where = "muon" if muon else "vector" if kind == "vector" else "matrix"
+                    muon = config.optimizer == "muon" and kind == "matrix" and parameter.ndim <= 3
+                    where = ("single", "stacked")[parameter.ndim - 2] if muon else kind
                     members_of[where].append(parameter)
             decay, rate = config.weight_decay, share * config.learning_rate
             matrix_rate = share * config.matrix_learning_rate
-            orthogonal.append({"params": members_of["muon"], "lr": matrix_rate})
-            others.append({"params": members_of["matrix"], "lr": rate, "weight_decay": decay})
+            single.append({"params": members_of["single"], "lr": matrix_rate})
+            stacked.append({"params": members_of["stacked"], "lr": matrix_rate})
+            decaying = members_of["matrix"] + members_of["table"]
+            others.append({"params": decaying, "lr": rate, "weight_decay": decay})
             others.append({"params": members_of["vector"], "lr": rate, "weight_decay": 0.0})
         members: list[Optimizer] = []
-        if groups := [group for group in orthogonal if group["params"]]:
+        if groups := [group for group in single if group["params"]]:
             members.append(Muon(groups, weight_decay=config.weight_decay))
+        if groups := [group for group in stacked if group["params"]]:
+            members.append(StackedMuon(groups, weight_decay=config.weight_decay))
         if groups := [group for group in others if group["params"]]:
             members.append(AdamW(groups, betas=(0.9, 0.95), fused=True))
         return members[0] if len(members) == 1 else Chained(*members)

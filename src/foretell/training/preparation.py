@@ -32,6 +32,11 @@ def check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None
         )
 
 
+def check_loss(model: MTPModel) -> None:
+    """The model's own loss, which its backbone goes on learning by, must be one that can be had."""
+    model.backbone.auxiliary  # noqa: B018 - tried when it is first looked at
+
+
 def set_attention(model: MTPModel, implementation: str) -> None:
     """Have the backbone and its heads attend with one of transformers' implementations."""
     try:

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foretell.backbone import BackboneOutput
-from foretell.errors import InputError
+from foretell.backbone import BackboneOutput, BlockCall, rehearses
+from foretell.errors import BackboneError, InputError
 from foretell.heads import FINAL
 from foretell.model import MTPModel
 
@@ -33,6 +33,7 @@ class StateCache:
         limit: bytes that the file may take.
 
     Raises:
+        BackboneError: the heads run blocks that cannot be called without a pass of the backbone.
         InputError: the limit does not hold a single block, or the file cannot be made.
     """
 
@@ -40,6 +41,12 @@ class StateCache:
         self, path: Path, model: MTPModel, num_blocks: int, block_size: int, limit: int
     ) -> None:
         self.model = model
+        self.blocks = model.head is not None and model.head.runs_blocks
+        if self.blocks and not (able := rehearses(model.backbone)):
+            raise BackboneError(
+                f"{type(model.lm).__name__} cannot train heads on kept states: {able.lacking}; "
+                "set cache_gb to 0."
+            )
         self.layers = (FINAL, *model.layers)
         shape = (len(self.layers), block_size, model.backbone.hidden_size)
         row, dtype = torch.Size(shape).numel(), self._dtype()
@@ -97,7 +104,7 @@ class StateCache:
             self.stored[index[missing][kept]] = fresh[kept].cpu()
             self.known[index[missing][kept]] = True
         final, *residual = rows.unbind(1)
-        call = backbone.block_call(final, position_ids, None)
+        call = backbone.block_call(input_ids, position_ids, None) if self.blocks else BlockCall()
         states = dict(zip(self.model.layers, residual, strict=True))
         return BackboneOutput(final, states, call, positions=position_ids)
 

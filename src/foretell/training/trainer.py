@@ -35,6 +35,7 @@ from foretell.training.optimizers import make_optimizer, make_schedule
 from foretell.training.order import EndlessOrder
 from foretell.training.preparation import (
     check_blocks,
+    check_loss,
     checkpoint_activations,
     compiled_blocks,
     set_attention,
@@ -49,6 +50,7 @@ from foretell.training.processes import (
 )
 from foretell.training.progress import Clock, Follow, Progress, tensorboard
 from foretell.training.report import Departure, Movement, write_report
+from foretell.training.roles import roles
 from foretell.training.rundir import RunDirectory
 from foretell.training.snapshots import load_snapshot, save_snapshot
 from foretell.training.states import StateCache
@@ -132,7 +134,9 @@ def train(
     if config.recipe == "lora":
         lora = config.lora.model_dump(exclude={"merge"})
         model.adapt(lambda lm: Adapters.add(lm, **lora))
-    if not config.backbone_learns:
+    if config.backbone_learns:
+        check_loss(model)
+    else:
         model.freeze_backbone()
     set_precision(model, config.precision)
     with processes.main_process_first():
@@ -197,6 +201,7 @@ class MTPTrainer(Trainer):
         self.clock = clock
         self.latest: tuple[float, ...] = ()
         self._sums: list[Tensor] = []
+        self.roles = roles(model)
         processes = PartialState()
         rows = len(blocks) if isinstance(blocks, PackedBlocks) else None
         self.total_steps = _total_steps(config, rows)
@@ -325,7 +330,7 @@ class MTPTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
         """Ours, see `foretell.training.optimizers`."""
         if self.optimizer is None:
-            self.optimizer = make_optimizer(self.mtp, self.settings)
+            self.optimizer = make_optimizer(self.mtp, self.settings, self.roles)
         return self.optimizer
 
     def create_scheduler(

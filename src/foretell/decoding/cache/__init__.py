@@ -1,5 +1,6 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
+from foretell.decoding.cache.blocks import keeps_blocks
 from foretell.decoding.cache.past import Past, decodes, new_past
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
@@ -16,6 +17,7 @@ __all__ = [
     "RestoringPast",
     "SlottedPast",
     "decodes",
+    "keeps_blocks",
     "new_layers",
     "new_past",
     "recurrent_layers",

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from foretell.backbone import Backbone, BackboneOutput
+from foretell.backbone import Backbone, BackboneOutput, rehearses
 from foretell.decoding.cache import Past
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
@@ -63,6 +63,8 @@ class ParallelDrafter(Drafter):
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler, self.past = sampler, past
+        # Blocks that cannot be called later run with every pass, or their past would have gaps.
+        self.lags = self.head.runs_blocks and bool(rehearses(self.backbone))
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
         self.behind: list[int] | None = None  # where each row goes on
         self.caches = [past.beside() for _ in range(self.head.depth)]
@@ -71,16 +73,14 @@ class ParallelDrafter(Drafter):
         self._steady = compile_fixed(logits, self.backbone) if past.compiled else logits
 
     def draft(self, committed: Committed, limit: int) -> Draft:
-        output, last = committed.output, committed.last
-        if limit < 1 or self.behind is not None:
-            self._keep(committed)
         if limit < 1:
-            return Draft.nothing(len(last), last.device)
+            self._wait(committed)
+            return Draft.nothing(len(committed.last), committed.last.device)
         if self.behind is not None:
+            self._keep(committed)
             logits = self._catch_up(committed)
         else:
-            run = self._steady if any(committed.begin) else ParallelDrafter._logits
-            logits = run(self, output, last)
+            logits = self._keep_up(committed)
         logits = logits[:, :limit]
         if self.shape is not None:
             return tree(logits, self.shape, committed.reach)
@@ -91,6 +91,19 @@ class ParallelDrafter(Drafter):
             states.select(places)
         if self.behind is not None:
             self.behind = [self.behind[place] for place in places]
+
+    def _wait(self, committed: Committed) -> None:
+        """Draft nothing this time."""
+        if self.lags:
+            self._keep(committed)
+        elif self.head.runs_blocks:
+            self._keep_up(committed)
+
+    def _keep_up(self, committed: Committed) -> Tensor:
+        """Run the heads over the pass."""
+        run = self._steady if any(committed.begin) else ParallelDrafter._logits
+        logits: Tensor = run(self, committed.output, committed.last)
+        return logits
 
     def _keep(self, committed: Committed) -> None:
         """Keep the states of a pass for later."""
@@ -111,8 +124,9 @@ class ParallelDrafter(Drafter):
         states = {layer: kept[positions] for layer, kept in self.kept.items()}
         given = self.past.reenter(max(counts), behind)
         hidden = next(iter(states.values()))
+        tokens = committed.tokens.gather(1, positions.clamp(max=committed.tokens.shape[1] - 1))
         call = self.backbone.block_call(
-            hidden, given["position_ids"], self.caches[0], given.get("attention_mask")
+            tokens, given["position_ids"], self.caches[0], given.get("attention_mask")
         )
         final = states.get(FINAL, hidden)
         output = BackboneOutput(final, {k: s for k, s in states.items() if k != FINAL}, call)

@@ -44,24 +44,27 @@ class RolloutDrafter(ModuleDrafter):
         begin = to_device(starts, last.device).unsqueeze(1)
         places = begin + torch.arange(width, device=last.device)  # (B, W)
         ends = to_device(read, last.device).unsqueeze(1) - 1  # (B, 1), positions
-        following = (places + 1).clamp(max=committed.tokens.shape[1] - 1)
-        ahead = self.backbone.embed(committed.tokens.gather(1, following))
+        furthest = committed.tokens.shape[1] - 1
+        tokens = committed.tokens.gather(1, places.clamp(max=furthest))
+        ahead = self.backbone.embed(committed.tokens.gather(1, (places + 1).clamp(max=furthest)))
+        newest = committed.tokens.gather(1, (ends + 1).clamp(max=furthest))
         if self.head.zero_first:
             ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
         # A row that has ended has nothing new to read, and its draft is of no account.
         last_places = (ends - begin).clamp(min=0)
-        hidden = at(self._step(self.tapped[places], ahead, places, 1), last_places)
+        hidden = at(self._step(self.tapped[places], tokens, ahead, places, 1), last_places)
         drafts: list[Draft] = []
         logits: list[Tensor] = []
         for depth in range(1, min(self.length, limit) + 1):
             if depth > 1:
-                ahead = self.backbone.embed(drafts[-1].tokens)
+                tokens, newest = newest, drafts[-1].tokens
+                ahead = self.backbone.embed(newest)
                 hidden = self.head.hand_on(hidden, depth - 1)
                 if depth == 2:
                     self.past.keep(read)
                 else:  # a recurrent state goes back to where it was kept last
                     self.past.assume()
-                hidden = self._step(hidden, ahead, ends + depth - 1, depth)
+                hidden = self._step(hidden, tokens, ahead, ends + depth - 1, depth)
             logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
             drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
         self.past.keep(read)
@@ -69,11 +72,13 @@ class RolloutDrafter(ModuleDrafter):
             return comb(torch.cat(logits, dim=1), self.shape, committed.reach)
         return Draft.joined(drafts)
 
-    def _step(self, hidden: Tensor, ahead: Tensor, places: Tensor, depth: int) -> Tensor:
-        """Read `hidden` and `ahead` (B, W, D) at positions `places` (B, W)."""
+    def _step(
+        self, hidden: Tensor, tokens: Tensor, ahead: Tensor, places: Tensor, depth: int
+    ) -> Tensor:
+        """Read `hidden` and `ahead` (B, W, D) at `tokens` (B, W) of positions `places` (B, W)."""
         given = self.past.enter(hidden.shape[1])
         call = self.backbone.block_call(
-            hidden,
+            tokens,
             places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
             self.cache,
             given.get("attention_mask"),
