@@ -3,11 +3,13 @@
 peft changes the model in place: the backbone stays the object that it was, with adapters inside.
 """
 
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
 
 from foretell.errors import CheckpointError, InputError, not_installed
@@ -81,6 +83,18 @@ class Adapters:
     def remove(self) -> None:
         """Take them out of the model, which is as it was before."""
         self.peft_model.unload()
+
+
+def adapters_inside(model: nn.Module) -> str | None:
+    """The class of an adapter inside or around `model`, whoever put it there; None without any."""
+    if "peft" not in sys.modules:  # which makes them all
+        return None
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next((type(part).__name__ for part in model.modules() if isinstance(part, kinds)), None)
 
 
 def _peft() -> Any:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -28,6 +28,9 @@ from foretell.errors import BackboneError, CheckpointError, InputError
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of numbers that are weights without further ado."""
 
 
 def resolve(name: str | Path) -> str:
@@ -84,11 +87,19 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights in place, and of nothing else.
 
-    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact.
+    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact. So do
+    modules with packed weights, whose numbers mean something only as they are.
     """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if all(map(is_plain, own)):
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype)
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Whether its values are floating-point numbers as they stand: not packed, scaled or wrapped."""
+    return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 
 def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretell.adapters import Adapters
+from foretell.adapters import Adapters, adapters_inside
 from foretell.backbone import Backbone, BackboneOutput, fingerprint
 from foretell.checkpoint import (
     ADAPTERS_DIRECTORY,
@@ -137,8 +137,14 @@ class MTPModel(nn.Module):
         """Put adapters into the backbone, made by `make`; they are saved beside the heads.
 
         Raises:
-            InputError: they adapt the embedding or the output head, which heads read directly.
+            InputError: there are some already, or they adapt the embedding or the output head,
+                which heads read directly.
         """
+        if adapters_inside(self.lm) is not None:
+            raise InputError(
+                f"{type(self.lm).__name__} has adapters inside already; merge them first, or train "
+                "them on with recipe native."
+            )
         base = fingerprint(self.lm)
         adapters = make(self.lm)
         read = self.backbone.embedding, self.backbone.output
@@ -561,12 +567,12 @@ class MTPModel(nn.Module):
             backbone_path: where the backbone can be loaded from: then only the heads are stored.
                 None stores the backbone beside them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
+
+        Raises:
+            CheckpointError: see `require_savable`.
         """
+        self.require_savable(backbone_path)
         # What an earlier save left and this one does not write would not fit any more.
-        if self.adapters is not None and backbone_path is None:
-            raise CheckpointError(
-                "adapters are saved apart from their base: name its path, or merge them first."
-            )
         superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
         if backbone_path is None:
             superseded.append("model*.safetensors*")
@@ -587,6 +593,32 @@ class MTPModel(nn.Module):
                 write_heads(work, stored)
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
+
+    def require_savable(self, backbone_path: str | None = None) -> None:
+        """Check that `save_pretrained` could write the model, and load it again.
+
+        Raises:
+            CheckpointError: there are adapters that it cannot save, or packed weights that
+                transformers cannot.
+        """
+        kind, name = adapters_inside(self.lm), type(self.lm).__name__
+        if kind is not None and self.adapters is None:
+            raise CheckpointError(
+                f"{name} was given adapters ({kind}) that are not saved with heads: put them in "
+                "with MTPModel.adapt, or merge or remove them with the library that made them."
+            )
+        if backbone_path is not None:
+            return
+        if kind is not None:
+            raise CheckpointError(
+                "adapters are saved apart from their base: name its path, or merge them first."
+            )
+        quantizer = getattr(self.lm, "hf_quantizer", None)
+        if self.backbone.packed_by and not (quantizer and quantizer.is_serializable()):
+            raise CheckpointError(
+                f"the packed weights of {name} ({self.backbone.packed_by}) cannot be saved beside "
+                "heads: name the path that the backbone is loaded from."
+            )
 
     def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
         """Copy stored tensors into the head; every one must be there, fit, and be wanted."""
