@@ -129,6 +129,21 @@ class MTPModel(nn.Module):
             raise HeadError("the model has no heads; train some with `foretell train`.")
         return self.head
 
+    def require_fit(self) -> None:
+        """Check that the head lies where the backbone does, in a type no narrower.
+
+        Raises:
+            HeadError: `to` moved one of them and not the other.
+        """
+        if self.head is None:
+            return
+        own, backbone = next(self.head.parameters()), self.backbone
+        if own.device != backbone.device or torch.promote_types(own.dtype, backbone.dtype) != own.dtype:
+            raise HeadError(
+                f"the heads are {own.dtype} on {own.device}, the backbone {backbone.dtype} on "
+                f"{backbone.device}: move or cast the MTPModel, not one of its parts."
+            )
+
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
         return self._base_fingerprint or fingerprint(self.lm)
@@ -145,10 +160,9 @@ class MTPModel(nn.Module):
                 f"{type(self.lm).__name__} has adapters inside already; merge them first, or train "
                 "them on with recipe native."
             )
-        base = fingerprint(self.lm)
+        base, read = fingerprint(self.lm), (self.backbone.embedding, self.backbone.output)
         adapters = make(self.lm)
-        read = self.backbone.embedding, self.backbone.output
-        if (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()) != read:
+        if (self.backbone.embedding, self.backbone.output) != read:
             adapters.remove()
             raise InputError(
                 "adapters on the embedding or the output head do not go with heads, which read "
@@ -257,8 +271,10 @@ class MTPModel(nn.Module):
                 (the experts' loss) counts for its part.
 
         Raises:
+            HeadError: see `require_fit`.
             InputError: not one weight per depth, or no marginals where they are distilled.
         """
+        self.require_fit()
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
         if len(weights) != self.depth + 1:
@@ -391,6 +407,7 @@ class MTPModel(nn.Module):
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
         """
+        self.require_fit()
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
         stop_strings = self.stop_strings if stop_strings is None else stop_strings
         if stop_strings and tokenizer is None:
@@ -494,6 +511,7 @@ class MTPModel(nn.Module):
             InputError: a prompt that is empty or longer than the context, or an option out of its
                 range.
             BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
+            HeadError: see `require_fit`.
         """
         steps = list(self.stream(input_ids, attention_mask, **options))
         continuations = [

@@ -54,7 +54,9 @@ def packed_by(model: PreTrainedModel) -> str | None:
     if not tensors:
         return None
     told = getattr(model.config, "quantization_config", None)
-    method = told.get("quant_method") if isinstance(told, dict) else getattr(told, "quant_method", None)
+    method = (
+        told.get("quant_method") if isinstance(told, dict) else getattr(told, "quant_method", None)
+    )
     if method is not None:
         return str(getattr(method, "value", method))
     first = next(iter(tensors.values()))
