@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
-from transformers.utils import find_adapter_config_file
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from foretell.errors import CheckpointError, InputError, not_installed
 
@@ -155,7 +155,7 @@ def _learning(model: nn.Module) -> tuple[nn.Parameter, ...]:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """peft asks transformers in words of yesterday; that tensors are missing is an error here."""
+    """Without what peft warns about in words of yesterday; missing tensors are an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*missing adapter keys")

@@ -83,7 +83,7 @@ class Backbone:
         self._open: list[Trace] = []
         Discovery(self).run()
 
-    # -- its parts, looked up: `resize_token_embeddings` and others put new ones in their place -----
+    # -- its parts, looked up: `resize_token_embeddings` and others exchange them ----------------
 
     @property
     def decoder(self) -> nn.Module:

@@ -71,7 +71,7 @@ def block_by_class(model: PreTrainedModel, path: str) -> nn.Module:
     with torch.device("meta"):
         block = type(model)(model.config).get_submodule(path)
     device = next(model.parameters()).device
-    return block.to_empty(device=device)
+    return block.to_empty(device=device).train(model.training)
 
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:
