@@ -111,7 +111,7 @@ def test_another_number_of_blocks_is_refused() -> None:
     model = ft.attach(families.build("llama"), depth=1)
     model.lm.model.layers = model.lm.model.layers[:-1]
     for use in (model, lambda t: model.generate(t, max_new_tokens=2)):
-        with pytest.raises(ft.BackboneError, match="4 decoder blocks .* has 3 now; attach"):
+        with pytest.raises(ft.BackboneError, match=r"4 decoder blocks .* has 3 now; attach"):
             use(PROMPT)
 
 
@@ -120,7 +120,7 @@ def test_heads_that_went_elsewhere_alone_are_refused(to: torch.dtype | str) -> N
     model = ft.attach(families.build("llama"), depth=1)
     model.head.to(to)
     for use in (model, lambda t: model.generate(t, max_new_tokens=2)):
-        with pytest.raises(ft.HeadError, match="the heads are .* move or cast the MTPModel"):
+        with pytest.raises(ft.HeadError, match=r"the heads are .* move or cast the MTPModel"):
             use(PROMPT)
 
 

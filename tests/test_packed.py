@@ -210,7 +210,7 @@ def test_a_backbone_on_a_disk_is_refused(tmp_path: Path) -> None:
     where |= {f"model.layers.{n}": "disk" if n == 2 else "cpu" for n in range(4)}
     where["lm_head"] = "cpu"
     offloaded = dispatch_model(model, where, main_device="cpu", offload_dir=tmp_path / "disk")
-    with pytest.raises(ft.BackboneError, match="offloaded to a disk .* without offloading"):
+    with pytest.raises(ft.BackboneError, match=r"offloaded to a disk .* without offloading"):
         ft.attach(offloaded, depth=1)
     with pytest.raises(ft.BackboneError, match="not in memory"):
         ft.MTPModel.from_pretrained(saved, backbone=offloaded)

@@ -118,7 +118,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
         )
     for name, parameter in model.named_parameters():
         parameter.data = parameter.data.to(types.get(name, model.dtype))
-    return model.eval()
+    return model
 
 
 @torch.no_grad()
@@ -142,7 +142,7 @@ def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def is_plain(parameter: Tensor) -> bool:
-    """Whether its values are floating-point numbers as they stand: not packed, scaled or wrapped."""
+    """Whether its values are floating-point numbers as they stand, not packed ones."""
     return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 

@@ -138,10 +138,8 @@ class MTPModel(nn.Module):
         if self.head is None:
             return
         own, backbone = next(self.head.parameters()), self.backbone
-        if (
-            own.device != backbone.device
-            or torch.promote_types(own.dtype, backbone.dtype) != own.dtype
-        ):
+        wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
+        if own.device != backbone.device or not wide:
             raise HeadError(
                 f"the heads are {own.dtype} on {own.device}, the backbone {backbone.dtype} on "
                 f"{backbone.device}: move or cast the MTPModel, not one of its parts."

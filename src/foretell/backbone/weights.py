@@ -1,6 +1,7 @@
 """Weights that are not plain tensors: packed by a quantiser, or lying elsewhere."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ def require_usable(model: PreTrainedModel) -> None:
 
 
 def packed(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The tensors that hold packed weights, by name: parameters, or buffers of a quantised layer."""
+    """The tensors with packed weights, by name: parameters, or buffers of a quantised model."""
     found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not is_plain(p)}
     if getattr(model.config, "quantization_config", None) is not None:
         small = (torch.int8, torch.uint8, torch.int16, torch.int32)
@@ -53,14 +54,12 @@ def packed_by(model: PreTrainedModel) -> str | None:
     tensors = packed(model)
     if not tensors:
         return None
-    told = getattr(model.config, "quantization_config", None)
-    method = (
-        told.get("quant_method") if isinstance(told, dict) else getattr(told, "quant_method", None)
-    )
-    if method is not None:
+    told = getattr(model.config, "quantization_config", None) or {}
+    told = told if isinstance(told, dict) else vars(told)
+    if (method := told.get("quant_method")) is not None:
         return str(getattr(method, "value", method))
-    first = next(iter(tensors.values()))
-    return type(first.data).__name__ if type(first.data) is not Tensor else str(first.dtype)
+    first = next(iter(tensors.values())).data
+    return str(first.dtype) if type(first) is Tensor else type(first).__name__
 
 
 def block_by_class(model: PreTrainedModel, path: str) -> nn.Module:
@@ -76,9 +75,9 @@ def block_by_class(model: PreTrainedModel, path: str) -> nn.Module:
 
 def stored(tensor: Tensor) -> Iterator[Tensor]:
     """What a tensor keeps its values in: itself, or the parts of one that only looks like one."""
-    if is_traceable_wrapper_subclass(tensor):
-        names, _ = tensor.__tensor_flatten__()
-        for name in names:
-            yield from stored(getattr(tensor, name))
+    whole: Any = tensor
+    if is_traceable_wrapper_subclass(whole):
+        for name in whole.__tensor_flatten__()[0]:
+            yield from stored(getattr(whole, name))
     else:
         yield tensor
