@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretell.adapters import Adapters, adapters_inside
-from foretell.backbone import Backbone, BackboneOutput, fingerprint
+from foretell.backbone import Backbone, BackboneOutput, fingerprint, require_usable
 from foretell.checkpoint import (
     ADAPTERS_DIRECTORY,
     CONFIG_FILES,
@@ -658,6 +658,7 @@ class MTPModel(nn.Module):
 def _check_fingerprint(
     lm: PreTrainedModel, reference: BackboneReference, where: str | Path
 ) -> None:
+    require_usable(lm)
     found, architecture = fingerprint(lm), type(lm).__name__
     if (found, architecture) != (reference.fingerprint, reference.architecture):
         raise CheckpointError(

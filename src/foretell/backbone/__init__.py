@@ -4,6 +4,7 @@ from foretell.backbone.abilities import Ability, ability, forget_abilities, isol
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
+from foretell.backbone.weights import require_usable
 
 __all__ = [
     "Ability",
@@ -17,4 +18,5 @@ __all__ = [
     "fingerprint",
     "forget_abilities",
     "isolates_documents",
+    "require_usable",
 ]

@@ -39,7 +39,14 @@ from foretell.backbone.discovery import (
     name_of,
     required,
 )
-from foretell.backbone.weights import block_by_class, packed, packed_by, require_usable, stored
+from foretell.backbone.weights import (
+    block_by_class,
+    packed,
+    packed_by,
+    require_present,
+    require_usable,
+    stored,
+)
 from foretell.backbone.wide import WideBlock
 from foretell.errors import BackboneError
 from foretell.loading import PLAIN
@@ -389,9 +396,9 @@ def fingerprint(model: PreTrainedModel) -> str:
     stored, which no cast changes.
 
     Raises:
-        BackboneError: see `require_usable`.
+        BackboneError: see `require_present`.
     """
-    require_usable(model)
+    require_present(model)
     digest = hashlib.sha256()
     for name, tensor in sorted({**dict(model.named_parameters()), **packed(model)}.items()):
         digest.update(f"{name}{tuple(tensor.shape)}".encode())

@@ -17,8 +17,7 @@ def require_usable(model: PreTrainedModel) -> None:
     """Refuse a model whose parts are not where its class has them.
 
     Raises:
-        BackboneError: it has adapters inside or around it, or weights that are not in memory or on
-            several devices.
+        BackboneError: it has adapters inside or around it, or see `require_present`.
     """
     name = type(model).__name__
     if (kind := adapters_inside(model)) is not None:
@@ -27,6 +26,16 @@ def require_usable(model: PreTrainedModel) -> None:
             "first (merge_and_unload() of a PeftModel), or load their directory with "
             "MTPModel.from_pretrained, which merges them."
         )
+    require_present(model)
+
+
+def require_present(model: PreTrainedModel) -> None:
+    """Refuse a model that does not lie whole on one device.
+
+    Raises:
+        BackboneError: it has weights that are not in memory, or on several devices.
+    """
+    name = type(model).__name__
     devices = sorted({str(parameter.device) for parameter in model.parameters()})
     if "meta" in devices:
         raise BackboneError(
