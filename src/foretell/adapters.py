@@ -1,14 +1,22 @@
 """Low-rank adapters on a backbone (LoRA: Hu et al. 2021, arXiv 2106.09685), by peft.
 
 peft changes the model in place: the backbone stays the object that it was, with adapters inside.
+Those that heads are trained with are ours to add, save and merge. A checkpoint that is adapters
+alone, of any kind that can become part of weights, is merged when it is loaded.
 """
 
+import json
+import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
 from transformers import PreTrainedModel
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from foretell.errors import CheckpointError, InputError, not_installed
 
@@ -19,9 +27,11 @@ class Adapters:
 
     Attributes:
         peft_model: peft's wrapper around the model.
+        learned: the model's own parameters that learned before, and do again without adapters.
     """
 
     peft_model: Any
+    learned: tuple[nn.Parameter, ...]
 
     @classmethod
     def add(
@@ -46,12 +56,12 @@ class Adapters:
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
+        learned = _learning(model)
         try:
-            with warnings.catch_warnings():  # peft asks transformers in words of yesterday
-                warnings.simplefilter("ignore", FutureWarning)
-                return cls(peft.get_peft_model(model, config))
+            with _quiet_peft():
+                return cls(peft.get_peft_model(model, config), learned)
         except ValueError as error:
-            reason = " ".join(str(error).split())
+            reason = _one_line(error)
             raise InputError(f"adapters do not fit {type(model).__name__}: {reason}") from None
 
     @classmethod
@@ -59,28 +69,101 @@ class Adapters:
         """Put the adapters saved at `path` into `model`; they learn, and nothing else of it.
 
         Raises:
-            CheckpointError: they are missing or do not fit.
+            CheckpointError: they are missing or do not fit, or are no part of the model's layers.
         """
+        peft, learned = _peft(), _learning(model)
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)
-                load = _peft().PeftModel.from_pretrained
-                return cls(load(model, str(path), is_trainable=True))
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"{path}: adapters cannot be loaded ({reason}).") from None
+            kind = peft.PeftConfig.from_pretrained(str(path))
+            if kind.is_prompt_learning or kind.is_adaption_prompt:
+                raise ValueError(f"{kind.peft_type.value} cannot become part of weights")
+            with _quiet_peft():
+                loaded = peft.PeftModel.from_pretrained(model, str(path), is_trainable=True)
+        except Exception as error:  # a broken file can break peft anywhere
+            raise CheckpointError(
+                f"{path}: adapters cannot be loaded ({_one_line(error)})."
+            ) from None
+        return cls(loaded, learned)
 
     def save(self, path: Path) -> None:
         """Write them, without their base, as peft does."""
         self.peft_model.save_pretrained(str(path))
 
     def merge(self) -> None:
-        """Add them to the weights and take them out: the model is an ordinary one again."""
-        self.peft_model.merge_and_unload()
+        """Add them to the weights and take them out: the model is an ordinary one again.
+
+        Raises:
+            CheckpointError: adapters of their kind cannot become part of weights.
+        """
+        try:
+            with _quiet_peft():
+                self.peft_model.merge_and_unload()
+        except Exception as error:
+            raise CheckpointError(f"adapters cannot be merged ({_one_line(error)}).") from None
+        self._learn_again()
 
     def remove(self) -> None:
         """Take them out of the model, which is as it was before."""
         self.peft_model.unload()
+        self._learn_again()
+
+    def _learn_again(self) -> None:
+        for parameter in self.learned:
+            parameter.requires_grad_(True)
+
+
+def base_of_adapters(where: str) -> str | None:
+    """The model that the adapters at `where` (a directory or Hub id) belong on.
+
+    None where something else lies there.
+
+    Raises:
+        CheckpointError: they do not say.
+    """
+    try:
+        config = find_adapter_config_file(where)
+    except OSError:  # of a Hub id: whoever loads the model says it better
+        config = None
+    if config is None:
+        return None
+    try:
+        base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        base = None
+    if not isinstance(base, str) or not base:
+        raise CheckpointError(
+            f"{config}: does not name the model that the adapters belong on "
+            "(base_model_name_or_path); write its path there."
+        )
+    return base
+
+
+def adapters_inside(model: nn.Module) -> str | None:
+    """The class of an adapter inside or around `model`, whoever put it there; None without any."""
+    if "peft" not in sys.modules:  # which makes them all
+        return None
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next((type(part).__name__ for part in model.modules() if isinstance(part, kinds)), None)
+
+
+def _learning(model: nn.Module) -> tuple[nn.Parameter, ...]:
+    return tuple(parameter for parameter in model.parameters() if parameter.requires_grad)
+
+
+@contextmanager
+def _quiet_peft() -> Iterator[None]:
+    """Without what peft warns about in words of yesterday; missing tensors are an error here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("error", message=".*missing adapter keys")
+        yield
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")
 
 
 def _peft() -> Any:

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from huggingface_hub import model_info, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError, RepositoryNotFoundError
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,11 +23,15 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from foretell.adapters import Adapters, base_of_adapters
 from foretell.checkpoint import CONFIG_FILES
 from foretell.errors import BackboneError, CheckpointError, InputError
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of numbers that are weights without further ado."""
 
 
 def resolve(name: str | Path) -> str:
@@ -49,6 +53,8 @@ def resolve(name: str | Path) -> str:
 def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
 
+    Where the checkpoint is adapters alone, they are merged into the model that they name.
+
     Args:
         name: a directory, a Hub id, or a bundled model.
         dtype: of the weights; None is the type they are stored in.
@@ -58,6 +64,8 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
         BackboneError: it is no causal LM.
     """
     where = resolve(name)
+    if (base := base_of_adapters(where)) is not None:
+        return _merged(where, base, dtype)
     with _explained(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
@@ -81,14 +89,61 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     return cast(PreTrainedModel, model.eval())
 
 
+def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The model at `base` with the adapters at `where` in its weights.
+
+    They are added in float32, whatever the type of the result, so that heads know their backbone
+    again on another device. The model must say the same as before.
+    """
+    if Path(base).resolve() == Path(where).resolve():
+        raise CheckpointError(f"{where}: adapters that name themselves as their base.")
+    try:
+        model = load_causal_lm(base, dtype)
+    except InputError as error:
+        raise CheckpointError(f"{where}: holds adapters, and of their base: {error}") from None
+    if not all(map(is_plain, model.parameters())):
+        raise CheckpointError(
+            f"{where}: holds adapters on packed weights ({base}), which they cannot be merged "
+            "into; merge them into the model before it was quantised."
+        )
+    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    cast_parameters(model, torch.float32)
+    adapters = Adapters.load(model, Path(where))
+    adapted = _some_logits(model.eval())
+    adapters.merge()
+    if not torch.allclose(_some_logits(model), adapted, atol=1e-3 * float(adapted.abs().max())):
+        raise CheckpointError(
+            f"{where}: merging the adapters changes what the model says, as where they adapt an "
+            "embedding that is tied to the output head; merge them by hand and load the result."
+        )
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(types.get(name, model.dtype))
+    return model
+
+
+@torch.no_grad()
+def _some_logits(model: PreTrainedModel) -> Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
+    return cast(Tensor, model(input_ids=tokens, use_cache=False).logits)
+
+
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights in place, and of nothing else.
 
-    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact.
+    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact. So do
+    modules with packed weights, whose numbers mean something only as they are.
     """
-    for parameter in model.parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.to(dtype)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if all(map(is_plain, own)):
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype)
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Whether its values are floating-point numbers as they stand, not packed ones."""
+    return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 
 def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
@@ -102,10 +157,15 @@ def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model."""
+    """The tokenizer beside a model, or beside the base of adapters that come without one."""
     where = resolve(name)
-    with _explained(where, "its tokenizer"):
-        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    try:
+        with _explained(where, "its tokenizer"):
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except CheckpointError:
+        if (base := base_of_adapters(where)) is None:
+            raise
+        return load_tokenizer(base)
     return cast(PreTrainedTokenizerBase, found)
 
 

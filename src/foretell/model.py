@@ -13,8 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from foretell.adapters import Adapters
-from foretell.backbone import Ability, Backbone, BackboneOutput, fingerprint, rehearses
+from foretell.adapters import Adapters, adapters_inside
+from foretell.backbone import (
+    Ability,
+    Backbone,
+    BackboneOutput,
+    fingerprint,
+    rehearses,
+    require_usable,
+)
 from foretell.checkpoint import (
     ADAPTERS_DIRECTORY,
     CONFIG_FILES,
@@ -143,6 +150,22 @@ class MTPModel(nn.Module):
             raise HeadError("the model has no heads; train some with `foretell train`.")
         return self.head
 
+    def require_fit(self) -> None:
+        """Check that the head lies where the backbone does, in a type no narrower.
+
+        Raises:
+            HeadError: `to` moved one of them and not the other.
+        """
+        if self.head is None:
+            return
+        own, backbone = next(self.head.parameters()), self.backbone
+        wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
+        if own.device != backbone.device or not wide:
+            raise HeadError(
+                f"the heads are {own.dtype} on {own.device}, the backbone {backbone.dtype} on "
+                f"{backbone.device}: move or cast the MTPModel, not one of its parts."
+            )
+
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
         return self._base_fingerprint or fingerprint(self.lm)
@@ -151,12 +174,17 @@ class MTPModel(nn.Module):
         """Put adapters into the backbone, made by `make`; they are saved beside the heads.
 
         Raises:
-            InputError: they adapt the embedding or the output head, which heads read directly.
+            InputError: there are some already, or they adapt the embedding or the output head,
+                which heads read directly.
         """
-        base = fingerprint(self.lm)
+        if adapters_inside(self.lm) is not None:
+            raise InputError(
+                f"{type(self.lm).__name__} has adapters inside already; merge them first, or train "
+                "them on with recipe native."
+            )
+        base, read = fingerprint(self.lm), (self.backbone.embedding, self.backbone.output)
         adapters = make(self.lm)
-        read = self.backbone.embedding, self.backbone.output
-        if (self.lm.get_input_embeddings(), self.lm.get_output_embeddings()) != read:
+        if (self.backbone.embedding, self.backbone.output) != read:
             adapters.remove()
             raise InputError(
                 "adapters on the embedding or the output head do not go with heads, which read "
@@ -265,8 +293,10 @@ class MTPModel(nn.Module):
                 (the model's auxiliary loss) counts for its part.
 
         Raises:
+            HeadError: see `require_fit`.
             InputError: not one weight per depth, or no marginals where they are distilled.
         """
+        self.require_fit()
         objective = objective or ObjectiveConfig()
         weights = list(objective.at(self.depth) if weights is None else weights)
         if len(weights) != self.depth + 1:
@@ -399,6 +429,7 @@ class MTPModel(nn.Module):
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
         """
+        self.require_fit()
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
         stop_strings = self.stop_strings if stop_strings is None else stop_strings
         if stop_strings and tokenizer is None:
@@ -502,6 +533,7 @@ class MTPModel(nn.Module):
             InputError: a prompt that is empty or longer than the context, or an option out of its
                 range.
             BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
+            HeadError: see `require_fit`.
         """
         steps = list(self.stream(input_ids, attention_mask, **options))
         continuations = [
@@ -575,12 +607,12 @@ class MTPModel(nn.Module):
             backbone_path: where the backbone can be loaded from: then only the heads are stored.
                 None stores the backbone beside them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
+
+        Raises:
+            CheckpointError: see `require_savable`.
         """
+        self.require_savable(backbone_path)
         # What an earlier save left and this one does not write would not fit any more.
-        if self.adapters is not None and backbone_path is None:
-            raise CheckpointError(
-                "adapters are saved apart from their base: name its path, or merge them first."
-            )
         superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
         if backbone_path is None:
             superseded.append("model*.safetensors*")
@@ -602,6 +634,32 @@ class MTPModel(nn.Module):
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
 
+    def require_savable(self, backbone_path: str | None = None) -> None:
+        """Check that `save_pretrained` could write the model, and load it again.
+
+        Raises:
+            CheckpointError: there are adapters that it cannot save, or packed weights that
+                transformers cannot.
+        """
+        kind, name = adapters_inside(self.lm), type(self.lm).__name__
+        if kind is not None and self.adapters is None:
+            raise CheckpointError(
+                f"{name} was given adapters ({kind}) that are not saved with heads: put them in "
+                "with MTPModel.adapt, or merge or remove them with the library that made them."
+            )
+        if backbone_path is not None:
+            return
+        if kind is not None:
+            raise CheckpointError(
+                "adapters are saved apart from their base: name its path, or merge them first."
+            )
+        quantizer = getattr(self.lm, "hf_quantizer", None)
+        if self.backbone.packed_by and not (quantizer and quantizer.is_serializable()):
+            raise CheckpointError(
+                f"the packed weights of {name} ({self.backbone.packed_by}) cannot be saved beside "
+                "heads: name the path that the backbone is loaded from."
+            )
+
     def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
         """Copy stored tensors into the head; every one must be there, fit, and be wanted."""
         own, given = self.require_head().state_dict(), stored.tensors or {}
@@ -621,6 +679,7 @@ class MTPModel(nn.Module):
 def _check_fingerprint(
     lm: PreTrainedModel, reference: BackboneReference, where: str | Path
 ) -> None:
+    require_usable(lm)
     found, architecture = fingerprint(lm), type(lm).__name__
     if (found, architecture) != (reference.fingerprint, reference.architecture):
         raise CheckpointError(

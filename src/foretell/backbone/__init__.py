@@ -10,6 +10,7 @@ from foretell.backbone.abilities import (
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
+from foretell.backbone.weights import require_usable
 
 __all__ = [
     "Ability",
@@ -24,4 +25,5 @@ __all__ = [
     "forget_abilities",
     "isolates_documents",
     "rehearses",
+    "require_usable",
 ]

@@ -107,17 +107,19 @@ class Discovery:
         final, raw = output_calls[-1]
         bare = isinstance(trace.last_output, Tensor)
         view.answers = 0 if bare else len(trace.last_output)
-        view.final_norm = self._final_norm(seen, hidden_of(trace.last_output), final)
+        view._norm_name = self._final_norm(seen, hidden_of(trace.last_output), final)
         self._learn_embedding(tokens, trace.block_inputs[0])
         self._learn_logits(raw, logits)
         self._prove(tokens, logits)
 
-    def _final_norm(self, seen: Sequence[Any], last_output: Tensor, final: Tensor) -> nn.Module:
+    def _final_norm(self, seen: Sequence[Any], last_output: Tensor, final: Tensor) -> str | None:
+        """Its name in the decoder; None where there is none."""
+        names = {module: name for name, module in self.view.decoder.named_children()}
         for module, given, output in seen:
-            if given is last_output and same(output, final):
-                return cast(nn.Module, module)
+            if given is last_output and module in names and same(output, final):
+                return names[module]
         if same(last_output, final):
-            return nn.Identity()
+            return None
         raise self._refuse(
             "something else than one norm lies between the last block and the output head"
         )
@@ -168,13 +170,13 @@ class Discovery:
         return BackboneError(f"{name_of(self.view.model)} cannot carry heads: {property_}.")
 
 
-def find_blocks(model: PreTrainedModel) -> tuple[nn.Module, str, nn.ModuleList]:
-    """The module that holds the decoder blocks, the list's name in it, and the list."""
+def find_blocks(model: PreTrainedModel) -> tuple[str, str, int]:
+    """The path of the module that holds the decoder blocks, their list's name in it, and L."""
     count = getattr(model.config.get_text_config(), "num_hidden_layers", None)
-    for holder in model.modules():
+    for path, holder in model.named_modules():
         for name, child in holder.named_children():
             if isinstance(child, nn.ModuleList) and len(child) == count:
-                return holder, name, child
+                return path, name, len(child)
     raise BackboneError(
         f"{name_of(model)} cannot carry heads: it has no list of {count} decoder blocks "
         "(num_hidden_layers of its config)."

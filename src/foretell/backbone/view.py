@@ -40,8 +40,17 @@ from foretell.backbone.discovery import (
     name_of,
     required,
 )
+from foretell.backbone.weights import (
+    block_by_class,
+    packed,
+    packed_by,
+    require_present,
+    require_usable,
+    stored,
+)
 from foretell.backbone.wide import WideBlock
 from foretell.errors import BackboneError
+from foretell.loading import PLAIN
 
 BlockInit = Literal["fresh", "copy"]
 """Weights of a new block: the model's own random initialisation, or a copy of its last block."""
@@ -61,20 +70,65 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
+        require_usable(model)
         if getattr(model.config, "is_encoder_decoder", False):
             raise BackboneError(
                 f"{name_of(model)} is an encoder-decoder; a decoder-only causal LM is needed."
             )
         self.model = model
-        self.decoder, self._blocks_name, self.blocks = find_blocks(model)
-        self.embedding = required(model.get_input_embeddings(), model, "input embedding")
-        self.output = required(model.get_output_embeddings(), model, "output embedding")
+        self._decoder_path, self._blocks_name, self.num_layers = find_blocks(model)
+        self._norm_name: str | None = None
         self.embed_scale, self.logit_scale = Scale(), Scale()
         self.softcap: float | None = None
-        self.final_norm: nn.Module = nn.Identity()
         self.answers = 0  # how many things a block answers with; 0: its hidden state, bare
+        self._rehearsed: tuple[Any, nn.Module, Recorder] | None = None
+        for table in (self.embedding, self.output):
+            if table.weight.dtype not in PLAIN:
+                raise BackboneError(
+                    f"{name_of(model)} cannot carry heads: its {type(table).__name__} is packed "
+                    f"({table.weight.dtype}); leave embeddings and the output head unquantised."
+                )
         self._open: list[Trace] = []
         Discovery(self).run()
+
+    # -- its parts, looked up: `resize_token_embeddings` and others exchange them ----------------
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What holds the blocks."""
+        return self.model.get_submodule(self._decoder_path)
+
+    @property
+    def blocks(self) -> nn.ModuleList:
+        """The decoder blocks, as many as when heads were attached: taps know them by number.
+
+        Raises:
+            BackboneError: there are more or fewer now.
+        """
+        blocks = cast(nn.ModuleList, self.decoder._modules[self._blocks_name])
+        if len(blocks) != self.num_layers:
+            raise BackboneError(
+                f"{name_of(self.model)} had {self.num_layers} decoder blocks when heads were "
+                f"attached and has {len(blocks)} now; attach heads again."
+            )
+        return blocks
+
+    @property
+    def embedding(self) -> Any:
+        """The input embedding."""
+        return required(self.model.get_input_embeddings(), self.model, "input embedding")
+
+    @property
+    def output(self) -> Any:
+        """The output embedding, which answers with raw logits."""
+        return required(self.model.get_output_embeddings(), self.model, "output embedding")
+
+    @property
+    def final_norm(self) -> nn.Module:
+        """What lies between the last block and the output embedding."""
+        if self._norm_name is None:
+            return nn.Identity()
+        return cast(nn.Module, self.decoder._modules[self._norm_name])
 
     # -- what it is -----------------------------------------------------------------------------
 
@@ -82,11 +136,6 @@ class Backbone:
     def config(self) -> Any:
         """The text part of the model's config."""
         return self.model.config.get_text_config()
-
-    @property
-    def num_layers(self) -> int:
-        """L."""
-        return len(self.blocks)
 
     @property
     def hidden_size(self) -> int:
@@ -120,6 +169,11 @@ class Backbone:
     def isolates_documents(self) -> bool:
         """See `foretell.backbone.abilities.isolates_documents`."""
         return bool(isolates_documents(self))
+
+    @property
+    def packed_by(self) -> str | None:
+        """What packed the weights, such as `bitsandbytes`; None where all are plain tensors."""
+        return packed_by(self.model)
 
     def fingerprint(self) -> str:
         """See `fingerprint`."""
@@ -213,7 +267,7 @@ class Backbone:
         and no layer. Some models hand their blocks what earlier blocks computed, which this cannot
         know: ask `foretell.backbone.abilities.rehearses` first.
         """
-        rehearsal = with_stand_ins(self.decoder, {self.blocks: self._stand_ins})
+        rehearsal, recorder = self._rehearsal()
         rehearsal(
             input_ids=tokens,
             position_ids=position_ids,
@@ -221,7 +275,7 @@ class Backbone:
             **({} if cache is None else {self._cache_keyword: cache}),
             **({} if attention_mask is None else {"attention_mask": attention_mask}),
         )
-        if (call := self._recorder.take()) is None:
+        if (call := recorder.take()) is None:
             raise BackboneError(
                 f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "
                 "its list of blocks."
@@ -232,22 +286,34 @@ class Backbone:
     def _cache_keyword(self) -> str:
         return cache_keyword(self.decoder)
 
-    @cached_property
-    def _recorder(self) -> Recorder:
-        return Recorder(self.answers)
-
-    @cached_property
-    def _stand_ins(self) -> nn.ModuleList:
-        return nn.ModuleList(StandIn(block, self._recorder) for block in self.blocks)
+    def _rehearsal(self) -> tuple[nn.Module, Recorder]:
+        """The decoder with stand-ins for blocks, sharing every other module with the real one."""
+        decoder, blocks = self.decoder, list(self.blocks)
+        made_of = decoder, dict(decoder._modules), blocks
+        if self._rehearsed is None or self._rehearsed[0] != made_of:
+            recorder = Recorder(self.answers)
+            stand_ins = nn.ModuleList(StandIn(block, recorder) for block in blocks)
+            rehearsal = with_stand_ins(decoder, {self.blocks: stand_ins})
+            self._rehearsed = made_of, rehearsal, recorder
+        return self._rehearsed[1:]
 
     def new_block(self, init: BlockInit = "fresh", kind: BlockKind = "same") -> nn.Module:
         """A trainable block like the model's last one, which writes to layer 0 of its cache.
 
         `foretell.decoding.cache.keeps_blocks` proves that it does.
         """
-        config = self.model.config
-        shared = {id(value): value for value in (config, self.config)}
-        block = copy.deepcopy(self.blocks[-1], memo=shared)
+        if (packer := self.packed_by) is None:
+            config = self.model.config
+            shared = {id(value): value for value in (config, self.config)}
+            block = copy.deepcopy(self.blocks[-1], memo=shared)
+        elif init == "fresh":
+            last = f"{self._blocks_name}.{self.num_layers - 1}"
+            block = block_by_class(self.model, f"{self._decoder_path}.{last}".removeprefix("."))
+        else:
+            raise BackboneError(
+                f"the weights of {name_of(self.model)} are packed ({packer}), and a "
+                "block cannot learn from a copy of them; use init 'fresh'."
+            )
         for module in block.modules():
             for name in self._layer_numbers & vars(module).keys():
                 if vars(module)[name] == self.num_layers - 1:
@@ -348,13 +414,18 @@ def fingerprint(model: PreTrainedModel) -> str:
     """A short hash that tells a backbone from any other, in float32 as in bfloat16.
 
     It covers every parameter's name and shape and up to 256 evenly spread values of each, rounded
-    to bfloat16, so that it takes moments for a large model too.
+    to bfloat16, so that it takes moments for a large model too. Of packed weights it covers what is
+    stored, which no cast changes.
+
+    Raises:
+        BackboneError: see `require_present`.
     """
+    require_present(model)
     digest = hashlib.sha256()
-    for name, parameter in sorted(model.named_parameters()):
-        flat = parameter.detach().reshape(-1)
-        sample = flat[:: max(1, flat.numel() // 256)][:256]
-        rounded = sample.to(torch.bfloat16).float().cpu().numpy()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode())
-        digest.update(rounded.tobytes())
+    for name, tensor in sorted({**dict(model.named_parameters()), **packed(model)}.items()):
+        digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        for part in stored(tensor.detach()):
+            flat = part.reshape(-1)
+            sample = flat[:: max(1, flat.numel() // 256)][:256]
+            digest.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
     return digest.hexdigest()[:16]

@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
+from foretell.adapters import base_of_adapters
 from foretell.backbone import isolates_documents
 from foretell.data import (
     REFUSED,
@@ -26,7 +27,7 @@ from foretell.data import (
 from foretell.data.tokenization import Tokenized, given_prompt, opening, tokenize_all
 from foretell.decoding import store_by_columns
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
+from foretell.loading import load_tokenizer, resolve
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
 from foretell.training import TrainConfig
@@ -110,9 +111,16 @@ def load_model(
     quiet_transformers()
     where = pick_device(device)
     model = MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+    say_merged(model.tokenizer_path or name)
     if by_columns:
         store_by_columns(model)
     return model
+
+
+def say_merged(name: str) -> None:
+    """Where `name` is adapters alone, say on stderr what loading did with them."""
+    if (base := base_of_adapters(resolve(name))) is not None and not console.quiet:
+        typer.echo(f"{name} holds adapters: merged into the weights of {base}.", err=True)
 
 
 def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:

@@ -250,6 +250,7 @@ def load_draft_model(name: str, model: MTPModel) -> MTPModel:
 def _resized(draft: MTPModel, size: int) -> MTPModel:
     """With so many rows of embeddings, and without heads."""
     rows = draft.backbone.vocab_size
+    draft.merge_adapters()
     draft.lm.resize_token_embeddings(size, mean_resizing=False)  # that mean takes a covariance
     resized = MTPModel(draft.lm).eval()
     for table in (resized.backbone.embedding, resized.backbone.output):

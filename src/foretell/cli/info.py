@@ -38,6 +38,7 @@ def _facts(model: MTPModel) -> dict[str, str]:
         "vocabulary": str(backbone.vocab_size),
         "context": str(backbone.max_length or "not stated"),
         "backbone parameters": f"{sum(p.numel() for p in model.lm.parameters()):,}",
+        "weights": f"packed ({backbone.packed_by})" if backbone.packed_by else str(backbone.dtype),
         "embedding scale": _scale(backbone.embed_scale),
         "logit scale": _scale(backbone.logit_scale),
         "logit soft-cap": str(backbone.softcap or "none"),

@@ -232,6 +232,7 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
                 "that new ones are to be trained on."
             )
         backbone = load_causal_lm(name, dtype)
+        common.say_merged(name)
     backbone.to(device)  # type: ignore[arg-type]
     return MTPModel(backbone, config.head)
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from foretell.heads import WeightedTap
+from foretell.loading import is_plain
 from foretell.model import MTPModel
 
 SAMPLE = 4096
@@ -49,6 +50,8 @@ class Movement:
 class Departure:
     """Remembers where the parameters were at the start of a run, on disk, so that it can resume.
 
+    Packed weights are left out: they cannot learn, and how they are stored is their layer's affair.
+
     Args:
         path: a safetensors file; written unless it exists.
         model: at its start.
@@ -58,7 +61,8 @@ class Departure:
         self.learns = {name: p.requires_grad for name, p in model.named_parameters()}
         if not path.is_file():
             work = path.with_name(f".{path.name}")
-            save_file({name: _sample(p) for name, p in model.named_parameters()}, work)
+            plain = {name: _sample(p) for name, p in model.named_parameters() if is_plain(p)}
+            save_file(plain, work)
             work.replace(path)
         self.path = path
 

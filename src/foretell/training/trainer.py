@@ -110,6 +110,7 @@ def train(
     Raises:
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other,
             or has no marginals that could be distilled.
+        CheckpointError: the model could not be saved, see `MTPModel.require_savable`.
         InputError: `out` belongs to a run with other settings, or the blocks or adapters do not
             fit the model.
     """
@@ -121,7 +122,7 @@ def train(
     if config.objective.distill == "marginal":
         strings = model.depth * config.objective.marginal_width
         require_branches(model.backbone, blocks.block_size + strings)
-    _check_base_is_known(model, config, backbone_path)
+    _check_base(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(out)
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
@@ -164,14 +165,25 @@ def train(
     )
 
 
-def _check_base_is_known(model: MTPModel, config: TrainConfig, backbone_path: str | None) -> None:
-    """Adapters that stay apart from their base are saved with its name."""
-    adds = config.recipe == "lora" and not config.lora.merge
-    if backbone_path is None and (adds or model.adapters is not None):
+def _check_base(model: MTPModel, config: TrainConfig, backbone_path: str | None) -> None:
+    """Refuse what could be trained and then not be saved.
+
+    Adapters that stay apart from their base are saved with its name; packed weights cannot change.
+    """
+    adds, packer = config.recipe == "lora", model.backbone.packed_by
+    apart = model.adapters is not None or (adds and not config.lora.merge)
+    if backbone_path is None and apart:
         raise InputError(
             "adapters are saved apart from their base, whose place is not known: "
             "give backbone_path, or merge them."
         )
+    if packer and config.backbone_learns and not apart:
+        raise InputError(
+            f"recipe {config.recipe} changes the backbone's weights, which are packed ({packer}); "
+            "use recipe frozen, or lora with lora.merge=false."
+        )
+    keeps = apart or not config.backbone_learns
+    model.require_savable(backbone_path if keeps else None)
 
 
 class MTPTrainer(Trainer):

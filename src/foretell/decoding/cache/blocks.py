@@ -27,7 +27,7 @@ def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
     except BackboneError:  # it is not decoded in drafts, and there is no past to keep
         output = backbone(tokens, layers=(last, last + 1))
         again = output.call(block, output.states[last])
-        return None if same(again, output.states[last + 1]) else ODD
+        return None if near(again, output.states[last + 1]) else ODD
     cache = past.beside()
     for begin, end in ((0, 5), (5, 8)):
         window, positions = tokens[:, begin:end], torch.arange(begin, end, device=backbone.device)

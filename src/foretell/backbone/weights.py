@@ -1,0 +1,92 @@
+"""Weights that are not plain tensors: packed by a quantiser, or lying elsewhere."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
+from transformers import PreTrainedModel
+
+from foretell.adapters import adapters_inside
+from foretell.errors import BackboneError
+from foretell.loading import is_plain
+
+
+def require_usable(model: PreTrainedModel) -> None:
+    """Refuse a model whose parts are not where its class has them.
+
+    Raises:
+        BackboneError: it has adapters inside or around it, or see `require_present`.
+    """
+    name = type(model).__name__
+    if (kind := adapters_inside(model)) is not None:
+        raise BackboneError(
+            f"{name} has adapters inside ({kind}), which heads would not be saved with: merge them "
+            "first (merge_and_unload() of a PeftModel), or load their directory with "
+            "MTPModel.from_pretrained, which merges them."
+        )
+    require_present(model)
+
+
+def require_present(model: PreTrainedModel) -> None:
+    """Refuse a model that does not lie whole on one device.
+
+    Raises:
+        BackboneError: it has weights that are not in memory, or on several devices.
+    """
+    name = type(model).__name__
+    devices = sorted({str(parameter.device) for parameter in model.parameters()})
+    if "meta" in devices:
+        raise BackboneError(
+            f"{name} has weights that are not in memory (meta tensors, or offloaded to a disk or "
+            "to the CPU); load it whole onto one device, without offloading."
+        )
+    if len(devices) > 1:
+        raise BackboneError(
+            f"{name} is spread over {', '.join(devices)}; load it onto one device, without a "
+            "device_map over several."
+        )
+
+
+def packed(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors with packed weights, by name: parameters, or buffers of a quantised model."""
+    found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not is_plain(p)}
+    if getattr(model.config, "quantization_config", None) is not None:
+        small = (torch.int8, torch.uint8, torch.int16, torch.int32)
+        found |= {n: b for n, b in model.named_buffers() if b.dtype in small}
+    return found
+
+
+def packed_by(model: PreTrainedModel) -> str | None:
+    """What packed the weights, in a word; None where all are plain."""
+    tensors = packed(model)
+    if not tensors:
+        return None
+    told = getattr(model.config, "quantization_config", None) or {}
+    told = told if isinstance(told, dict) else vars(told)
+    if (method := told.get("quant_method")) is not None:
+        return str(getattr(method, "value", method))
+    first = next(iter(tensors.values())).data
+    return str(first.dtype) if type(first) is Tensor else type(first).__name__
+
+
+def block_by_class(model: PreTrainedModel, path: str) -> nn.Module:
+    """The block at `path` as the model's class makes it, with room for plain weights in it.
+
+    Whatever a quantiser put in the place of the block's parts is not in it.
+    """
+    with torch.device("meta"):
+        block = type(model)(model.config).get_submodule(path)
+    device = next(model.parameters()).device
+    return block.to_empty(device=device).train(model.training)
+
+
+def stored(tensor: Tensor) -> Iterator[Tensor]:
+    """What a tensor keeps its values in: itself, or the parts of one that only looks like one."""
+    whole: Any = tensor
+    if is_traceable_wrapper_subclass(whole):
+        for name in whole.__tensor_flatten__()[0]:
+            yield from stored(getattr(whole, name))
+    else:
+        yield tensor
