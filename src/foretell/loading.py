@@ -51,7 +51,9 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
 
     Args:
         name: a directory, a Hub id, or a bundled model.
-        dtype: of the weights; None is the type they are stored in.
+        dtype: of the weights; None is the type they are stored in. transformers loads them in it,
+            so that what it computes from the config (the scale of Gemma's embeddings) is exact in
+            it too, and what a family keeps in float32 stays so.
 
     Raises:
         CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
@@ -61,7 +63,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     with _explained(where):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype="auto",
+            dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,  # or transformers asks on the terminal whether to run it
@@ -76,28 +78,29 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             raise CheckpointError(
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
-    if dtype is not None:
-        cast_parameters(model, dtype)
     return cast(PreTrainedModel, model.eval())
 
 
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights in place, and of nothing else.
 
-    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact.
+    Buffers keep theirs: rotary frequencies must stay exact. Others, which a family computes from
+    its config, may not fit afterwards: give `load_causal_lm` the type wherever a model is loaded.
     """
     for parameter in model.parameters():
         if parameter.is_floating_point():
             parameter.data = parameter.data.to(dtype)
 
 
-def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
-    """A causal LM of the config found at `name`, with random weights, in float32."""
+def new_causal_lm(
+    name: str | Path, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal LM of the config found at `name`, with random weights of type `dtype`."""
     where = resolve(name)
     with _explained(where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return cast(PreTrainedModel, model)
 
 

@@ -516,27 +516,29 @@ class MTPModel(nn.Module):
             path: a directory, a Hub id, or the name of a bundled model.
             backbone: put the heads on this model instead of the one they refer to; it must be the
                 same one, by fingerprint.
-            dtype: of the weights; "auto" is the type they are stored in.
+            dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
+                has its own already.
             device: where to put the model.
 
         Raises:
             CheckpointError: a file is missing, truncated or foreign, or the backbone is another
                 one.
+            InputError: there is no model at `path`, or `dtype` is no type for one.
         """
+        wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
+        source = where if stored is None or stored.backbone.path is None else stored.backbone.path
         if backbone is None:
-            source = (
-                where if stored is None or stored.backbone.path is None else stored.backbone.path
-            )
-            backbone = load_causal_lm(source)
+            backbone = load_causal_lm(source, wanted)
             tokenizer_path = source
         else:
             tokenizer_path = where
         if stored is not None:
-            _check_fingerprint(backbone, stored.backbone, where)
-        if isinstance(dtype, torch.dtype):
-            cast_parameters(backbone, dtype)
+            checked = backbone
+            if wanted == torch.float16 and fingerprint(backbone) != stored.backbone.fingerprint:
+                checked = load_causal_lm(source)  # float16 rounds what the fingerprint does not
+            _check_fingerprint(checked, stored.backbone, where)
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
         try:
@@ -602,6 +604,21 @@ class MTPModel(nn.Module):
                 + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
             )
         self.require_head().load_state_dict(given)
+
+
+def _weights_type(dtype: torch.dtype | str, backbone: PreTrainedModel | None) -> torch.dtype | None:
+    """The type to load weights in; None where they stay as they are."""
+    if dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f'dtype is {dtype!r}; give "auto" or a type such as torch.bfloat16.')
+    if backbone is not None and backbone.dtype != found:
+        raise InputError(
+            f"dtype is {found}, and the backbone that is given has {backbone.dtype}; load it in "
+            "the type wanted."
+        )
+    return found
 
 
 def _check_fingerprint(

@@ -209,14 +209,14 @@ def _parse_settings(pairs: list[str]) -> dict[str, Any]:
 def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
     """The model to train: random weights under `pretrain`, given ones under all other recipes."""
     torch.manual_seed(config.seed)
-    dtype = torch.float32 if device.type == "cpu" else None
+    dtype = _dtype(config, device)
     if config.recipe == "native":
         model = MTPModel.from_pretrained(name, dtype=dtype or "auto", device=device)
         if model.head is None:
             raise InputError(f"{name}: has no heads to train on; recipe frozen or joint adds some.")
         return model
     if config.recipe == "pretrain":
-        backbone = new_causal_lm(name, config.seed)
+        backbone = new_causal_lm(name, config.seed, dtype or torch.float32)
     else:
         if is_foretell_directory(Path(resolve(name))):
             raise InputError(
@@ -226,6 +226,14 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
         backbone = load_causal_lm(name, dtype)
     backbone.to(device)  # type: ignore[arg-type]
     return MTPModel(backbone, config.head)
+
+
+def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """What the backbone is loaded in: the type it is to train in; None where it stays as stored."""
+    if config.precision == "bf16":
+        return torch.bfloat16
+    learns = config.backbone_learns and config.recipe != "lora"
+    return torch.float32 if learns or device.type == "cpu" else None
 
 
 def reference(name: str, model: MTPModel) -> str:
