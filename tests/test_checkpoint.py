@@ -208,7 +208,9 @@ def test_a_backbone_that_has_changed_beside_its_heads_is_refused(saved: Path) ->
 def test_a_backbone_that_has_moved_is_named(small_llama, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone" / "away")
     ft.MTPModel(small_llama, SHAPES["parallel"]).save_pretrained(tmp_path / "h", backbone_path=gone)
-    one_line(InputError, lambda: ft.MTPModel.from_pretrained(tmp_path / "h"), gone)
+    one_line(
+        CheckpointError, lambda: ft.MTPModel.from_pretrained(tmp_path / "h"), gone, "--backbone"
+    )
 
 
 # -- damaged files ------------------------------------------------------------------------------
@@ -286,7 +288,7 @@ def test_a_truncated_or_foreign_heads_file_is_refused(saved: Path, damage) -> No
         CheckpointError,
         lambda: ft.MTPModel.from_pretrained(saved),
         str(file),
-        "not a whole safetensors",
+        "not a whole",
     )
 
 
@@ -306,7 +308,7 @@ def test_a_missing_heads_file_is_named(saved: Path) -> None:
         (lambda t: t.pop("norms.1.weight"), ["norms.1.weight", "(32,) expected, none found"]),
         (lambda t: t.update(extra=torch.zeros(3)), ["extra", "none expected, (3,) found"]),
         (lambda t: t.update({"norms.0.weight": torch.zeros(5)}), ["(32,) expected, (5,) found"]),
-        (lambda t: t.clear() or t.update(x=torch.zeros(1)), ["and", "more"]),
+        (lambda t: t.clear() or t.update(x=torch.zeros(1), y=torch.zeros(1)), ["and", "more"]),
     ],
 )
 def test_foreign_head_tensors_are_named(saved: Path, edit, parts: list[str]) -> None:
@@ -384,22 +386,97 @@ def test_saving_that_fails_leaves_the_target_untouched(
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "down"
 
-    def fail_halfway() -> None:
-        with replacing(target) as work:
-            (work / "a").write_text("half")
-            raise ZeroDivisionError
+    def save(*names: str, fails: bool = False) -> None:
+        with replacing(target, ["old*"], marks=["mark"]) as work:
+            for name in names:
+                (work / name).write_text(names[-1])
+            if fails:
+                raise ZeroDivisionError
+
+    def found() -> dict[str, str]:
+        assert list(target.parent.iterdir()) == [target]
+        return {file.name: file.read_text() for file in target.iterdir()}
 
     with pytest.raises(ZeroDivisionError):
-        fail_halfway()
+        save("mark", "a", fails=True)
     assert list(target.parent.iterdir()) == []
-    with replacing(target) as work:
-        (work / "a").write_text("one")
-        (work / "b").write_text("one")
-    with replacing(target) as work:
-        (work / "a").write_text("two")
-        assert (target / "a").read_text() == "one"
-    assert {file.name: file.read_text() for file in target.iterdir()} == {"a": "two", "b": "one"}
-    assert list(target.parent.iterdir()) == [target]
+    save("mark", "old", "one")
+    (target / "mine").write_text("kept")
+    before = found()
+    with pytest.raises(ZeroDivisionError):
+        save("mark", "one", "two", fails=True)
+    assert found() == before
+    save("mark", "one", "two")
+    assert found() == {"mark": "two", "one": "two", "two": "two", "mine": "kept"}
+
+
+def test_a_save_that_dies_halfway_leaves_no_directory_that_looks_whole(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def save(text: str) -> None:
+        with replacing(tmp_path / "m", marks=["mark"]) as work:
+            for name in ("a", "mark", "z"):
+                (work / name).write_text(text)
+
+    save("old")
+    moved: list[Path] = []
+    move = foretell.checkpoint.os.replace
+
+    def counting(source, target) -> None:
+        looks_whole = (tmp_path / "m" / "mark").exists()
+        assert looks_whole == (not moved)
+        moved.append(Path(target))
+        move(source, target)
+
+    monkeypatch.setattr(foretell.checkpoint.os, "replace", counting)
+    save("new")
+    assert [path.name for path in moved] == ["mark", "a", "z", "a", "z", "mark"]
+    assert {path.read_text() for path in (tmp_path / "m").iterdir()} == {"new"}
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "model.safetensors", "config.json", "data/a.txt"])
+def test_a_directory_that_is_not_ours_is_left_alone(small_llama, tmp_path: Path, file: str) -> None:
+    (tmp_path / "mine" / file).parent.mkdir(parents=True)
+    (tmp_path / "mine" / file).write_text("text")
+    model = ft.MTPModel(small_llama, SHAPES["parallel"])
+    one_line(
+        CheckpointError,
+        lambda: model.save_pretrained(tmp_path / "mine"),
+        "may be somebody else's",
+        file.split("/")[0],
+    )
+    assert listing(tmp_path) == {f"mine/{file}": b"text"}
+
+
+def test_an_empty_directory_and_one_with_hidden_files_are_saved_to(
+    small_llama, tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    for _ in range(2):  # and what was saved before
+        ft.MTPModel(small_llama, SHAPES["parallel"]).save_pretrained(tmp_path)
+    assert ft.MTPModel.from_pretrained(tmp_path).depth == 2
+    assert (tmp_path / ".git").is_dir()
+
+
+@pytest.mark.parametrize("place", ["link", ".", "~/model", "relative", "dangling", "deep/../model"])
+@pytest.mark.parametrize("again", [False, True])
+def test_every_way_to_name_a_directory(
+    small_llama, tmp_path: Path, monkeypatch, place: str, again: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "not-yet")
+    monkeypatch.chdir(tmp_path / "real" if place == "." else tmp_path)
+    model = ft.MTPModel(small_llama, SHAPES["parallel"])
+    for _ in range(1 + again):
+        model.save_pretrained(place)
+    assert same_model(model, ft.MTPModel.from_pretrained(place))
+    assert Path("foretell.json" if place == "." else ".").exists()  # the shell's place is there
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dangling").is_symlink()
+    assert not (tmp_path / "~").exists()
 
 
 def test_saving_onto_a_file_is_refused(small_llama, tmp_path: Path) -> None:

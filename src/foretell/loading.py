@@ -5,7 +5,8 @@ an error, as is everything else that would leave a model silently wrong.
 """
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -23,8 +24,25 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foretell.checkpoint import CONFIG_FILES
+from foretell.checkpoint import CONFIG_FILES, GGUF, open_tensors, read_object, require_itself
 from foretell.errors import BackboneError, CheckpointError, InputError
+from foretell.provenance import local_path
+
+INDEX = "model.safetensors.index.json"
+_WRAPPERS = re.compile(
+    r"(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model|base_layer)\."
+)
+"""What torch.compile, DDP, FSDP, activation checkpointing and peft put into names."""
+
+_OTHER_WEIGHTS = {
+    **dict.fromkeys(
+        ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+        "is a pickle file, which can run code when it is read, and is not read; convert it to "
+        "safetensors.",
+    ),
+    "*.gguf": GGUF,
+    "*.safetensors": "is not called model.safetensors, and no index names it; rename it.",
+}
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
@@ -34,11 +52,13 @@ def resolve(name: str | Path) -> str:
     """The directory of a bundled model, or `name` itself where it is a directory or a Hub id."""
     if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
         return str(files("foretell") / "bundled" / name)
-    path = Path(name)
+    path = local_path(name)
     if path.is_dir() and str(name):
-        return str(name)
+        return str(path)
     if isinstance(name, str) and name.count("/") == 1 and not path.exists():
         return _find_on_hub(name)
+    if path.suffix == ".gguf" and path.is_file():
+        raise InputError(f"model {str(name)!r} {GGUF}")
     problem = "is a file, not a model directory" if path.is_file() else "does not exist"
     raise InputError(
         f"model {str(name)!r} {problem}; "
@@ -60,7 +80,8 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
         BackboneError: it is no causal LM.
     """
     where = resolve(name)
-    with _explained(where):
+    _check_generation(where)
+    with _explained(where, check=_check_weights):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype="auto" if dtype is None else dtype,
@@ -72,6 +93,11 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     model, info = loaded
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    if wrapped := _wrapped(missing, info["unexpected_keys"]):
+        raise CheckpointError(
+            f"{where}: holds {wrapped[0]} for {wrapped[1]}, a name that a wrapper (torch.compile, "
+            "DDP, FSDP, peft) left; save the model that is inside of the wrapper."
+        )
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
@@ -107,7 +133,7 @@ def new_causal_lm(
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model."""
     where = resolve(name)
-    with _explained(where, "its tokenizer"):
+    with _explained(where, "its tokenizer", _check_tokenizer):
         found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     return cast(PreTrainedTokenizerBase, found)
 
@@ -137,8 +163,10 @@ def _find_on_hub(name: str) -> str:
 
 
 @contextmanager
-def _explained(where: str, what: str = "the model") -> Iterator[None]:
-    """Turn what transformers raises into one line."""
+def _explained(
+    where: str, what: str = "the model", check: Callable[[Path], object] = lambda directory: None
+) -> Iterator[None]:
+    """Turn what transformers raises into one line; `check` may find the file that is to blame."""
     try:
         with _quiet("transformers.modeling_utils"):
             yield
@@ -151,7 +179,94 @@ def _explained(where: str, what: str = "the model") -> Iterator[None]:
                 f"{where}: {what} brings code of its own, which is not run; only what transformers "
                 "itself knows is loaded."
             ) from None
+        if (directory := _directory(where)) is not None:
+            _read_config(directory)
+            check(directory)
+        if "attn_implementation" in reason or "has been toggled on" in reason:
+            raise CheckpointError(
+                f"{where}: config.json asks for an attention that cannot be had here "
+                f"({_shorten(reason)}); install it, or take attn_implementation out of that file."
+            ) from None
         raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
+
+
+def _directory(where: str) -> Path | None:
+    """Where a model's files lie on this machine, in the Hub's cache too; None where they do not."""
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        found = try_to_load_from_cache(where, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """What every model has to have."""
+    if not (directory / "config.json").exists() and (found := sorted(directory.glob("*.gguf"))):
+        raise CheckpointError(f"{found[0]}: {GGUF}")
+    return read_object(directory / "config.json")
+
+
+def _check_generation(where: str) -> None:
+    """Raise for a broken file, which transformers passes over, and how generation ends with it."""
+    directory = _directory(where)
+    if directory is not None and (path := directory / "generation_config.json").exists():
+        read_object(path)
+
+
+def _check_weights(directory: Path) -> None:
+    """Raise for the first file of weights that is not there, or not whole."""
+    for path in _weight_files(directory):
+        with open_tensors(path):
+            pass
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    named = _read_config(directory).get("transformers_weights")
+    single, index = (directory / name for name in ("model.safetensors", INDEX))
+    if isinstance(named, str):
+        return [directory / named]
+    if single.exists():
+        return [single]
+    if index.exists():
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
+            raise CheckpointError(f"{index}: has no weight_map of names to files; fetch it again.")
+        return [directory / file for file in sorted(set(files.values()))]
+    for pattern, problem in _OTHER_WEIGHTS.items():
+        if found := sorted(directory.glob(pattern)):
+            raise CheckpointError(f"{found[0]}: {problem}")
+    raise CheckpointError(f"{directory}: has no model.safetensors; fetch the weights too.")
+
+
+def _check_tokenizer(directory: Path) -> None:
+    """Raise where there is none, or for its first file that is not whole."""
+    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+    found = sorted({path for kind in kinds for path in directory.glob(kind)})
+    for path in found:
+        require_itself(path)
+        if path.suffix == ".json":
+            read_object(path)
+    if not found or [path.name for path in found] == ["tokenizer_config.json"]:
+        raise CheckpointError(
+            f"{directory}: has no tokenizer beside the weights (tokenizer.json, tokenizer.model); "
+            "copy the model's own there."
+        )
+
+
+def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, str] | None:
+    """A name with what a wrapper put into it, and the missing one that it stands for."""
+    for name in sorted(unexpected):
+        plain = _WRAPPERS.sub("", name)
+        if plain != name and plain in missing:
+            return name, plain
+    for name in sorted(missing)[:1]:
+        for other in sorted(unexpected):
+            prefix = other.removesuffix(name)
+            if prefix != other and all(f"{prefix}{each}" in unexpected for each in missing):
+                return other, name
+    return None
 
 
 @contextmanager

@@ -60,6 +60,7 @@ from foretell.objective import (
     all_depths,
     depth_by_depth,
 )
+from foretell.provenance import local_path
 from foretell.targets import depth_targets, tokens_ahead
 
 log = logging.getLogger(__name__)
@@ -506,7 +507,7 @@ class MTPModel(nn.Module):
         cls,
         path: str | Path,
         *,
-        backbone: PreTrainedModel | None = None,
+        backbone: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
     ) -> "MTPModel":
@@ -514,8 +515,8 @@ class MTPModel(nn.Module):
 
         Args:
             path: a directory, a Hub id, or the name of a bundled model.
-            backbone: put the heads on this model instead of the one they refer to; it must be the
-                same one, by fingerprint.
+            backbone: put the heads on this model, or the one that lies there, instead of the one
+                they refer to; it must be the same one, by fingerprint.
             dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
                 has its own already.
             device: where to put the model.
@@ -528,16 +529,16 @@ class MTPModel(nn.Module):
         wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-        source = where if stored is None or stored.backbone.path is None else stored.backbone.path
-        if backbone is None:
-            backbone = load_causal_lm(source, wanted)
-            tokenizer_path = source
+        if isinstance(backbone, PreTrainedModel):
+            source = tokenizer_path = where
         else:
-            tokenizer_path = where
+            source = tokenizer_path = _backbone_of(where, stored, backbone)
+            backbone = load_causal_lm(source, wanted)
         if stored is not None:
             checked = backbone
-            if wanted == torch.float16 and fingerprint(backbone) != stored.backbone.fingerprint:
-                checked = load_causal_lm(source)  # float16 rounds what the fingerprint does not
+            same = fingerprint(backbone) == stored.backbone.fingerprint
+            if wanted == torch.float16 and not same:  # it rounds what the fingerprint does not
+                checked = load_causal_lm(source)
             _check_fingerprint(checked, stored.backbone, where)
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
@@ -554,14 +555,16 @@ class MTPModel(nn.Module):
         return model.eval()
 
     def save_pretrained(
-        self, path: str | Path, *, backbone_path: str | None = None, tokenizer: Any = None
+        self, path: str | Path, *, backbone_path: str | Path | None = None, tokenizer: Any = None
     ) -> None:
         """Write the model to a directory, all of it or nothing.
 
         Args:
-            path: where to. Existing files of the same names are replaced.
-            backbone_path: where the backbone can be loaded from: then only the heads are stored.
-                None stores the backbone beside them, as an ordinary checkpoint.
+            path: where to: a new or an empty directory, or one with heads that were saved to it,
+                which are replaced; other files there stay.
+            backbone_path: where the backbone can be loaded from: then only the heads are stored,
+                with the full path of that directory, or the Hub id. None stores the backbone beside
+                them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
         """
         # What an earlier save left and this one does not write would not fit any more.
@@ -582,7 +585,7 @@ class MTPModel(nn.Module):
                 reference = BackboneReference(
                     self.fingerprint(),
                     type(self.lm).__name__,
-                    backbone_path,
+                    _full_path(backbone_path),
                     adapted=self.adapters is not None,
                 )
                 stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
@@ -606,14 +609,40 @@ class MTPModel(nn.Module):
         self.require_head().load_state_dict(given)
 
 
-def _weights_type(dtype: torch.dtype | str, backbone: PreTrainedModel | None) -> torch.dtype | None:
+def _full_path(backbone_path: str | Path | None) -> str | None:
+    """A directory's path as it holds from anywhere; a Hub id or a bundled model as it is."""
+    if backbone_path is None:
+        return None
+    path = local_path(backbone_path)
+    return str(path.absolute()) if path.is_dir() else str(backbone_path)
+
+
+def _backbone_of(where: str, stored: StoredHeads | None, given: str | Path | None) -> str:
+    """Where the backbone lies of the model at `where`; `given` goes before what its heads say."""
+    if given is not None and stored is None:
+        raise InputError(f"{where}: has no heads to put on the backbone at {given}.")
+    if given is not None:
+        return resolve(given)
+    if stored is None or stored.backbone.path is None:
+        return where
+    try:
+        return resolve(stored.backbone.path)
+    except InputError as error:
+        raise CheckpointError(
+            f"{config_file(Path(where))}: its backbone, {stored.backbone.path}, is not found "
+            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
+            "backbone=, or in that file."
+        ) from None
+
+
+def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | None:
     """The type to load weights in; None where they stay as they are."""
-    if dtype == "auto":
+    if isinstance(dtype, str) and dtype == "auto":
         return None
     found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
     if not isinstance(found, torch.dtype) or not found.is_floating_point:
         raise InputError(f'dtype is {dtype!r}; give "auto" or a type such as torch.bfloat16.')
-    if backbone is not None and backbone.dtype != found:
+    if isinstance(backbone, PreTrainedModel) and backbone.dtype != found:
         raise InputError(
             f"dtype is {found}, and the backbone that is given has {backbone.dtype}; load it in "
             "the type wanted."
@@ -634,7 +663,13 @@ def _check_fingerprint(
 
 
 def _head_config(stored: StoredHeads) -> HeadConfig:
-    return head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
+    """What to build, after a look at the tensors that are to fill it."""
+    config = head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
+    if config.modules > len(stored.tensors or {}):
+        raise HeadError(
+            f"heads of depth {config.depth} have more modules than {HEADS_FILE} has tensors."
+        )
+    return config
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -24,6 +24,7 @@ def distill(
     top_p: Annotated[float, typer.Option(help="Nucleus to draw from.")] = 1.0,
     batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
     seed: common.Seed = 0,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -45,7 +46,7 @@ def distill(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     tokenizer = common.tokenizer_of(model, loaded)
     found = prompts_of(read_documents(prompts), tokenizer, prompt_tokens, max_new_tokens)
     room = (loaded.backbone.max_length or sys.maxsize) - max_new_tokens

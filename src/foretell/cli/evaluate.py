@@ -42,6 +42,7 @@ def evaluate(
     lm_eval_limit: Annotated[
         int | None, typer.Option(help="Questions of each task of lm-eval; all by default.")
     ] = None,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -56,7 +57,7 @@ def evaluate(
     if lm_eval is not None:
         require_harness()
     beside = [] if baselines is None else _baselines(baselines, data)
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     found = _measure(model, loaded, data, block_size, blocks)
     rows = [*_rows(found), {"table": "quality", "depth": 0, **_bits(found.bits())}, *beside]
     rows = [{"model": model, **row} for row in rows]

@@ -51,7 +51,7 @@ def export(
         common.console.print(f"{name:<12}{value}")
     common.console.print(f"Serve: {done.serve}")
     if push is not None:
-        common.console.print(f"Uploaded: {upload(out, push)}")
+        common.console.print(f"Uploaded: {upload(done.directory, push)}")
     row = {"model": model, "method": done.kind, "depth": done.depth, "parameters": done.parameters}
     settings = {"layout": to, "serve": done.serve, **done.layout.contract.to_dict()}
     _save(json, "export", settings, row)

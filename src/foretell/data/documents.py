@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from foretell.errors import InputError
+from foretell.provenance import local_path
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 """A file with one of these names is one document."""
@@ -106,7 +107,7 @@ def read_documents(path: str | Path) -> Iterator[Document]:
         return _read_stdlib(str(path))
     if str(path).startswith("hub:"):
         return _read_hub(str(path))
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         files = _files_in(path)
         base = path

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foretell.errors import InputError
 from foretell.model import MTPModel
-from foretell.provenance import read_result
+from foretell.provenance import local_path, read_result
 
 if TYPE_CHECKING:
     from foretell.formats.base import Layout
@@ -74,6 +74,7 @@ def _front() -> list[str]:
 
 
 def _training(source: Path) -> list[str]:
+    source = source.resolve()  # a link, or "."
     files = [source.parent / name for name in RUN]
     if source.name != "model" or not all(file.is_file() for file in files):
         return ["Not on record: the model did not lie in the directory of its run."]
@@ -92,7 +93,7 @@ def _figures(results: Sequence[Path]) -> list[str]:
         return ["None were given; measure with `foretell eval` or `foretell bench --json`."]
     lines: list[str] = []
     for path in results:
-        if not path.is_file():
+        if not local_path(path).is_file():
             raise InputError(f"{path}: is no result file.")
         result = read_result(path)
         origin = result.provenance

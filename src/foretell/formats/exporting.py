@@ -14,6 +14,7 @@ from foretell.formats.files import Checkpoint, as_stored, require_plain, write_c
 from foretell.formats.importing import SUPERSEDED, local_directory, scratch
 from foretell.formats.registry import layout
 from foretell.model import MTPModel
+from foretell.provenance import local_path
 
 CONTRACT = "foretell-contract.json"
 BACKBONE = "backbone"
@@ -65,6 +66,7 @@ def export(
         HeadError: the layout cannot express the heads, or the model; with the reason.
         CheckpointError: the backbone's files are not as they should be.
     """
+    out = local_path(out)
     target, where = layout(to), local_directory(name)
     model, source = _load(where)
     base = Checkpoint(local_directory(source))
@@ -76,7 +78,7 @@ def export(
     inside = target.apart and base.directory.resolve() == where.resolve()
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
     serve = target.command(model).format(out=out, model=reference, depth=depth)
-    with replacing(out, SUPERSEDED) as work:
+    with replacing(out, SUPERSEDED, marks=(CONTRACT,)) as work:
         if like is None:
             target.save(model, base, work)
         else:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foretell.checkpoint import open_tensors, read_object
 from foretell.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -108,16 +108,7 @@ class Checkpoint:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object."""
-        path = self.path(name)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: is not JSON ({error}).") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: is not a JSON object.")
-        return value
+        return read_object(self.path(name))
 
     def tensors(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         """The tensors whose names are wanted, as they are stored."""
@@ -138,14 +129,8 @@ class Checkpoint:
     @contextmanager
     def open(self, file: str) -> Iterator[Any]:
         """A shard."""
-        path = self.path(file)
-        try:
-            with safe_open(path, framework="pt") as handle:
-                yield handle
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: is not a whole safetensors file ({error}); fetch it again."
-            ) from None
+        with open_tensors(self.path(file)) as handle:
+            yield handle
 
     def _find_tensors(self) -> dict[str, str]:
         if (self.directory / INDEX).exists():

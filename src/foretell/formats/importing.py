@@ -31,6 +31,7 @@ from foretell.formats.files import CONFIG, Checkpoint, require_plain, write_chec
 from foretell.formats.registry import recognise
 from foretell.loading import load_causal_lm, resolve
 from foretell.model import MTPModel
+from foretell.provenance import local_path
 
 SUPERSEDED = (*CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json")
 """What an earlier import or export may have left in the directory."""
@@ -118,8 +119,7 @@ def _backbone(
 
 
 def _reference(name: str | Path) -> str:
-    where = Path(resolve(name))
-    return str(where.resolve()) if where.is_dir() and Path(str(name)).exists() else str(name)
+    return str(local_path(name).resolve()) if local_path(name).is_dir() else str(name)
 
 
 def _check_shapes(base: Checkpoint) -> None:
