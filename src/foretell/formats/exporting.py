@@ -3,16 +3,16 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from tempfile import TemporaryDirectory
 
 from foretell.checkpoint import is_foretell_directory, read_heads, replacing
 from foretell.errors import CheckpointError, HeadError, InputError
-from foretell.formats.base import OUTPUT, Layout, original
+from foretell.formats.base import OUTPUT, Layout
 from foretell.formats.card import write_card
-from foretell.formats.files import Checkpoint, as_stored, require_plain, write_checkpoint
-from foretell.formats.importing import SUPERSEDED, local_directory, scratch
+from foretell.formats.files import Checkpoint, require_plain, write_checkpoint
+from foretell.formats.importing import SUPERSEDED, local_directory
 from foretell.formats.registry import layout
+from foretell.formats.tying import as_engines_read
 from foretell.model import MTPModel
 from foretell.provenance import local_path
 
@@ -59,7 +59,8 @@ def export(
         to: a layout's name.
         out: where to; all of it is written, or nothing.
         like: the released checkpoint that the model was made from: what transformers drops when it
-            loads one (vision towers, say) is taken from there, and types are its.
+            loads one (vision towers, say) is taken from there, and types are its where that
+            rounds nothing.
         results: result files whose figures the card shows.
 
     Raises:
@@ -69,23 +70,27 @@ def export(
     out = local_path(out)
     target, where = layout(to), local_directory(name)
     model, source = _load(where)
-    base = Checkpoint(local_directory(source))
-    if out.resolve() in (where.resolve(), base.directory.resolve()):
+    stored = Checkpoint(local_directory(source))
+    if out.resolve() in (where.resolve(), stored.directory.resolve()):
         raise InputError(f"{out}: is where the model lies; export to another directory.")
-    require_plain(base)
+    require_plain(stored)
+    base = as_engines_read(stored, model.lm)
     target.check(model, base)
     depth = model.depth
-    inside = target.apart and base.directory.resolve() == where.resolve()
+    beside = base is not stored or base.directory.resolve() == where.resolve()
+    inside = target.apart and beside
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
     serve = target.command(model).format(out=out, model=reference, depth=depth)
     with replacing(out, SUPERSEDED, marks=(CONTRACT,)) as work:
         if like is None:
             target.save(model, base, work)
         else:
-            with scratch(work.parent) as merged:
-                _merge(Checkpoint(local_directory(like)), base, target, merged)
-                target.save(model, Checkpoint(merged), work)
-        if inside:  # an engine would take heads.safetensors for a part of the backbone
+            template = Checkpoint(local_directory(like))
+            require_plain(template)
+            with TemporaryDirectory(dir=work) as merged:
+                _merge(as_engines_read(template, model.lm), base, model, target, Path(merged))
+                target.save(model, Checkpoint(Path(merged)), work)
+        if inside:  # an engine reads every *.safetensors, and not every name
             (work / BACKBONE).mkdir()
             write_checkpoint(base, work / BACKBONE)
         contract = {"layout": target.name, **target.contract.to_dict()}
@@ -96,16 +101,19 @@ def export(
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:
-    """The model, and where its backbone lies."""
+    """The model, its heads in the type they are stored in, and where its backbone lies."""
     if not is_foretell_directory(where):
         raise InputError(f"{where}: has no heads to export; train some with `foretell train`.")
-    reference = read_heads(where).backbone
+    stored = read_heads(where)
+    reference = stored.backbone
     if reference.adapted:
         raise HeadError(
             f"{where}: its backbone has adapters, which no layout holds; merge them first "
             "(train with --set lora.merge=true)."
         )
-    return MTPModel.from_pretrained(where), reference.path or str(where)
+    model = MTPModel.from_pretrained(where)  # which rounds heads to the backbone's type
+    model.require_head().load_state_dict(stored.tensors or {}, assign=True)
+    return model, reference.path or str(where)
 
 
 def _served(source: str, where: Path, base: Checkpoint) -> str:
@@ -113,20 +121,18 @@ def _served(source: str, where: Path, base: Checkpoint) -> str:
     return str(base.directory) if source == str(where) or Path(source).is_dir() else source
 
 
-def _merge(template: Checkpoint, base: Checkpoint, target: Layout, out: Path) -> None:
-    """`template` with the tensors of `base` in their places."""
-    require_plain(template)
+def _merge(
+    template: Checkpoint, base: Checkpoint, model: MTPModel, target: Layout, out: Path
+) -> None:
+    """`template` with the tensors of `base`, which `model` was loaded from, in their places."""
     extra = sorted(base.files.keys() - template.files.keys())
     if extra:
         raise CheckpointError(
             f"{template.directory}: has no {extra[0]}, which the model has; it was not made from "
             "this checkpoint."
         )
-    moved: dict[str, Tensor] = {}
-    for name, tensor in base.tensors(lambda name: True).items():
-        stored = template.tensor(name)
-        moved[name] = as_stored(tensor, stored, name)
+    moved = base.tensors(lambda name: True)
     if OUTPUT in template.files and OUTPUT not in moved:  # tied, and stored all the same
-        moved[OUTPUT] = as_stored(original(base, OUTPUT), template.tensor(OUTPUT), OUTPUT)
+        moved[OUTPUT] = model.backbone.output.weight
     repeated = {name for name in template.files if target.repeats(name, template)}
     write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)

@@ -4,11 +4,13 @@ A directory from elsewhere may hold anything. Only JSON and safetensors are read
 which can run code; every file must lie inside the directory, and an index must say what is there.
 """
 
+import copy
 import json
 import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
@@ -55,6 +57,7 @@ class Checkpoint:
     Attributes:
         config: of the model, plain values.
         files: the name of the file that holds each tensor.
+        stored: what a tensor is called in its file, where that is another name.
 
     Raises:
         CheckpointError: a file is missing, damaged, a pickle or outside the directory, a tensor
@@ -72,12 +75,32 @@ class Checkpoint:
                 "them into the weights first."
             )
         self.files = self._find_tensors()
+        self.stored: dict[str, str] = {}
         for name, file in self.files.items():
             if not _TENSOR_NAME.fullmatch(name):
                 raise CheckpointError(
                     f"{directory / file}: holds a tensor called {name!r}, which is no name of a "
                     "tensor; get the checkpoint from its source."
                 )
+
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """The same checkpoint, some of its tensors under other names: what they are called, and
+        what they shall be.
+        """
+        other = copy.copy(self)
+        other.files = {names.get(name, name): file for name, file in self.files.items()}
+        other.stored = {names.get(name, name): self.name_in_file(name) for name in self.files}
+        return other
+
+    def with_config(self, config: dict[str, Any]) -> "Checkpoint":
+        """The same tensors with another config."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
+    def name_in_file(self, name: str) -> str:
+        """What tensor `name` is called where it is stored."""
+        return self.stored.get(name, name)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -113,18 +136,18 @@ class Checkpoint:
     def tensors(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         """The tensors whose names are wanted, as they are stored."""
         found: dict[str, Tensor] = {}
-        for file in sorted(set(self.files.values())):
+        names = sorted(filter(wanted, self.files), key=self.files.__getitem__)
+        for file, held in groupby(names, self.files.__getitem__):
             with self.open(file) as handle:
-                for name in handle.keys():  # noqa: SIM118 - not a mapping
-                    if self.files.get(name) == file and wanted(name):
-                        found[name] = handle.get_tensor(name)
+                found |= {name: handle.get_tensor(self.name_in_file(name)) for name in held}
         return found
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as it is stored."""
         if name not in self.files:
             raise CheckpointError(f"{self.directory}: has no tensor {name}.")
-        return self.tensors(lambda other: other == name)[name]
+        with self.open(self.files[name]) as handle:
+            return cast(Tensor, handle.get_tensor(self.name_in_file(name)))
 
     @contextmanager
     def open(self, file: str) -> Iterator[Any]:
@@ -186,12 +209,13 @@ def write_checkpoint(
         base: what is copied: the weights, the config and what belongs to them.
         out: an existing directory.
         config: in place of its own.
-        replace: tensors by name; one that `base` has takes that one's type.
+        replace: tensors by name; no value of theirs is rounded, see `fitted`.
         drop: which of its tensors are left out.
     """
     replace = dict(replace or {})
+    config = base.config if config is None else config
     _copy_companions(base, out)
-    if config is None or config == base.config:
+    if config == base.read_json(CONFIG):
         shutil.copyfile(base.path(CONFIG), out / CONFIG)
     else:
         (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -213,10 +237,12 @@ def write_checkpoint(
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file; what shares memory is written out."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    save_file(plain, path, metadata={**(metadata or {}), "format": "pt"})
 
 
 def _write_shard(
@@ -228,24 +254,33 @@ def _write_shard(
     more: Mapping[str, Tensor],
 ) -> None:
     changed = [name for name in own if name in replace]
+    renamed = any(base.name_in_file(name) != name for name in own)
     held = sum(file == shard for file in base.files.values())
-    if not changed and not more and len(own) == held:
+    if not (changed or renamed or more) and len(own) == held:
         shutil.copyfile(base.path(shard), out / shard)
         return
-    tensors = base.tensors(lambda name: base.files[name] == shard and name in own)
+    tensors = base.tensors(set(own).__contains__)
     for name in changed:
-        tensors[name] = as_stored(replace[name], tensors[name], name)
+        tensors[name] = fitted(replace[name], tensors[name], name)
     if tensors or more:
-        save_tensors({**tensors, **more}, out / shard)
+        with base.open(shard) as handle:
+            metadata = handle.metadata()
+        save_tensors({**tensors, **more}, out / shard, metadata)
 
 
-def as_stored(tensor: Tensor, stored: Tensor, name: str) -> Tensor:
-    """`tensor` in the type of the one whose place it takes."""
+def fitted(tensor: Tensor, stored: Tensor, name: str) -> Tensor:
+    """`tensor` in the place of `stored`: in that one's type where it loses nothing, or in its own.
+
+    Raises:
+        CheckpointError: their shapes differ.
+    """
     if tensor.shape != stored.shape:
         raise CheckpointError(
             f"{name}: is {tuple(tensor.shape)} here and {tuple(stored.shape)} in the checkpoint."
         )
-    return tensor.detach().cpu().to(stored.dtype)
+    tensor = tensor.detach().cpu()
+    there = tensor.to(stored.dtype)
+    return there if torch.equal(there.to(tensor.dtype), tensor) else tensor
 
 
 def _copy_companions(base: Checkpoint, out: Path) -> None:

@@ -4,10 +4,6 @@ transformers drops native modules when it loads a checkpoint, and they are gone 
 `save_pretrained`. Here they become foretell's heads, with the backbone left where it lies.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -146,13 +142,3 @@ def _check_shared(loaded: Loaded, lm: PreTrainedModel, where: Path) -> None:
                 f"{where}: its {name} is not the backbone's, and foretell's heads have none of "
                 "their own; name the backbone they were trained on."
             )
-
-
-@contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """A directory that is gone afterwards."""
-    work = Path(tempfile.mkdtemp(prefix=".foretell.", dir=beside))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
