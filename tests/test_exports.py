@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 import families
 import foretell as ft
 import released
-from foretell.formats import LAYOUTS, export, huggingface, import_heads, layout
+from foretell.formats import LAYOUTS, Checkpoint, export, huggingface, import_heads, layout
 from foretell.loading import load_causal_lm
 
 IN_PLACE = {
@@ -117,3 +117,140 @@ def test_engines_read_the_embedding_under_either_name(
     torch.testing.assert_close(again.lm(tokens).logits, expected, rtol=1e-4, atol=1e-4)
     for key, tensor in model.head.state_dict().items():
         assert torch.equal(again.head.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize("stored", ["embedding", "output"])
+@pytest.mark.parametrize("nested", [False, True])
+def test_the_checkpoint_a_model_was_made_from_may_have_either_name(
+    tmp_path: Path, stored: str, nested: bool
+) -> None:
+    """As published, tied, under names as a vision model has them; then tuned and written back."""
+    source, name = tmp_path / "released", "qwen3_5"
+    lm = families.build("qwen3_5_text", tie_word_embeddings=True)
+    store(lm, source, stored, sharded=False)
+    tensors, inside = released.read(source), "model.language_model."
+    config = json.loads((source / "config.json").read_text())
+    generator = torch.Generator().manual_seed(1)
+    last = f"model.layers.{families.LAYERS - 1}."
+    shapes = released.MODULES[name] | {
+        released.BLOCKS[name] + key.removeprefix(last): tuple(tensor.shape)
+        for key, tensor in tensors.items()
+        if key.startswith(last)
+    }
+    tensors |= {key: torch.randn(shape, generator=generator) for key, shape in shapes.items()}
+    if nested:
+        vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2}
+        config = {"architectures": ["Qwen3_5ForConditionalGeneration"], "model_type": "qwen3_5",
+                  "text_config": config, "vision_config": vision,
+                  "tie_word_embeddings": True}  # fmt: skip
+        tensors = {
+            inside + key.removeprefix("model.") if key.startswith("model.") else key: tensor
+            for key, tensor in tensors.items()
+        }
+    config["mtp_num_hidden_layers"] = 1
+    (source / "config.json").write_text(json.dumps(config))
+    save_file(tensors, source / "model.safetensors", metadata={"format": "pt"})
+    import_heads(source, tmp_path / "heads")
+    model = ft.MTPModel.from_pretrained(tmp_path / "heads")
+    embedding = inside + "embed_tokens.weight" if nested else EMBEDDING
+    export(tmp_path / "heads", name, tmp_path / "same")
+    assert torch.equal(released.read(tmp_path / "same")[embedding], lm.lm_head.weight)
+    with torch.no_grad():
+        model.lm.get_input_embeddings().weight.add_(0.5)
+    model.save_pretrained(tmp_path / "tuned")
+    export(tmp_path / "tuned", name, tmp_path / "back", like=source)
+    after = released.read(tmp_path / "back")
+    assert after.keys() == tensors.keys() - {OUTPUT} | {embedding}
+    assert torch.equal(after[embedding], model.lm.get_input_embeddings().weight)
+
+
+# -- types --------------------------------------------------------------------------------------
+
+
+def as_trained(model: ft.MTPModel, where: Path) -> dict[str, torch.Tensor]:
+    """A bfloat16 backbone, heads trained in float32 and only referring to it."""
+    model.head.to(torch.float32)
+    with torch.no_grad():
+        for parameter in model.head.parameters():
+            parameter.add_(1e-4 * torch.randn_like(parameter))
+    model.save_pretrained(where / "model", backbone_path=str(where / "plain"))
+    return {key: tensor.clone() for key, tensor in model.head.state_dict().items()}
+
+
+@pytest.mark.parametrize("name", ["mimo", "deepseek_v3", "medusa", "eagle", "eagle3"])
+def test_heads_trained_in_float32_on_a_bfloat16_backbone_are_not_rounded(
+    tmp_path: Path, name: str
+) -> None:
+    lm = families.build({**IN_PLACE, **APART}[name]).to(torch.bfloat16)
+    lm.save_pretrained(tmp_path / "plain")
+    trained = as_trained(ft.MTPModel(lm, layout(name).head(1)), tmp_path)
+    export(tmp_path / "model", name, tmp_path / "out")
+    written = layout(name).load(Checkpoint(tmp_path / "out")).tensors
+    for key, tensor in trained.items():
+        assert released.same_bits(written[key], tensor), key
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "stored in float32, the backbone in bfloat16" in card
+    if name in IN_PLACE:
+        before, after = released.read(tmp_path / "plain"), released.read(tmp_path / "out")
+        assert all(released.same_bits(before[key], after[key]) for key in before)
+
+
+def test_heads_written_back_into_a_release_keep_what_they_learned(tmp_path: Path) -> None:
+    """What did not move has the bytes of the release; what moved, the values it moved to."""
+    released.write("glm4_moe", tmp_path / "plain", dtype=torch.bfloat16)
+    import_heads(tmp_path / "plain", tmp_path / "heads")
+    model = ft.MTPModel.from_pretrained(tmp_path / "heads", dtype=torch.float32)
+    moved = model.head.chain[0].projection.weight
+    with torch.no_grad():
+        moved.add_(1e-4)
+    model.save_pretrained(tmp_path / "model", backbone_path=str(tmp_path / "plain"))
+    for like in (None, tmp_path / "plain"):
+        export(tmp_path / "model", "glm4_moe", tmp_path / "out", like=like)
+        before, after = released.read(tmp_path / "plain"), released.read(tmp_path / "out")
+        changed = {key for key in before if not released.same_bits(before[key], after[key])}
+        assert changed == {f"model.layers.{families.LAYERS}.eh_proj.weight"}
+        assert after[changed.pop()].dtype == torch.float32
+        written = layout("glm4_moe").load(Checkpoint(tmp_path / "out")).tensors
+        assert torch.equal(written["chain.0.projection.weight"], moved)
+
+
+# -- what is said -------------------------------------------------------------------------------
+
+
+STREAM = ft.SequentialHeads.Config(depth=2, shared=True, recycle="stream", zero_first=True)
+SHOWN = [
+    ("vllm", ft.ParallelHeads.Config(depth=2, tap="final")),
+    ("vllm", ft.ParallelHeads.Config(depth=2, tap="final", variant="linear")),
+    ("vllm", ft.ResidualHeads.Config(depth=2)),
+    ("medusa", ft.ResidualHeads.Config(depth=2)),
+    ("vllm", STREAM),
+]
+
+
+@pytest.mark.parametrize(("name", "config"), SHOWN)
+def test_the_contract_that_is_shown_is_that_of_the_heads(tmp_path: Path, name: str, config) -> None:
+    ft.MTPModel(families.build("llama"), config).save_pretrained(tmp_path / "model")
+    done = export(tmp_path / "model", name, tmp_path / "out")
+    stated = json.loads((tmp_path / "out" / "foretell-contract.json").read_text())
+    assert stated == {"layout": name, **done.contract}
+    card = (tmp_path / "out" / "README.md").read_text()
+    chained = ("recycle", "zero_first", "norms", "modules", "rollout")
+    if config.kind == "sequential":
+        assert [stated[field] for field in chained] == ["stream", True, "own", "one", "token"]
+        assert "| recycle | stream |" in card
+    else:
+        assert stated["heads"] == config.kind
+        assert stated["depths"] == "up to the number of heads"
+        assert not stated.keys() & set(chained)
+        assert "recycle" not in card
+
+
+@pytest.mark.parametrize("name", ["vllm", "medusa"])
+def test_a_card_says_what_its_engine_needs(tmp_path: Path, name: str) -> None:
+    model = ft.MTPModel(families.build("llama"), layout(name).head(1))
+    model.save_pretrained(tmp_path / "model")
+    done = export(tmp_path / "model", name, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    installs = [line for line in (*done.notes, card) if "pip install" in line]
+    assert bool(installs) == (name == "vllm")
+    assert all("pip install --no-deps ." in line and "clone" in line for line in installs)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foretell.backbone import Backbone
 from foretell.errors import CheckpointError, HeadError, InputError
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain, Contract
 from foretell.formats.files import Checkpoint, write_checkpoint
 from foretell.formats.names import ModuleNames
 from foretell.heads.base import HeadConfig
@@ -57,14 +57,17 @@ class Layout(ABC):
 
     Attributes:
         name: on the command line.
-        contract: how its engines run it.
+        contract: how its engines run it; of several kinds of heads, that which is trained for by
+            default.
         serve: the command that serves what `save` wrote, with `{out}` and `{model}` filled in.
+        needs: what has to be installed beside the engine, in a sentence.
         apart: whether heads go into a directory of their own, without their backbone.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
     serve: ClassVar[str]
+    needs: ClassVar[str] = ""
     apart: ClassVar[bool] = False
 
     def head(self, depth: int, kind: str | None = None) -> HeadConfig:
@@ -84,6 +87,10 @@ class Layout(ABC):
 
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
         return self.contract.head(depth)
+
+    def contract_of(self, config: HeadConfig) -> Contract:
+        """How its engines run heads of `config`, which the layout can express."""
+        return self.contract
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
         """Why a backbone whose config is `base` cannot go into the layout; none: it can."""
@@ -153,6 +160,7 @@ class InPlace(Layout):
         most: how many modules the layout holds.
     """
 
+    contract: ClassVar[Chain]
     names: ClassVar[ModuleNames]
     families: ClassVar[tuple[str, ...]]
     counts: ClassVar[str]

@@ -4,11 +4,12 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from foretell.checkpoint import is_foretell_directory, read_heads, replacing
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats.base import OUTPUT, Layout
-from foretell.formats.card import write_card
+from foretell.formats.card import types, write_card
 from foretell.formats.files import Checkpoint, require_plain, write_checkpoint
 from foretell.formats.importing import SUPERSEDED, local_directory
 from foretell.formats.registry import layout
@@ -29,6 +30,8 @@ class Exported:
         layout: in which.
         directory: where.
         serve: the command that serves it.
+        notes: what else the user should know, in sentences.
+        contract: how its engines run it, plain values.
         parameters: of the heads.
         kind: of the heads.
         depth: how many tokens they were trained to predict.
@@ -37,6 +40,8 @@ class Exported:
     layout: Layout
     directory: Path
     serve: str
+    notes: list[str]
+    contract: dict[str, Any]
     parameters: int
     kind: str
     depth: int
@@ -76,7 +81,8 @@ def export(
     require_plain(stored)
     base = as_engines_read(stored, model.lm)
     target.check(model, base)
-    depth = model.depth
+    config, depth = model.require_head().config, model.depth
+    contract = target.contract_of(config).to_dict()
     beside = base is not stored or base.directory.resolve() == where.resolve()
     inside = target.apart and beside
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
@@ -93,11 +99,12 @@ def export(
         if inside:  # an engine reads every *.safetensors, and not every name
             (work / BACKBONE).mkdir()
             write_checkpoint(base, work / BACKBONE)
-        contract = {"layout": target.name, **target.contract.to_dict()}
-        (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
+        text = json.dumps({"layout": target.name, **contract}, indent=2)
+        (work / CONTRACT).write_text(text + "\n", encoding="utf-8")
         write_card(work, model, target, serve, reference, where, results or [])
     parameters = sum(p.numel() for p in model.require_head().parameters())
-    return Exported(target, out, serve, parameters, model.require_head().config.kind, depth)
+    notes = [note for note in (target.needs, types(model)) if note]
+    return Exported(target, out, serve, notes, contract, parameters, config.kind, depth)
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:

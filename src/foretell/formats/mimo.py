@@ -26,7 +26,7 @@ from foretell.formats.base import (
     original,
     require_block,
 )
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.files import Checkpoint, write_checkpoint
 from foretell.formats.names import ModuleNames
 from foretell.model import MTPModel
@@ -43,7 +43,7 @@ class MiMo(InPlace):
     """
 
     name = "mimo"
-    contract = Contract(engine="vLLM 0.32", concat="hidden, embedding", tap="last", zero_first=True)
+    contract = Chain(engine="vLLM 0.32", concat="hidden, embedding", tap="last", zero_first=True)
     serve = (
         "vllm serve {out} --speculative-config "
         """'{{"method": "mtp", "num_speculative_tokens": {depth}}}'"""

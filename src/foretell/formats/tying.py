@@ -1,8 +1,9 @@
 """A backbone's embedding and output head as engines read them.
 
-Where the two are one matrix, a checkpoint holds it under either name (`safetensors.save_model` keeps
-the first one by the alphabet, `lm_head.weight`), and transformers ties whichever is there. vLLM goes
-by `tie_word_embeddings` alone: it reads the matrix as the embedding, and leaves an output head out.
+Where the two are one matrix, a checkpoint holds it under either name (`safetensors.save_model`
+keeps the first one by the alphabet, `lm_head.weight`), and transformers ties whichever is there.
+vLLM goes by `tie_word_embeddings` alone: it reads the matrix as the embedding, and leaves out what
+is called an output head.
 """
 
 from typing import Any

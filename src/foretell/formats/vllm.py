@@ -7,6 +7,7 @@ keys); norms are RMSNorms, and Gemma's, which count from 1, are written as such.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from foretell.errors import HeadError
 from foretell.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded, require_block
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain, Contract, SideBySide
 from foretell.formats.eagle import SHAPE
 from foretell.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors
 from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
@@ -26,31 +27,47 @@ QK_NORMS = {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
 BLOCKS = tuple(LLAMA_BLOCK | a | b for a in (set(), QKV_BIAS) for b in (set(), QK_NORMS))
 
 
+ENGINE = "vLLM 0.32 with foretell's plugin"
+SIDE_BY_SIDE: dict[str, Contract] = {
+    kind: SideBySide(engine=ENGINE, heads=kind) for kind in ("parallel", "residual")
+}
+
+
 class Vllm(Layout):
     """Parallel, residual or shared sequential heads on any backbone that vLLM serves."""
 
     name = "vllm"
     apart = True
-    contract = Contract(
-        engine="vLLM 0.32 with foretell installed",
+    contract = Chain(
+        engine=ENGINE,
         concat="hidden, embedding",
         norms="own",
-        recycle="normed",
-        depths="sequential: as many as asked for; others: up to their depth",
     )
     serve = (
         "vllm serve {model} --speculative-config "
         """'{{"method": "mtp", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
     )
 
+    needs = (
+        "vLLM knows these heads by foretell's plugin, without which it does not start: run "
+        "`pip install --no-deps .` in a clone of foretell, in the environment that vLLM lies in."
+    )
+
     def command(self, model: MTPModel) -> str:
         return self.serve.replace('"mtp"', f'"{_method(model)}"')
 
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
-        if kind == "parallel":
-            return ParallelHeads.Config(depth=depth, tap="final")
-        return (
-            ResidualHeads.Config(depth=depth) if kind == "residual" else super()._head(depth, kind)
+        return SIDE_BY_SIDE.get(kind or "", self.contract).head(depth)
+
+    def contract_of(self, config: HeadConfig) -> Contract:
+        """With what the plugin is told by the heads' own config."""
+        if not isinstance(config, SequentialHeads.Config):
+            return SIDE_BY_SIDE[config.kind]
+        return replace(
+            self.contract,
+            recycle=config.recycle,
+            zero_first=config.zero_first,
+            norms=config.norms,
         )
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
