@@ -1,4 +1,7 @@
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -477,6 +480,63 @@ def test_every_way_to_name_a_directory(
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "dangling").is_symlink()
     assert not (tmp_path / "~").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from foretell.checkpoint import replacing
+
+with replacing(Path(sys.argv[1])) as work:
+    (work / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "one")], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "weights").read_text() == "half"
+    (tmp_path / ".one.mine").mkdir()
+    with replacing(tmp_path / "two") as live:
+        assert not left.exists()
+        (live / "weights").write_text("live")
+        with replacing(tmp_path / "two") as other:
+            assert live.exists()
+            (other / "weights").write_text("other")
+    assert (tmp_path / "two" / "weights").read_text() == "live"
+    assert {path.name for path in tmp_path.iterdir()} == {"two", ".one.mine"}
+
+
+def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Between its making and its locking another process may find it."""
+    lock, made = foretell.checkpoint._lock, []
+
+    def late(directory: Path) -> int:
+        made.append(directory)
+        if len(made) == 1:
+            raise BlockingIOError
+        held = lock(directory)
+        if len(made) == 2:
+            directory.rmdir()
+        return held
+
+    monkeypatch.setattr(foretell.checkpoint, "_lock", late)
+    with foretell.checkpoint.work_directory(tmp_path, "out") as work:
+        assert [work.exists(), len(made)] == [True, 3]
+
+
+def test_where_nothing_can_be_locked_nothing_is_taken_for_stale(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(foretell.checkpoint, "fcntl", None)
+    with replacing(tmp_path / "one") as live, replacing(tmp_path / "two"):
+        assert live.exists()
 
 
 def test_saving_onto_a_file_is_refused(small_llama, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 import families
@@ -254,3 +255,83 @@ def test_a_card_says_what_its_engine_needs(tmp_path: Path, name: str) -> None:
     installs = [line for line in (*done.notes, card) if "pip install" in line]
     assert bool(installs) == (name == "vllm")
     assert all("pip install --no-deps ." in line and "clone" in line for line in installs)
+
+
+# -- what lies beside the weights ---------------------------------------------------------------
+
+PLAIN = {
+    "tokenizer.json": "{}",
+    "chat_template.jinja": "one",
+    "additional_chat_templates/tools.jinja": "two",
+    "generation_config.json": '{"temperature": 0.6}',
+    "tekken.json": "{}",
+    "preprocessor_config.json": "{}",
+    "NOTICE": "of the release",
+}
+
+
+def in_hub_cache(files: Path, cache: Path) -> Path:
+    """A snapshot as the Hub's client keeps it: links to blobs."""
+    snapshot, blobs = cache / "snapshots" / "0123", cache / "blobs"
+    blobs.mkdir(parents=True)
+    for number, file in enumerate(path for path in files.rglob("*") if path.is_file()):
+        blob, link = blobs / str(number), snapshot / file.relative_to(files)
+        file.rename(blob)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    return snapshot
+
+
+def beside(where: Path) -> dict[str, str]:
+    return {name: (where / name).read_text() for name in PLAIN if (where / name).is_file()}
+
+
+def test_a_release_in_the_hubs_cache_is_copied_whole(tmp_path: Path) -> None:
+    released.write("glm4_moe", tmp_path / "plain", sharded=True)
+    for name, text in PLAIN.items():
+        (tmp_path / "plain" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "plain" / name).write_text(text)
+    source = in_hub_cache(tmp_path / "plain", tmp_path / "cache")
+    before = released.read(source)
+    import_heads(source, tmp_path / "heads")
+    export(tmp_path / "heads", "glm4_moe", tmp_path / "out")
+    assert beside(tmp_path / "out") == PLAIN
+    assert not any(path.is_symlink() for path in (tmp_path / "out").rglob("*"))
+    after = released.read(tmp_path / "out")
+    assert all(released.same_bits(before[key], after[key]) for key in before)
+    for file in (tmp_path / "out").glob("*.safetensors"):
+        with safe_open(file, framework="pt") as handle:
+            assert handle.metadata() == {"format": "pt"}
+
+
+def test_a_tuned_models_own_tokenizer_is_written_whole(tmp_path: Path) -> None:
+    """What it has of its own goes before what the release has, and no tokenizer is mixed."""
+    source, tuned = tmp_path / "released", tmp_path / "tuned"
+    released.write("glm4_moe", source)
+    for name, text in PLAIN.items():
+        (source / name).parent.mkdir(exist_ok=True)
+        (source / name).write_text(text)
+    import_heads(source, tmp_path / "heads")
+    ft.MTPModel.from_pretrained(tmp_path / "heads").save_pretrained(tuned)
+    own = {"tokenizer.json": '{"mine": 1}', "generation_config.json": '{"temperature": 0.9}'}
+    for name, text in own.items():
+        (tuned / name).write_text(text)
+    export(tuned, "glm4_moe", tmp_path / "out", like=source)
+    kept = ("preprocessor_config.json", "NOTICE")
+    assert beside(tmp_path / "out") == own | {name: PLAIN[name] for name in kept}
+
+
+def test_an_export_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
+    """Of another model, in the same directory: no backbone, template or card of the first."""
+    first = ft.MTPModel(families.build("llama"), layout("medusa").head(1))
+    first.save_pretrained(tmp_path / "first")
+    (tmp_path / "first" / "chat_template.jinja").write_text("one")
+    export(tmp_path / "first", "medusa", tmp_path / "out")
+    assert (tmp_path / "out" / "backbone" / "chat_template.jinja").is_file()
+    second = ft.MTPModel(families.build("qwen2"), layout("mimo").head(1))
+    second.save_pretrained(tmp_path / "second")
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    export(tmp_path / "second", "mimo", tmp_path / "out")
+    export(tmp_path / "second", "mimo", tmp_path / "fresh")
+    names = [{p.name for p in (tmp_path / x).iterdir()} for x in ("out", "fresh")]
+    assert names[0] == names[1] | {"notes.txt"}

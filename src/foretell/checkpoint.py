@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -22,12 +22,19 @@ from torch import Tensor
 from foretell.errors import CheckpointError
 from foretell.provenance import local_path
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 FORMAT_VERSION = 1
 CONFIG_FILE = "foretell.json"
 CONFIG_FILES = (CONFIG_FILE, "foretoken.json")
 """The names that are read: this package was called foretoken before its first release."""
 HEADS_FILE = "heads.safetensors"
 ADAPTERS_DIRECTORY = "adapters"
+WORK = ".foretell-"
+"""In the names of work directories."""
 
 GGUF = (
     "is a GGUF file, which llama.cpp reads; give the checkpoint that it was made from, in "
@@ -190,23 +197,13 @@ def replacing(
     """
     target = local_path(target).resolve()
     exists = _is_ours(target, marks)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        beside = target if exists else target.parent
-        work = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=beside))
-    except OSError as error:
-        raise CheckpointError(
-            f"{target}: cannot be written to ({error.strerror}); name another directory."
-        ) from None
-    try:
+    with work_directory(target if exists else target.parent, target) as work:
         yield work
         if exists:
             _move_in(work, target, superseded, marks)
         else:
             work.chmod(0o755)
             os.replace(work, target)
-    finally:
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _is_ours(target: Path, marks: Collection[str]) -> bool:
@@ -216,7 +213,8 @@ def _is_ours(target: Path, marks: Collection[str]) -> bool:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; name a directory to save to.")
     names = {path.name for path in target.iterdir() if not path.name.startswith(".")}
-    if names and names.isdisjoint(marks):
+    interrupted = any(target.glob(f".*{WORK}*"))  # a save that was killed while files changed places
+    if names and names.isdisjoint(marks) and not interrupted:
         raise CheckpointError(
             f"{target}: holds {min(names)} and no {min(marks)}, so it may be somebody else's; name "
             "a new or an empty directory."
@@ -232,10 +230,78 @@ def _move_in(work: Path, target: Path, superseded: Collection[str], marks: Colle
         for path in sorted(target.iterdir())
         if path.name in new or any(path.match(pattern) for pattern in superseded)
     ]
-    old = work.with_name(f"{work.name}.old")
-    old.mkdir()
-    for name in sorted(gone, key=marks.__contains__, reverse=True):
-        os.replace(target / name, old / name)
-    for name in sorted(new, key=marks.__contains__):
-        os.replace(work / name, target / name)
-    shutil.rmtree(old)
+    with work_directory(target, target) as old:
+        try:
+            for name in sorted(gone, key=marks.__contains__, reverse=True):
+                os.replace(target / name, old / name)
+            for name in sorted(new, key=marks.__contains__):
+                os.replace(work / name, target / name)
+        except BaseException:
+            for name in (name for name in new if not (work / name).exists()):
+                os.replace(target / name, work / name)
+            for path in old.iterdir():
+                os.replace(path, target / path.name)
+            raise
+
+
+@contextmanager
+def work_directory(beside: Path, target: Path) -> Iterator[Path]:
+    """A hidden directory in `beside`, gone afterwards, for what is to lie at `target`.
+
+    A process that is killed leaves it behind. It is locked while its process lives, whatever that
+    dies of; the next one that writes to the same place removes what nobody holds.
+
+    Raises:
+        CheckpointError: nothing can be written there.
+    """
+    try:
+        beside.mkdir(parents=True, exist_ok=True)
+        for stale in (*beside.glob(f".*{WORK}*"), *target.parent.glob(f".*{WORK}*")):
+            with suppress(OSError):  # it is in use, or gone, or cannot be told here
+                unheld = _lock(stale)
+                shutil.rmtree(stale, ignore_errors=True)
+                os.close(unheld)
+        work, held = _locked_directory(beside, f".{target.name}{WORK}")
+    except OSError as error:
+        raise CheckpointError(
+            f"{target}: cannot be written to ({error.strerror}); name another directory."
+        ) from None
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+        if held is not None:
+            os.close(held)
+
+
+def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int | None]:
+    """A new directory and its lock; without one, nobody removes it but its own process."""
+    while True:
+        work = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        try:
+            held = _lock(work)
+        except BlockingIOError:  # by a process that takes it for a stale one
+            continue
+        except OSError:  # not on this file system
+            return work, None
+        if work.exists():
+            return work, held
+        os.close(held)  # taken for a stale one, and removed, before it was locked
+
+
+def _lock(directory: Path) -> int:
+    """Lock a directory for as long as the descriptor is open in this process or a child of it.
+
+    Raises:
+        BlockingIOError: another one holds it.
+        OSError: it cannot be locked.
+    """
+    if fcntl is None:
+        raise OSError("there are no such locks on this system")
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held

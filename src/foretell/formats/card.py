@@ -62,10 +62,7 @@ def write_card(
         "",
         "| | |",
         "|---|---|",
-        *(
-            f"| {name} | {value} |"
-            for name, value in layout.contract_of(head.config).to_dict().items()
-        ),
+        *(f"| {name} | {value} |" for name, value in contract.items()),
         "",
         "## Figures",
         "",

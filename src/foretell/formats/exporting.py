@@ -10,16 +10,20 @@ from foretell.checkpoint import is_foretell_directory, read_heads, replacing
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats.base import OUTPUT, Layout
 from foretell.formats.card import types, write_card
-from foretell.formats.files import Checkpoint, require_plain, write_checkpoint
-from foretell.formats.importing import SUPERSEDED, local_directory
+from foretell.formats.files import (
+    BACKBONE,
+    CONTRACT,
+    SUPERSEDED,
+    Checkpoint,
+    copy_companions,
+    require_plain,
+    write_checkpoint,
+)
+from foretell.formats.importing import local_directory
 from foretell.formats.registry import layout
 from foretell.formats.tying import as_engines_read
 from foretell.model import MTPModel
 from foretell.provenance import local_path
-
-CONTRACT = "foretell-contract.json"
-BACKBONE = "backbone"
-"""Where a backbone goes that lies in one directory with its heads, for layouts of heads alone."""
 
 
 @dataclass(frozen=True)
@@ -143,3 +147,4 @@ def _merge(
         moved[OUTPUT] = model.backbone.output.weight
     repeated = {name for name in template.files if target.repeats(name, template)}
     write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)
+    copy_companions(base, out)

@@ -8,7 +8,7 @@ import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foretell.checkpoint import open_tensors, read_object
+from foretell.checkpoint import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
 from foretell.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -27,23 +27,36 @@ INDEX = "model.safetensors.index.json"
 EXTRA = "model-mtp.safetensors"
 """The shard that holds what is added to a checkpoint of several shards."""
 
+CONTRACT = "foretell-contract.json"
+BACKBONE = "backbone"
+"""Where a backbone goes that is written beside its heads, for layouts of heads alone."""
+
 ADAPTER = "adapter_config.json"
 """Where it is, transformers puts adapters into the model that lies beside it."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-COMPANIONS = (
-    "generation_config.json",
+TOKENIZER = (
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
     "merges.txt",
     "*.model",
-    "preprocessor_config.json",
-    "LICENSE*",
+    "*.tiktoken",
+    "tekken.json",
 )
+"""Files of a tokenizer: those of one model go together."""
+
+COMPANIONS = (*TOKENIZER, "generation_config.json", "*processor_config.json", "LICENSE*", "NOTICE*")
 """Files beside the weights that belong to a model: its tokenizer, and how it generates."""
+
+SUPERSEDED = (
+    *CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json",
+    *TOKENIZER, "additional_chat_templates", "generation_config.json", CONTRACT, BACKBONE,
+)  # fmt: skip
+"""What an earlier import or export may have left in a directory, and another one may not write."""
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
@@ -120,6 +133,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: names {name}, outside of it; it is not read.")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing; fetch it again.")
+        return self.inside(path)
+
+    def inside(self, path: Path) -> Path:
+        """`path`, which must not be a link to somewhere else."""
         roots = [self.directory.resolve()]
         if self.directory.parent.name == "snapshots":  # the Hub's cache keeps files beside it
             roots.append((self.directory.parent.parent / "blobs").resolve())
@@ -214,7 +231,7 @@ def write_checkpoint(
     """
     replace = dict(replace or {})
     config = base.config if config is None else config
-    _copy_companions(base, out)
+    copy_companions(base, out)
     if config == base.read_json(CONFIG):
         shutil.copyfile(base.path(CONFIG), out / CONFIG)
     else:
@@ -283,12 +300,20 @@ def fitted(tensor: Tensor, stored: Tensor, name: str) -> Tensor:
     return there if torch.equal(there.to(tensor.dtype), tensor) else tensor
 
 
-def _copy_companions(base: Checkpoint, out: Path) -> None:
-    """Tokenizer and generation settings; never code."""
-    for path in sorted(base.directory.iterdir()):
-        plain = path.is_file() and path.suffix not in (".py", ".safetensors", *PICKLES)
-        if plain and any(path.match(pattern) for pattern in COMPANIONS):
-            shutil.copyfile(base.path(path.name), out / path.name)
+def copy_companions(base: Checkpoint, out: Path) -> None:
+    """Tokenizer and generation settings, in place of those that `out` has; never code."""
+    if _companions(base.directory, TOKENIZER):
+        for path in _companions(out, TOKENIZER):
+            path.unlink()
+    for path in _companions(base.directory, COMPANIONS):
+        copied = out / path.relative_to(base.directory)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(base.inside(path), copied)
+
+
+def _companions(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.suffix not in (".py", ".safetensors", *PICKLES))
 
 
 def require_plain(base: Checkpoint) -> None:

@@ -14,8 +14,6 @@ from transformers import PreTrainedModel
 
 from foretell.backbone import fingerprint
 from foretell.checkpoint import (
-    CONFIG_FILES,
-    HEADS_FILE,
     BackboneReference,
     StoredHeads,
     replacing,
@@ -23,14 +21,17 @@ from foretell.checkpoint import (
 )
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded
-from foretell.formats.files import CONFIG, Checkpoint, require_plain, write_checkpoint
+from foretell.formats.files import (
+    CONFIG,
+    SUPERSEDED,
+    Checkpoint,
+    require_plain,
+    write_checkpoint,
+)
 from foretell.formats.registry import recognise
 from foretell.loading import load_causal_lm, resolve
 from foretell.model import MTPModel
 from foretell.provenance import local_path
-
-SUPERSEDED = (*CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json")
-"""What an earlier import or export may have left in the directory."""
 
 
 @dataclass(frozen=True)
