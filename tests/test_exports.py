@@ -335,3 +335,17 @@ def test_an_export_leaves_nothing_of_an_earlier_one(tmp_path: Path) -> None:
     export(tmp_path / "second", "mimo", tmp_path / "fresh")
     names = [{p.name for p in (tmp_path / x).iterdir()} for x in ("out", "fresh")]
     assert names[0] == names[1] | {"notes.txt"}
+
+
+def test_heads_apart_are_served_with_what_transformers_dropped(tmp_path: Path) -> None:
+    """Of a backbone that was tuned: as it lies, an engine of vision models could not read it."""
+    source, tuned = tmp_path / "released", tmp_path / "tuned"
+    released.write("glm4_moe", source)
+    lm = load_causal_lm(source)
+    lm.save_pretrained(tuned)
+    model = ft.MTPModel(lm, layout("medusa").head(1))
+    model.save_pretrained(tmp_path / "heads", backbone_path=str(tuned))
+    done = export(tmp_path / "heads", "medusa", tmp_path / "out", like=source)
+    assert str(tmp_path / "out" / "backbone") in done.serve
+    served = released.read(tmp_path / "out" / "backbone")
+    assert served.keys() == released.read(source).keys() > released.read(tuned).keys()

@@ -434,6 +434,25 @@ def test_an_export_never_overwrites_the_model(small_llama, tmp_path: Path) -> No
     ft.MTPModel(small_llama, layout("mimo").head(1)).save_pretrained(tmp_path / "m")
     with pytest.raises(InputError, match="where the model lies"):
         export(tmp_path / "m", "mimo", tmp_path / "m")
+    with pytest.raises(InputError, match="where the model lies"):
+        import_heads(tmp_path / "m", tmp_path / "m")
+
+
+def test_an_export_never_overwrites_the_backbone_of_an_earlier_one(tmp_path: Path) -> None:
+    """Which lies in it, and which further heads were trained on."""
+    first = ft.MTPModel(families.build("llama"), layout("medusa").head(1))
+    first.save_pretrained(tmp_path / "first")
+    export(tmp_path / "first", "medusa", tmp_path / "out")
+    backbone = tmp_path / "out" / "backbone"
+    again = ft.MTPModel(load_causal_lm(backbone), layout("medusa").head(2))
+    again.save_pretrained(tmp_path / "second", backbone_path=str(backbone))
+    with pytest.raises(InputError, match="where the model lies"):
+        export(tmp_path / "second", "medusa", tmp_path / "out")
+    with pytest.raises(InputError, match="where the model lies"):
+        export(tmp_path / "first", "medusa", tmp_path / "out", like=backbone)
+    with pytest.raises(InputError, match="where the model lies"):
+        import_heads(tmp_path / "first", tmp_path / "out", backbone)
+    assert (backbone / "model.safetensors").is_file()
 
 
 def test_the_card_states_contract_figures_and_command(small_llama, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from foretell.formats.files import (
     require_plain,
     write_checkpoint,
 )
-from foretell.formats.importing import local_directory
+from foretell.formats.importing import local_directory, require_apart
 from foretell.formats.registry import layout
 from foretell.formats.tying import as_engines_read
 from foretell.model import MTPModel
@@ -80,35 +80,33 @@ def export(
     target, where = layout(to), local_directory(name)
     model, source = _load(where)
     stored = Checkpoint(local_directory(source))
-    if out.resolve() in (where.resolve(), stored.directory.resolve()):
-        raise InputError(f"{out}: is where the model lies; export to another directory.")
-    require_plain(stored)
+    template = None if like is None else Checkpoint(local_directory(like))
+    sources = [one for one in (stored, template) if one is not None]
+    require_apart(out, where, *(one.directory for one in sources))
+    for one in sources:
+        require_plain(one)
     base = as_engines_read(stored, model.lm)
     target.check(model, base)
-    config, depth = model.require_head().config, model.depth
-    contract = target.contract_of(config).to_dict()
-    beside = base is not stored or base.directory.resolve() == where.resolve()
-    inside = target.apart and beside
+    head = model.require_head()
+    contract = target.contract_of(head.config).to_dict()
+    as_it_lies = base is stored and base.directory.resolve() != where.resolve()
+    inside = target.apart and not (as_it_lies and template is None)
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
-    serve = target.command(model).format(out=out, model=reference, depth=depth)
+    serve = target.command(model).format(out=out, model=reference, depth=model.depth)
     with replacing(out, SUPERSEDED, marks=(CONTRACT,)) as work:
-        if like is None:
+        with TemporaryDirectory(dir=work) as scratch:
+            if template is not None:
+                base = _merge(template, base, model, target, Path(scratch))
             target.save(model, base, work)
-        else:
-            template = Checkpoint(local_directory(like))
-            require_plain(template)
-            with TemporaryDirectory(dir=work) as merged:
-                _merge(as_engines_read(template, model.lm), base, model, target, Path(merged))
-                target.save(model, Checkpoint(Path(merged)), work)
-        if inside:  # an engine reads every *.safetensors, and not every name
-            (work / BACKBONE).mkdir()
-            write_checkpoint(base, work / BACKBONE)
+            if inside:  # an engine reads every *.safetensors, and not every name
+                (work / BACKBONE).mkdir()
+                write_checkpoint(base, work / BACKBONE)
         text = json.dumps({"layout": target.name, **contract}, indent=2)
         (work / CONTRACT).write_text(text + "\n", encoding="utf-8")
         write_card(work, model, target, serve, reference, where, results or [])
-    parameters = sum(p.numel() for p in model.require_head().parameters())
+    parameters = sum(p.numel() for p in head.parameters())
     notes = [note for note in (target.needs, types(model)) if note]
-    return Exported(target, out, serve, notes, contract, parameters, config.kind, depth)
+    return Exported(target, out, serve, notes, contract, parameters, head.config.kind, head.depth)
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:
@@ -134,8 +132,9 @@ def _served(source: str, where: Path, base: Checkpoint) -> str:
 
 def _merge(
     template: Checkpoint, base: Checkpoint, model: MTPModel, target: Layout, out: Path
-) -> None:
+) -> Checkpoint:
     """`template` with the tensors of `base`, which `model` was loaded from, in their places."""
+    template = as_engines_read(template, model.lm)
     extra = sorted(base.files.keys() - template.files.keys())
     if extra:
         raise CheckpointError(
@@ -148,3 +147,4 @@ def _merge(
     repeated = {name for name in template.files if target.repeats(name, template)}
     write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)
     copy_companions(base, out)
+    return Checkpoint(out)

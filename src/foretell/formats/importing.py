@@ -60,6 +60,15 @@ def local_directory(name: str | Path) -> Path:
     return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 
+def require_apart(out: Path, *sources: Path) -> None:
+    """Refuse to write over a directory that is read, or over one that it lies in."""
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"{out}: is where the model lies ({source}); write to another directory."
+            )
+
+
 def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None) -> Imported:
     """Write the heads of a released checkpoint to the foretell directory `out`.
 
@@ -74,8 +83,8 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
         InputError: no backbone, or one that is not needed.
     """
     directory = local_directory(name)
-    if out.resolve() == directory.resolve():
-        raise InputError(f"{out}: is the directory to import from; write to another one.")
+    sources = [directory] if backbone is None else [directory, local_directory(backbone)]
+    require_apart(out, *sources)
     base = Checkpoint(directory)
     require_plain(base)
     layout = recognise(base)
