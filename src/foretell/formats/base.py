@@ -89,7 +89,7 @@ class Layout(ABC):
         return self.contract.head(depth)
 
     def contract_of(self, config: HeadConfig) -> Contract:
-        """How its engines run heads of `config`, which the layout can express."""
+        """How its engines run heads of `config`, if they can."""
         return self.contract
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
@@ -103,9 +103,9 @@ class Layout(ABC):
             HeadError: with the reason.
         """
         reasons = self.refusals(model, base.text_config)
-        differences = self.contract.differences(
-            model.require_head().config, has_plain_norms(model.backbone)
-        )
+        config = model.require_head().config
+        plain_norms = has_plain_norms(model.backbone)
+        differences = self.contract_of(config).differences(config, plain_norms)
         if differences:
             raise HeadError(
                 f"{self.name} runs heads in another way: {'; '.join(differences)}. "
@@ -231,14 +231,18 @@ class InPlace(Layout):
                 name = name.format(i=first + place)
                 if name not in base.files:
                     tensors[name] = original(base, source)
-        more = self.indices(base)[len(modules) :]  # modules that the engine would still find
+        beyond = self.indices(base)[len(modules) :]  # modules that the engine would still find
         write_checkpoint(
             base,
             out,
             config=self.config(base, len(modules)),
-            replace=tensors,
-            drop=lambda name: any(self.names.owns(name, index) for index in more),
+            replace=tensors | self.more(base, tensors),
+            drop=lambda name: any(self.names.owns(name, index) for index in beyond),
         )
+
+    def more(self, base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the engine reads beside the backbone and its modules, which are `tensors`."""
+        return {}
 
     def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
         """The backbone's config, with the number of modules in it."""

@@ -66,6 +66,8 @@ class SideBySide(Contract):
             return [f"it runs {self.heads} heads, and these are {config.kind}"]
         if config.tap != self.tap:
             return [f"its heads read the state {self.tap!r}, and these read {config.tap!r}"]
+        if (variant := getattr(config, "variant", "")) in ("causal", "anticausal"):
+            return [f"its heads stand side by side, and these are {variant}"]
         return []
 
 

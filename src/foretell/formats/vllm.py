@@ -19,7 +19,7 @@ from foretell.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded,
 from foretell.formats.contract import Chain, Contract, SideBySide
 from foretell.formats.eagle import SHAPE
 from foretell.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors
-from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
+from foretell.heads import SequentialHeads
 from foretell.heads.base import HeadConfig
 from foretell.model import MTPModel
 
@@ -38,11 +38,7 @@ class Vllm(Layout):
 
     name = "vllm"
     apart = True
-    contract = Chain(
-        engine=ENGINE,
-        concat="hidden, embedding",
-        norms="own",
-    )
+    contract = Chain(engine=ENGINE, concat="hidden, embedding", norms="own")
     serve = (
         "vllm serve {model} --speculative-config "
         """'{{"method": "mtp", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
@@ -53,33 +49,21 @@ class Vllm(Layout):
         "`pip install --no-deps .` in a clone of foretell, in the environment that vLLM lies in."
     )
 
-    def command(self, model: MTPModel) -> str:
-        return self.serve.replace('"mtp"', f'"{_method(model)}"')
-
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
         return SIDE_BY_SIDE.get(kind or "", self.contract).head(depth)
 
     def contract_of(self, config: HeadConfig) -> Contract:
         """With what the plugin is told by the heads' own config."""
         if not isinstance(config, SequentialHeads.Config):
-            return SIDE_BY_SIDE[config.kind]
-        return replace(
-            self.contract,
-            recycle=config.recycle,
-            zero_first=config.zero_first,
-            norms=config.norms,
-        )
+            return SIDE_BY_SIDE.get(config.kind, self.contract)
+        chain = replace(self.contract, recycle=config.recycle, zero_first=config.zero_first)
+        return replace(chain, norms="backbone") if config.norms == "backbone" else chain
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
         return _block_reasons(model) or _norm_reasons(model)
 
-    def check(self, model: MTPModel, base: Checkpoint) -> None:
-        reasons = _head_reasons(model) or self.refusals(model, base.text_config)
-        if reasons:
-            raise HeadError(
-                f"{self.name} cannot hold these heads: {reasons[0]}. "
-                f"Train heads with `foretell train --for {self.name}`."
-            )
+    def command(self, model: MTPModel) -> str:
+        return self.serve.replace('"mtp"', f'"{_method(model)}"')
 
     def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:
         config: Any = model.require_head().config
@@ -148,23 +132,6 @@ def _save_stateless(model: MTPModel, tensors: dict[str, Tensor], out: Path) -> N
     (out / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     save_tensors({**plain, OUTPUT: backbone.output.weight}, out / SINGLE)
-
-
-def _head_reasons(model: MTPModel) -> list[str]:
-    config = model.require_head().config
-    if config.tap != "final":
-        return [f"vLLM hands on the final hidden state, and these read {config.tap!r}"]
-    if isinstance(config, SequentialHeads.Config):
-        if config.depth > 1 and not config.shared:
-            return ["vLLM runs one module for every step, and these have one per depth"]
-        if config.norms == "none" or config.block != "same":
-            return ["its module has input norms and a block like the backbone's"]
-    elif isinstance(config, ParallelHeads.Config):
-        if config.variant not in ("parallel", "linear"):
-            return [f"its heads stand side by side, and these are {config.variant}"]
-    elif not isinstance(config, ResidualHeads.Config):
-        return [f"it knows no {config.kind} heads"]
-    return []
 
 
 def _block_reasons(model: MTPModel) -> list[str]:
