@@ -33,12 +33,13 @@ def as_engines_read(base: Checkpoint, lm: PreTrainedModel) -> Checkpoint:
             return base
         inside = any(name.startswith("model." + INSIDE) for name in base.files)
         return base.renamed({output: nested if inside else embedding})
-    return base.with_config(_untied(base)) if lm.config.tie_word_embeddings else base
+    claimed = getattr(lm.config, "tie_word_embeddings", False)
+    return base.with_config(_untied(base)) if claimed else base
 
 
 def _names(lm: PreTrainedModel) -> tuple[str | None, str | None]:
-    """Of the weights of the embedding and the output head; both, where they are one."""
-    names: dict[int, str] = {id(module): name for name, module in lm.named_modules()}
+    """What the weights of the embedding and the output head are called in `lm`."""
+    names = {id(module): name for name, module in lm.named_modules()}
 
     def of(module: nn.Module | None) -> str | None:
         return None if module is None else f"{names[id(module)]}.weight"
