@@ -1,4 +1,5 @@
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -492,6 +493,25 @@ with replacing(Path(sys.argv[1])) as work:
     os.kill(os.getpid(), signal.SIGKILL)
 """
 
+KILLED_MOVING = """
+import os, signal, sys
+from pathlib import Path
+from foretell.checkpoint import replacing
+
+replace, moved = os.replace, []
+
+def until(source, to):
+    moved.append(source)
+    if len(moved) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, to)
+
+with replacing(Path(sys.argv[1])) as work:
+    for name in {files}:
+        (work / name).write_text("two")
+    os.replace = until
+"""
+
 
 def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(
     tmp_path: Path,
@@ -504,11 +524,55 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
     with replacing(tmp_path / "two") as live:
         assert not left.exists()
         (live / "weights").write_text("live")
-        with replacing(tmp_path / "two") as other:
+        with replacing(tmp_path / "three") as other:
             assert live.exists()
             (other / "weights").write_text("other")
     assert (tmp_path / "two" / "weights").read_text() == "live"
-    assert {path.name for path in tmp_path.iterdir()} == {"two", ".one.mine"}
+    assert {path.name for path in tmp_path.iterdir()} == {"two", "three", ".one.mine"}
+
+
+def test_a_save_that_was_killed_while_files_changed_places_is_done_again(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with replacing(target) as work:
+        for name in (CONFIG_FILE, HEADS_FILE):
+            (work / name).write_text("one")
+    (target / "notes").write_text("mine")
+    killed = KILLED_MOVING.format(files=(CONFIG_FILE, HEADS_FILE))
+    ended = subprocess.run([sys.executable, "-c", killed, str(target)], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (target / CONFIG_FILE).exists()
+    with replacing(target) as work:
+        for name in (CONFIG_FILE, HEADS_FILE):
+            (work / name).write_text("three")
+    assert {path.name for path in target.iterdir()} == {CONFIG_FILE, HEADS_FILE, "notes"}
+    assert (target / CONFIG_FILE).read_text() == (target / HEADS_FILE).read_text() == "three"
+
+
+def test_a_save_that_fails_while_files_change_places_leaves_what_was_there(
+    tmp_path: Path, monkeypatch
+) -> None:
+    target, replace = tmp_path / "model", os.replace
+
+    def save(text: str, *names: str) -> None:
+        with replacing(target) as work:
+            for name in names:
+                (work / name).write_text(text)
+
+    save("one", CONFIG_FILE, HEADS_FILE)
+    before = listing(tmp_path)
+    for moment in range(4):
+        left = [moment]
+
+        def fail(source, to, left=left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError("no space left on device")
+            replace(source, to)
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            save("two", CONFIG_FILE, HEADS_FILE, "more")
+        assert listing(tmp_path) == before
 
 
 def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
@@ -527,7 +591,7 @@ def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
         return held
 
     monkeypatch.setattr(foretell.checkpoint, "_lock", late)
-    with foretell.checkpoint.work_directory(tmp_path, "out") as work:
+    with foretell.checkpoint.work_directory(tmp_path, tmp_path / "out") as work:
         assert [work.exists(), len(made)] == [True, 3]
 
 

@@ -213,7 +213,9 @@ def _is_ours(target: Path, marks: Collection[str]) -> bool:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; name a directory to save to.")
     names = {path.name for path in target.iterdir() if not path.name.startswith(".")}
-    interrupted = any(target.glob(f".*{WORK}*"))  # a save that was killed while files changed places
+    interrupted = any(
+        target.glob(f".*{WORK}*")
+    )  # a save that was killed while files changed places
     if names and names.isdisjoint(marks) and not interrupted:
         raise CheckpointError(
             f"{target}: holds {min(names)} and no {min(marks)}, so it may be somebody else's; name "
