@@ -213,9 +213,8 @@ def _is_ours(target: Path, marks: Collection[str]) -> bool:
     if not target.is_dir():
         raise CheckpointError(f"{target}: is a file; name a directory to save to.")
     names = {path.name for path in target.iterdir() if not path.name.startswith(".")}
-    interrupted = any(
-        target.glob(f".*{WORK}*")
-    )  # a save that was killed while files changed places
+    # A save that was killed while files changed places left its work directory there.
+    interrupted = any(target.glob(f".*{WORK}*"))
     if names and names.isdisjoint(marks) and not interrupted:
         raise CheckpointError(
             f"{target}: holds {min(names)} and no {min(marks)}, so it may be somebody else's; name "
