@@ -671,12 +671,18 @@ def _randomise(model: PreTrainedModel) -> None:
             weight.copy_(1.5 * torch.randn_like(weight) - offset)
 
 
-def build(name: str, seed: int = 0) -> PreTrainedModel:
-    """The model of family `name`, its weights fixed by `seed`; the global RNG is left alone."""
+def build(name: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
+    """The model of family `name`, its weights fixed by `seed`; the global RNG is left alone.
+
+    `fields` of its config are set to other values than the family's own.
+    """
+    config = {**FAMILIES, **OTHERS}[name]()
+    for field, value in fields.items():
+        setattr(config, field, value)
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = from_config({**FAMILIES, **OTHERS}[name](), dtype=torch.float32)
+        model = from_config(config, dtype=torch.float32)
         assert isinstance(model, PreTrainedModel)
         generation: Any = model.generation_config
         generation.update(**NO_TOKENS)  # glm4's config class fills in an eos of its own

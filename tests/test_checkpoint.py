@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -208,7 +212,9 @@ def test_a_backbone_that_has_changed_beside_its_heads_is_refused(saved: Path) ->
 def test_a_backbone_that_has_moved_is_named(small_llama, tmp_path: Path) -> None:
     gone = str(tmp_path / "gone" / "away")
     ft.MTPModel(small_llama, SHAPES["parallel"]).save_pretrained(tmp_path / "h", backbone_path=gone)
-    one_line(InputError, lambda: ft.MTPModel.from_pretrained(tmp_path / "h"), gone)
+    one_line(
+        CheckpointError, lambda: ft.MTPModel.from_pretrained(tmp_path / "h"), gone, "--backbone"
+    )
 
 
 # -- damaged files ------------------------------------------------------------------------------
@@ -286,7 +292,7 @@ def test_a_truncated_or_foreign_heads_file_is_refused(saved: Path, damage) -> No
         CheckpointError,
         lambda: ft.MTPModel.from_pretrained(saved),
         str(file),
-        "not a whole safetensors",
+        "not a whole",
     )
 
 
@@ -306,7 +312,7 @@ def test_a_missing_heads_file_is_named(saved: Path) -> None:
         (lambda t: t.pop("norms.1.weight"), ["norms.1.weight", "(32,) expected, none found"]),
         (lambda t: t.update(extra=torch.zeros(3)), ["extra", "none expected, (3,) found"]),
         (lambda t: t.update({"norms.0.weight": torch.zeros(5)}), ["(32,) expected, (5,) found"]),
-        (lambda t: t.clear() or t.update(x=torch.zeros(1)), ["and", "more"]),
+        (lambda t: t.clear() or t.update(x=torch.zeros(1), y=torch.zeros(1)), ["and", "more"]),
     ],
 )
 def test_foreign_head_tensors_are_named(saved: Path, edit, parts: list[str]) -> None:
@@ -384,22 +390,217 @@ def test_saving_that_fails_leaves_the_target_untouched(
 def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
     target = tmp_path / "deep" / "down"
 
-    def fail_halfway() -> None:
-        with replacing(target) as work:
-            (work / "a").write_text("half")
-            raise ZeroDivisionError
+    def save(*names: str, fails: bool = False) -> None:
+        with replacing(target, ["old*"], marks=["mark"]) as work:
+            for name in names:
+                (work / name).write_text(names[-1])
+            if fails:
+                raise ZeroDivisionError
+
+    def found() -> dict[str, str]:
+        assert list(target.parent.iterdir()) == [target]
+        return {file.name: file.read_text() for file in target.iterdir()}
 
     with pytest.raises(ZeroDivisionError):
-        fail_halfway()
+        save("mark", "a", fails=True)
     assert list(target.parent.iterdir()) == []
+    save("mark", "old", "one")
+    (target / "mine").write_text("kept")
+    before = found()
+    with pytest.raises(ZeroDivisionError):
+        save("mark", "one", "two", fails=True)
+    assert found() == before
+    save("mark", "one", "two")
+    assert found() == {"mark": "two", "one": "two", "two": "two", "mine": "kept"}
+
+
+def test_a_save_that_dies_halfway_leaves_no_directory_that_looks_whole(
+    tmp_path: Path, monkeypatch
+) -> None:
+    def save(text: str) -> None:
+        with replacing(tmp_path / "m", marks=["mark"]) as work:
+            for name in ("a", "mark", "z"):
+                (work / name).write_text(text)
+
+    save("old")
+    moved: list[Path] = []
+    move = foretell.checkpoint.os.replace
+
+    def counting(source, target) -> None:
+        looks_whole = (tmp_path / "m" / "mark").exists()
+        assert looks_whole == (not moved)
+        moved.append(Path(target))
+        move(source, target)
+
+    monkeypatch.setattr(foretell.checkpoint.os, "replace", counting)
+    save("new")
+    assert [path.name for path in moved] == ["mark", "a", "z", "a", "z", "mark"]
+    assert {path.read_text() for path in (tmp_path / "m").iterdir()} == {"new"}
+
+
+@pytest.mark.parametrize("file", ["notes.txt", "model.safetensors", "config.json", "data/a.txt"])
+def test_a_directory_that_is_not_ours_is_left_alone(small_llama, tmp_path: Path, file: str) -> None:
+    (tmp_path / "mine" / file).parent.mkdir(parents=True)
+    (tmp_path / "mine" / file).write_text("text")
+    model = ft.MTPModel(small_llama, SHAPES["parallel"])
+    one_line(
+        CheckpointError,
+        lambda: model.save_pretrained(tmp_path / "mine"),
+        "may be somebody else's",
+        file.split("/")[0],
+    )
+    assert listing(tmp_path) == {f"mine/{file}": b"text"}
+
+
+def test_an_empty_directory_and_one_with_hidden_files_are_saved_to(
+    small_llama, tmp_path: Path
+) -> None:
+    (tmp_path / ".git").mkdir()
+    for _ in range(2):  # and what was saved before
+        ft.MTPModel(small_llama, SHAPES["parallel"]).save_pretrained(tmp_path)
+    assert ft.MTPModel.from_pretrained(tmp_path).depth == 2
+    assert (tmp_path / ".git").is_dir()
+
+
+@pytest.mark.parametrize("place", ["link", ".", "~/model", "relative", "dangling", "deep/../model"])
+@pytest.mark.parametrize("again", [False, True])
+def test_every_way_to_name_a_directory(
+    small_llama, tmp_path: Path, monkeypatch, place: str, again: bool
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "real").mkdir()
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "dangling").symlink_to(tmp_path / "not-yet")
+    monkeypatch.chdir(tmp_path / "real" if place == "." else tmp_path)
+    model = ft.MTPModel(small_llama, SHAPES["parallel"])
+    for _ in range(1 + again):
+        model.save_pretrained(place)
+    assert same_model(model, ft.MTPModel.from_pretrained(place))
+    assert Path("foretell.json" if place == "." else ".").exists()  # the shell's place is there
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "dangling").is_symlink()
+    assert not (tmp_path / "~").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from foretell.checkpoint import replacing
+
+with replacing(Path(sys.argv[1])) as work:
+    (work / "weights").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+KILLED_MOVING = """
+import os, signal, sys
+from pathlib import Path
+from foretell.checkpoint import replacing
+
+replace, moved = os.replace, []
+
+def until(source, to):
+    moved.append(source)
+    if len(moved) == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    replace(source, to)
+
+with replacing(Path(sys.argv[1])) as work:
+    for name in {files}:
+        (work / name).write_text("two")
+    os.replace = until
+"""
+
+
+def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(
+    tmp_path: Path,
+) -> None:
+    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "one")], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert (left / "weights").read_text() == "half"
+    (tmp_path / ".one.mine").mkdir()
+    with replacing(tmp_path / "two") as live:
+        assert not left.exists()
+        (live / "weights").write_text("live")
+        with replacing(tmp_path / "three") as other:
+            assert live.exists()
+            (other / "weights").write_text("other")
+    assert (tmp_path / "two" / "weights").read_text() == "live"
+    assert {path.name for path in tmp_path.iterdir()} == {"two", "three", ".one.mine"}
+
+
+def test_a_save_that_was_killed_while_files_changed_places_is_done_again(tmp_path: Path) -> None:
+    target = tmp_path / "model"
     with replacing(target) as work:
-        (work / "a").write_text("one")
-        (work / "b").write_text("one")
+        for name in (CONFIG_FILE, HEADS_FILE):
+            (work / name).write_text("one")
+    (target / "notes").write_text("mine")
+    killed = KILLED_MOVING.format(files=(CONFIG_FILE, HEADS_FILE))
+    ended = subprocess.run([sys.executable, "-c", killed, str(target)], timeout=120)
+    assert ended.returncode == -signal.SIGKILL
+    assert not (target / CONFIG_FILE).exists()
     with replacing(target) as work:
-        (work / "a").write_text("two")
-        assert (target / "a").read_text() == "one"
-    assert {file.name: file.read_text() for file in target.iterdir()} == {"a": "two", "b": "one"}
-    assert list(target.parent.iterdir()) == [target]
+        for name in (CONFIG_FILE, HEADS_FILE):
+            (work / name).write_text("three")
+    assert {path.name for path in target.iterdir()} == {CONFIG_FILE, HEADS_FILE, "notes"}
+    assert (target / CONFIG_FILE).read_text() == (target / HEADS_FILE).read_text() == "three"
+
+
+def test_a_save_that_fails_while_files_change_places_leaves_what_was_there(
+    tmp_path: Path, monkeypatch
+) -> None:
+    target, replace = tmp_path / "model", os.replace
+
+    def save(text: str, *names: str) -> None:
+        with replacing(target) as work:
+            for name in names:
+                (work / name).write_text(text)
+
+    save("one", CONFIG_FILE, HEADS_FILE)
+    before = listing(tmp_path)
+    for moment in range(4):
+        left = [moment]
+
+        def fail(source, to, left=left) -> None:
+            left[0] -= 1
+            if left[0] == -1:
+                raise OSError("no space left on device")
+            replace(source, to)
+
+        monkeypatch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="no space"):
+            save("two", CONFIG_FILE, HEADS_FILE, "more")
+        assert listing(tmp_path) == before
+
+
+def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
+    tmp_path: Path, monkeypatch
+) -> None:
+    """Between its making and its locking another process may find it."""
+    lock, made = foretell.checkpoint._lock, []
+
+    def late(directory: Path) -> int:
+        made.append(directory)
+        if len(made) == 1:
+            raise BlockingIOError
+        held = lock(directory)
+        if len(made) == 2:
+            directory.rmdir()
+        return held
+
+    monkeypatch.setattr(foretell.checkpoint, "_lock", late)
+    with foretell.checkpoint.work_directory(tmp_path, tmp_path / "out") as work:
+        assert [work.exists(), len(made)] == [True, 3]
+
+
+def test_where_nothing_can_be_locked_nothing_is_taken_for_stale(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(foretell.checkpoint, "fcntl", None)
+    with replacing(tmp_path / "one") as live, replacing(tmp_path / "two"):
+        assert live.exists()
 
 
 def test_saving_onto_a_file_is_refused(small_llama, tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_what_cannot_be_written_is_one_line(place: Path, tmp_path: Path) -> None
     trained(place, tmp_path / "run", "--for", "medusa", "--depth", 1)
     (tmp_path / "file").write_text("")
     given = ("export", tmp_path / "run" / "model", "--to", "medusa", "--out")
-    assert "nothing is written there" in refused(*given, tmp_path / "file" / "out")
+    assert "cannot be written to" in refused(*given, tmp_path / "file" / "out")
     assert "is a file" in refused(*given, tmp_path / "file")
 
 

@@ -285,18 +285,20 @@ def test_qwen35_as_published_is_a_vision_model(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "back" / "config.json").read_text()) == config
 
 
-def test_modules_beyond_those_that_are_written_do_not_stay(tmp_path: Path) -> None:
-    source, last = tmp_path / "released", f"model.layers.{released.LAYERS}."
-    released.write("glm4_moe", source)
+@pytest.mark.parametrize("name", ["glm4_moe", "mimo"])
+def test_modules_beyond_those_that_are_written_do_not_stay(tmp_path: Path, name: str) -> None:
+    source, first = tmp_path / "released", released.BLOCKS[name]
+    released.write(name, source)
     tensors = released.read(source)
-    second = last.replace(str(released.LAYERS), str(released.LAYERS + 1))
-    tensors |= {k.replace(last, second): t.clone() for k, t in tensors.items() if last in k}
+    number = int(first.split(".")[2])
+    second = first.replace(str(number), str(number + 1))
+    tensors |= {k.replace(first, second): t.clone() for k, t in tensors.items() if first in k}
     save_file(tensors, source / "model.safetensors")
     model = imported(source, tmp_path / "heads")
     assert model.depth == 2
-    one = ft.MTPModel(model.lm, layout("glm4_moe").head(1))
-    one.save_pretrained(tmp_path / "one", backbone_path=str(source))
-    export(tmp_path / "one", "glm4_moe", tmp_path / "out")
+    one = ft.MTPModel(model.lm, layout(name).head(1))
+    one.save_pretrained(tmp_path / "one")
+    export(tmp_path / "one", name, tmp_path / "out", like=source)
     after = released.read(tmp_path / "out").keys()
     assert after == {name for name in tensors if not name.startswith(second)}
     config = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -434,6 +436,25 @@ def test_an_export_never_overwrites_the_model(small_llama, tmp_path: Path) -> No
     ft.MTPModel(small_llama, layout("mimo").head(1)).save_pretrained(tmp_path / "m")
     with pytest.raises(InputError, match="where the model lies"):
         export(tmp_path / "m", "mimo", tmp_path / "m")
+    with pytest.raises(InputError, match="where the model lies"):
+        import_heads(tmp_path / "m", tmp_path / "m")
+
+
+def test_an_export_never_overwrites_the_backbone_of_an_earlier_one(tmp_path: Path) -> None:
+    """Which lies in it, and which further heads were trained on."""
+    first = ft.MTPModel(families.build("llama"), layout("medusa").head(1))
+    first.save_pretrained(tmp_path / "first")
+    export(tmp_path / "first", "medusa", tmp_path / "out")
+    backbone = tmp_path / "out" / "backbone"
+    again = ft.MTPModel(load_causal_lm(backbone), layout("medusa").head(2))
+    again.save_pretrained(tmp_path / "second", backbone_path=str(backbone))
+    with pytest.raises(InputError, match="where the model lies"):
+        export(tmp_path / "second", "medusa", tmp_path / "out")
+    with pytest.raises(InputError, match="where the model lies"):
+        export(tmp_path / "first", "medusa", tmp_path / "out", like=backbone)
+    with pytest.raises(InputError, match="where the model lies"):
+        import_heads(tmp_path / "first", tmp_path / "out", backbone)
+    assert (backbone / "model.safetensors").is_file()
 
 
 def test_the_card_states_contract_figures_and_command(small_llama, tmp_path: Path) -> None:

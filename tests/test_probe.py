@@ -314,10 +314,18 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
     assert not path.exists()
 
 
-@pytest.mark.parametrize("content", [b"nonsense\n", b"\xff\xfe\n", b"\0\0\0\n", b"[]\n", b""])
-def test_what_is_no_journal_does_not_count(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize("content", [b"nonsense\n", b"\xff\xfe\n", b"\0\0\0\n", b"[]\n", b"\n"])
+def test_what_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.partial"
     path.write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.partial: another file is there"):
+        Journal(path, {"a": 1})
+    assert path.read_bytes() == content
+
+
+def test_what_is_not_whole_of_a_journal_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "x.partial"
+    path.write_bytes(b"")
     journal = Journal(path, {"a": 1})
     assert journal.done == {}
     journal.write(3, [])

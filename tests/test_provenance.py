@@ -103,7 +103,8 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = tmp_path / "result.json"
-    path.write_text("old")
+    write_result(path, "before", {}, [], {})
+    before = path.read_bytes()
 
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
@@ -111,8 +112,26 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(InputError, match=r"result\.json: No space left on device"):
         write_result(path, "bench", {}, [], {})
-    assert path.read_text() == "old"
+    assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["result.json"]
+
+
+@pytest.mark.parametrize("content", ["text", "{}", "[]", '{"rows": []}', '{"a": 1}\n{"a": 2}\n'])
+def test_another_file_is_never_replaced(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "mine.jsonl"
+    path.write_text(content)
+    with pytest.raises(InputError, match=r"mine\.jsonl: another file is there"):
+        write_result(path, "bench", {}, [], {})
+    assert path.read_text() == content
+
+
+def test_a_home_directory_is_written_to_and_read_from(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    write_result("~/runs/result.json", "bench", {}, [], {})
+    assert (tmp_path / "runs" / "result.json").is_file()
+    assert read_result(Path("~/runs/result.json")).command == "bench"
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_place_that_is_no_file_is_refused(tmp_path: Path) -> None:
@@ -124,7 +143,7 @@ def test_a_place_that_is_no_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_link_stays_a_link(tmp_path: Path) -> None:
-    (tmp_path / "target.json").write_text("old")
+    (tmp_path / "target.json").write_text("")
     (tmp_path / "link.json").symlink_to("target.json")
     write_result(tmp_path / "link.json", "bench", {}, [], {})
     assert (tmp_path / "link.json").is_symlink()

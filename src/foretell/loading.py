@@ -5,7 +5,8 @@ an error, as is everything else that would leave a model silently wrong.
 """
 
 import logging
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
@@ -24,8 +25,25 @@ from transformers import (
 )
 
 from foretell.adapters import Adapters, base_of_adapters
-from foretell.checkpoint import CONFIG_FILES
+from foretell.checkpoint import CONFIG_FILES, GGUF, open_tensors, read_object, require_itself
 from foretell.errors import BackboneError, CheckpointError, InputError
+from foretell.provenance import local_path
+
+INDEX = "model.safetensors.index.json"
+_WRAPPERS = re.compile(
+    r"(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model|base_layer)\."
+)
+"""What torch.compile, DDP, FSDP, activation checkpointing and peft put into names."""
+
+_OTHER_WEIGHTS = {
+    **dict.fromkeys(
+        ("*.bin", "*.pt", "*.pth", "*.ckpt"),
+        "is a pickle file, which can run code when it is read, and is not read; convert it to "
+        "safetensors.",
+    ),
+    "*.gguf": GGUF,
+    "*.safetensors": "is not called model.safetensors, and no index names it; rename it.",
+}
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
@@ -38,11 +56,13 @@ def resolve(name: str | Path) -> str:
     """The directory of a bundled model, or `name` itself where it is a directory or a Hub id."""
     if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
         return str(files("foretell") / "bundled" / name)
-    path = Path(name)
+    path = local_path(name)
     if path.is_dir() and str(name):
-        return str(name)
+        return str(path)
     if isinstance(name, str) and name.count("/") == 1 and not path.exists():
         return _find_on_hub(name)
+    if path.suffix == ".gguf" and path.is_file():
+        raise InputError(f"model {str(name)!r} {GGUF}")
     problem = "is a file, not a model directory" if path.is_file() else "does not exist"
     raise InputError(
         f"model {str(name)!r} {problem}; "
@@ -57,7 +77,9 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
 
     Args:
         name: a directory, a Hub id, or a bundled model.
-        dtype: of the weights; None is the type they are stored in.
+        dtype: of the weights; None is the type they are stored in. transformers loads them in it,
+            so that what it computes from the config (the scale of Gemma's embeddings) is exact in
+            it too, and what a family keeps in float32 stays so.
 
     Raises:
         CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
@@ -66,10 +88,11 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     where = resolve(name)
     if (base := base_of_adapters(where)) is not None:
         return _merged(where, base, dtype)
-    with _explained(where):
+    _check_generation(where)
+    with _explained(where, check=_check_weights):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
-            dtype="auto",
+            dtype="auto" if dtype is None else dtype,
             output_loading_info=True,
             use_safetensors=True,
             trust_remote_code=False,  # or transformers asks on the terminal whether to run it
@@ -78,14 +101,17 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     model, info = loaded
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
+    if wrapped := _wrapped(missing, info["unexpected_keys"]):
+        raise CheckpointError(
+            f"{where}: holds {wrapped[0]} for {wrapped[1]}, a name that a wrapper (torch.compile, "
+            "DDP, FSDP, peft) left; save the model that is inside of the wrapper."
+        )
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             raise CheckpointError(
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
-    if dtype is not None:
-        cast_parameters(model, dtype)
     return cast(PreTrainedModel, model.eval())
 
 
@@ -131,8 +157,9 @@ def _some_logits(model: PreTrainedModel) -> Tensor:
 def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights in place, and of nothing else.
 
-    Buffers keep theirs, as in transformers' own loading: rotary frequencies must stay exact. So do
-    modules with packed weights, whose numbers mean something only as they are.
+    Buffers keep theirs: rotary frequencies must stay exact. Others, which a family computes from
+    its config, may not fit afterwards: give `load_causal_lm` the type wherever a model is loaded.
+    Modules with packed weights stay as they are, since their numbers mean something only so.
     """
     for module in model.modules():
         own = list(module.parameters(recurse=False))
@@ -146,13 +173,15 @@ def is_plain(parameter: Tensor) -> bool:
     return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 
-def new_causal_lm(name: str | Path, seed: int) -> PreTrainedModel:
-    """A causal LM of the config found at `name`, with random weights, in float32."""
+def new_causal_lm(
+    name: str | Path, seed: int, dtype: torch.dtype = torch.float32
+) -> PreTrainedModel:
+    """A causal LM of the config found at `name`, with random weights of type `dtype`."""
     where = resolve(name)
     with _explained(where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     return cast(PreTrainedModel, model)
 
 
@@ -160,7 +189,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
     """The tokenizer beside a model, or beside the base of adapters that come without one."""
     where = resolve(name)
     try:
-        with _explained(where, "its tokenizer"):
+        with _explained(where, "its tokenizer", _check_tokenizer):
             found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except CheckpointError:
         if (base := base_of_adapters(where)) is None:
@@ -194,8 +223,10 @@ def _find_on_hub(name: str) -> str:
 
 
 @contextmanager
-def _explained(where: str, what: str = "the model") -> Iterator[None]:
-    """Turn what transformers raises into one line."""
+def _explained(
+    where: str, what: str = "the model", check: Callable[[Path], object] = lambda directory: None
+) -> Iterator[None]:
+    """Turn what transformers raises into one line; `check` may find the file that is to blame."""
     try:
         with _quiet("transformers.modeling_utils"):
             yield
@@ -208,7 +239,94 @@ def _explained(where: str, what: str = "the model") -> Iterator[None]:
                 f"{where}: {what} brings code of its own, which is not run; only what transformers "
                 "itself knows is loaded."
             ) from None
+        if (directory := _directory(where)) is not None:
+            _read_config(directory)
+            check(directory)
+        if "attn_implementation" in reason or "has been toggled on" in reason:
+            raise CheckpointError(
+                f"{where}: config.json asks for an attention that cannot be had here "
+                f"({_shorten(reason)}); install it, or take attn_implementation out of that file."
+            ) from None
         raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
+
+
+def _directory(where: str) -> Path | None:
+    """Where a model's files lie on this machine, in the Hub's cache too; None where they do not."""
+    if Path(where).is_dir():
+        return Path(where)
+    try:
+        found = try_to_load_from_cache(where, "config.json")
+    except HFValidationError:
+        return None
+    return Path(found).parent if isinstance(found, str) else None
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    """What every model has to have."""
+    if not (directory / "config.json").exists() and (found := sorted(directory.glob("*.gguf"))):
+        raise CheckpointError(f"{found[0]}: {GGUF}")
+    return read_object(directory / "config.json")
+
+
+def _check_generation(where: str) -> None:
+    """Raise for a broken file, which transformers passes over, and how generation ends with it."""
+    directory = _directory(where)
+    if directory is not None and (path := directory / "generation_config.json").exists():
+        read_object(path)
+
+
+def _check_weights(directory: Path) -> None:
+    """Raise for the first file of weights that is not there, or not whole."""
+    for path in _weight_files(directory):
+        with open_tensors(path):
+            pass
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    named = _read_config(directory).get("transformers_weights")
+    single, index = (directory / name for name in ("model.safetensors", INDEX))
+    if isinstance(named, str):
+        return [directory / named]
+    if single.exists():
+        return [single]
+    if index.exists():
+        files = read_object(index).get("weight_map")
+        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
+            raise CheckpointError(f"{index}: has no weight_map of names to files; fetch it again.")
+        return [directory / file for file in sorted(set(files.values()))]
+    for pattern, problem in _OTHER_WEIGHTS.items():
+        if found := sorted(directory.glob(pattern)):
+            raise CheckpointError(f"{found[0]}: {problem}")
+    raise CheckpointError(f"{directory}: has no model.safetensors; fetch the weights too.")
+
+
+def _check_tokenizer(directory: Path) -> None:
+    """Raise where there is none, or for its first file that is not whole."""
+    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+    found = sorted({path for kind in kinds for path in directory.glob(kind)})
+    for path in found:
+        require_itself(path)
+        if path.suffix == ".json":
+            read_object(path)
+    if not found or [path.name for path in found] == ["tokenizer_config.json"]:
+        raise CheckpointError(
+            f"{directory}: has no tokenizer beside the weights (tokenizer.json, tokenizer.model); "
+            "copy the model's own there."
+        )
+
+
+def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, str] | None:
+    """A name with what a wrapper put into it, and the missing one that it stands for."""
+    for name in sorted(unexpected):
+        plain = _WRAPPERS.sub("", name)
+        if plain != name and plain in missing:
+            return name, plain
+    for name in sorted(missing)[:1]:
+        for other in sorted(unexpected):
+            prefix = other.removesuffix(name)
+            if prefix != other and all(f"{prefix}{each}" in unexpected for each in missing):
+                return other, name
+    return None
 
 
 @contextmanager

@@ -67,6 +67,7 @@ from foretell.objective import (
     all_depths,
     depth_by_depth,
 )
+from foretell.provenance import local_path
 from foretell.targets import depth_targets, tokens_ahead
 
 log = logging.getLogger(__name__)
@@ -552,7 +553,7 @@ class MTPModel(nn.Module):
         cls,
         path: str | Path,
         *,
-        backbone: PreTrainedModel | None = None,
+        backbone: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
     ) -> "MTPModel":
@@ -560,29 +561,31 @@ class MTPModel(nn.Module):
 
         Args:
             path: a directory, a Hub id, or the name of a bundled model.
-            backbone: put the heads on this model instead of the one they refer to; it must be the
-                same one, by fingerprint.
-            dtype: of the weights; "auto" is the type they are stored in.
+            backbone: put the heads on this model, or the one that lies there, instead of the one
+                they refer to; it must be the same one, by fingerprint.
+            dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
+                has its own already.
             device: where to put the model.
 
         Raises:
             CheckpointError: a file is missing, truncated or foreign, or the backbone is another
                 one.
+            InputError: there is no model at `path`, or `dtype` is no type for one.
         """
+        wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-        if backbone is None:
-            source = (
-                where if stored is None or stored.backbone.path is None else stored.backbone.path
-            )
-            backbone = load_causal_lm(source)
-            tokenizer_path = source
+        if isinstance(backbone, PreTrainedModel):
+            source = tokenizer_path = where
         else:
-            tokenizer_path = where
+            source = tokenizer_path = _backbone_of(where, stored, backbone)
+            backbone = load_causal_lm(source, wanted)
         if stored is not None:
-            _check_fingerprint(backbone, stored.backbone, where)
-        if isinstance(dtype, torch.dtype):
-            cast_parameters(backbone, dtype)
+            checked = backbone
+            same = fingerprint(backbone) == stored.backbone.fingerprint
+            if wanted == torch.float16 and not same:  # it rounds what the fingerprint does not
+                checked = load_causal_lm(source)
+            _check_fingerprint(checked, stored.backbone, where)
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
         try:
@@ -598,14 +601,16 @@ class MTPModel(nn.Module):
         return model.eval()
 
     def save_pretrained(
-        self, path: str | Path, *, backbone_path: str | None = None, tokenizer: Any = None
+        self, path: str | Path, *, backbone_path: str | Path | None = None, tokenizer: Any = None
     ) -> None:
         """Write the model to a directory, all of it or nothing.
 
         Args:
-            path: where to. Existing files of the same names are replaced.
-            backbone_path: where the backbone can be loaded from: then only the heads are stored.
-                None stores the backbone beside them, as an ordinary checkpoint.
+            path: where to: a new or an empty directory, or one with heads that were saved to it,
+                which are replaced; other files there stay.
+            backbone_path: where the backbone can be loaded from: then only the heads are stored,
+                with the full path of that directory, or the Hub id. None stores the backbone beside
+                them, as an ordinary checkpoint.
             tokenizer: saved beside the backbone.
 
         Raises:
@@ -626,7 +631,7 @@ class MTPModel(nn.Module):
                 reference = BackboneReference(
                     self.fingerprint(),
                     type(self.lm).__name__,
-                    backbone_path,
+                    _full_path(backbone_path),
                     adapted=self.adapters is not None,
                 )
                 stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
@@ -634,7 +639,7 @@ class MTPModel(nn.Module):
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
 
-    def require_savable(self, backbone_path: str | None = None) -> None:
+    def require_savable(self, backbone_path: str | Path | None = None) -> None:
         """Check that `save_pretrained` could write the model, and load it again.
 
         Raises:
@@ -676,6 +681,47 @@ class MTPModel(nn.Module):
         self.require_head().load_state_dict(given)
 
 
+def _full_path(backbone_path: str | Path | None) -> str | None:
+    """A directory's path as it holds from anywhere; a Hub id or a bundled model as it is."""
+    if backbone_path is None:
+        return None
+    path = local_path(backbone_path)
+    return str(path.absolute()) if path.is_dir() else str(backbone_path)
+
+
+def _backbone_of(where: str, stored: StoredHeads | None, given: str | Path | None) -> str:
+    """Where the backbone lies of the model at `where`; `given` goes before what its heads say."""
+    if given is not None and stored is None:
+        raise InputError(f"{where}: has no heads to put on the backbone at {given}.")
+    if given is not None:
+        return resolve(given)
+    if stored is None or stored.backbone.path is None:
+        return where
+    try:
+        return resolve(stored.backbone.path)
+    except InputError as error:
+        raise CheckpointError(
+            f"{config_file(Path(where))}: its backbone, {stored.backbone.path}, is not found "
+            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
+            "backbone=, or in that file."
+        ) from None
+
+
+def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | None:
+    """The type to load weights in; None where they stay as they are."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f'dtype is {dtype!r}; give "auto" or a type such as torch.bfloat16.')
+    if isinstance(backbone, PreTrainedModel) and backbone.dtype != found:
+        raise InputError(
+            f"dtype is {found}, and the backbone that is given has {backbone.dtype}; load it in "
+            "the type wanted."
+        )
+    return found
+
+
 def _check_fingerprint(
     lm: PreTrainedModel, reference: BackboneReference, where: str | Path
 ) -> None:
@@ -690,7 +736,13 @@ def _check_fingerprint(
 
 
 def _head_config(stored: StoredHeads) -> HeadConfig:
-    return head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
+    """What to build, after a look at the tensors that are to fill it."""
+    config = head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
+    if config.modules > len(stored.tensors or {}):
+        raise HeadError(
+            f"heads of depth {config.depth} have more modules than {HEADS_FILE} has tensors."
+        )
+    return config
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -21,7 +21,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -228,7 +228,7 @@ def write_result(
 
     Raises:
         InputError: a row has a field that is not in `FIELDS` or is not a single value, something is
-            not JSON, or `path` cannot be written.
+            not JSON, or `path` cannot be written or is another file than a result.
     """
     result = {
         "command": command,
@@ -237,7 +237,7 @@ def write_result(
         "rows": [_checked_row(row, f"row {number}") for number, row in enumerate(rows, start=1)],
     }
     text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    replace_file(Path(path), text.encode("utf-8"), "result file")
+    replace_file(Path(path), text.encode("utf-8"), "result file", is_result)
 
 
 def read_result(path: str | Path) -> Result:
@@ -247,9 +247,9 @@ def read_result(path: str | Path) -> Result:
         InputError: it does not exist, is not JSON, lacks a part, or has a row with a field that is
             not in `FIELDS` or is not a single value.
     """
-    path = Path(path)
+    path = local_path(path)
     try:
-        content = json.loads(path.read_bytes().decode("utf-8"), parse_constant=_refuse_constant)
+        content = _parsed(path.read_bytes())
     except FileNotFoundError:
         raise InputError(f"no result file at {path}: check the path") from None
     except OSError as error:
@@ -269,6 +269,18 @@ def read_result(path: str | Path) -> Result:
         for number, row in enumerate(content["rows"], start=1)
     ]
     return Result(content["command"], content["provenance"], content["settings"], rows)
+
+
+def is_result(content: bytes) -> bool:
+    """Whether a file with this content is a result file."""
+    try:
+        return set(_parsed(content)) == set(_PARTS)
+    except (ValueError, RecursionError, TypeError):
+        return False
+
+
+def _parsed(content: bytes) -> Any:
+    return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
 
 
 def _refuse_constant(name: str) -> NoReturn:
@@ -312,17 +324,49 @@ def _plain(value: Any, where: str) -> Any:
     raise InputError(f"{where}: a {type(value).__name__} cannot be written as JSON")
 
 
-def replace_file(path: Path, content: bytes, what: str) -> None:
+def local_path(path: str | Path) -> Path:
+    """`path` with the home directory in place of `~`, which shells leave in `--out=~/runs`."""
+    return Path(os.path.expanduser(path))
+
+
+def require_replaceable(path: Path, what: str, ours: Callable[[bytes], bool]) -> None:
+    """Refuse to write over a file that was not written here.
+
+    Args:
+        path: where to.
+        what: is to be written, for the message.
+        ours: whether a file's content is what is written here; an empty file may be replaced.
+
+    Raises:
+        InputError: another file is there, or something that is no file.
+    """
+    target = local_path(path)
+    try:
+        if not target.exists():
+            return
+        if not target.is_file():
+            raise InputError(f"cannot write the {what} {path}: it is not a file")
+        content = target.read_bytes()
+    except OSError as error:
+        raise InputError(f"cannot write the {what} {path}: {error.strerror}") from None
+    if content and not ours(content):
+        raise InputError(
+            f"cannot write the {what} {path}: another file is there, which would be lost; name "
+            "another path"
+        )
+
+
+def replace_file(path: Path, content: bytes, what: str, ours: Callable[[bytes], bool]) -> None:
     """Put `content` at `path` by way of a complete file beside it; folders that lack are made.
 
     Raises:
-        InputError: it cannot be written; `what` it is stands in the message.
+        InputError: it cannot be written, or what is there is not `ours`, see
+            `require_replaceable`; `what` it is stands in the message.
     """
-    target = path.resolve()  # a link stays one
+    require_replaceable(path, what, ours)
+    target = local_path(path).resolve()  # a link stays one
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
-        if target.exists() and not target.is_file():
-            raise InputError(f"cannot write the {what} {path}: it is not a file")
         target.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as stream:
             stream.write(content)

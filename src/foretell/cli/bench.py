@@ -57,6 +57,7 @@ def bench(
     ] = False,
     skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -70,7 +71,7 @@ def bench(
 
     Example: foretell bench tiny-mtp
     """
-    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
+    loaded = common.load_model(model, device, dtype, backbone, by_columns=pass_width is None)
     tokenizer = common.tokenizer_of(model, loaded)
     context = loaded.backbone.max_length
     room = None if context is None else context - max_new_tokens

@@ -29,7 +29,7 @@ from foretell.decoding import store_by_columns
 from foretell.errors import InputError
 from foretell.loading import load_tokenizer, resolve
 from foretell.model import MTPModel
-from foretell.provenance import provenance, write_result
+from foretell.provenance import is_result, provenance, require_replaceable, write_result
 from foretell.training import TrainConfig
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
@@ -43,7 +43,14 @@ Data = Annotated[
         "stdlib:train and stdlib:held-out are Python's own standard library."
     ),
 ]
-Json = Annotated[Path | None, typer.Option("--json", help="Write the result file here.")]
+Json = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        help="Write the result file here.",
+        callback=lambda path: _checked_result(path),
+    ),
+]
 Prompts = Annotated[
     str, typer.Option(help="Texts or conversations to take prompts from; as --data of train.")
 ]
@@ -56,6 +63,14 @@ SkipBad = Annotated[
 ]
 Seed = Annotated[
     int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
+]
+BackboneAt = Annotated[
+    str | None,
+    typer.Option(
+        "--backbone",
+        metavar="MODEL",
+        help="Where the backbone of MODEL's heads lies, if not where they say.",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
 Dtype = Annotated[
@@ -72,6 +87,13 @@ def _checked_seed(seed: int) -> int:
     if not 0 <= seed < 2**32:
         raise InputError(f"seed is {seed}; give one from 0 to {2**32 - 1}.")
     return seed
+
+
+def _checked_result(path: Path | None) -> Path | None:
+    """Refuse a path that cannot be written to at once, and not when the work is done."""
+    if path is not None:
+        require_replaceable(path, "result file", is_result)
+    return path
 
 
 def pick_device(name: str) -> torch.device:
@@ -101,7 +123,12 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 
 def load_model(
-    name: str, device: str = "auto", dtype: str = "auto", *, by_columns: bool = True
+    name: str,
+    device: str = "auto",
+    dtype: str = "auto",
+    backbone: str | None = None,
+    *,
+    by_columns: bool = True,
 ) -> MTPModel:
     """A model on its device, ready to decode.
 
@@ -110,7 +137,8 @@ def load_model(
     """
     quiet_transformers()
     where = pick_device(device)
-    model = MTPModel.from_pretrained(name, dtype=pick_dtype(dtype, where), device=where)
+    weights = pick_dtype(dtype, where)
+    model = MTPModel.from_pretrained(name, backbone=backbone, dtype=weights, device=where)
     say_merged(model.tokenizer_path or name)
     if by_columns:
         store_by_columns(model)

@@ -18,9 +18,11 @@ from foretell.errors import ForetellError, InputError
 from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
-from foretell.report import write_report
+from foretell.provenance import is_result, local_path, require_replaceable
+from foretell.report import is_page, write_report
 from foretell.training import TrainConfig
 from foretell.training import train as run_training
+from foretell.training.rundir import RunDirectory
 
 HELD_OUT = "stdlib:held-out"
 PROMPT_TOKENS = 64
@@ -28,6 +30,7 @@ SHOWN_TOKENS = 64
 """Of the continuation in the report; longer ones loop."""
 RESULTS = ("probe", "eval", "bench", "generate")
 """Files of the report."""
+PAGE = "report.html"
 
 
 def demo(
@@ -50,6 +53,7 @@ def demo(
     if count < 1:
         raise InputError(f"count is {count}; decode at least 1 prompt.")
     config = _training(minutes, seed)
+    out = local_path(out)
     _fresh(out)
     tokenizer = load_tokenizer("tiny")
 
@@ -86,7 +90,7 @@ def demo(
     common.save_json(out / "bench.json", "bench", trained, seed, settings, rows)
     common.save_json(json, "demo", trained, seed, settings, rows)
     _continue_one(out / "generate.json", "tiny", trained, seed)
-    page = out / "report.html"
+    page = out / PAGE
     write_report([*(out / f"{name}.json" for name in RESULTS), out / "heads"], page)
     _verdict(found)
     common.console.print(f"Done in {time.monotonic() - began:.0f} s. Everything is in {out}/.")
@@ -151,12 +155,15 @@ def _headline(number: int, text: str) -> None:
 
 
 def _fresh(out: Path) -> None:
-    """Start over, touching only what an earlier demo wrote."""
+    """Start over, touching only what an earlier demo wrote; refuse where something else is."""
+    for name in RESULTS:
+        require_replaceable(out / f"{name}.json", "result file", is_result)
+    require_replaceable(out / PAGE, "report", is_page)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
             f"{out}: cannot be written to ({error.strerror}); name another directory."
         ) from None
-    if (out / "heads" / "config.yaml").is_file():
+    if RunDirectory(out / "heads").is_run:  # anything else there is refused by the next one
         shutil.rmtree(out / "heads")

@@ -25,6 +25,7 @@ def distill(
     batch_size: Annotated[int, typer.Option(help="Prompts continued at once.")] = 16,
     skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -46,7 +47,7 @@ def distill(
         max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p,
         batch_size=batch_size, seed=seed,
     )  # fmt: skip
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     tokenizer = common.tokenizer_of(model, loaded)
     bad = Bad(skip_bad)
     documents = read_documents(prompts, bad)

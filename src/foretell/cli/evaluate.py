@@ -44,6 +44,7 @@ def evaluate(
         int | None, typer.Option(help="Questions of each task of lm-eval; all by default.")
     ] = None,
     skip_bad: common.SkipBad = False,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -58,7 +59,7 @@ def evaluate(
     if lm_eval is not None:
         require_harness()
     beside = [] if baselines is None else _baselines(baselines, data)
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     bad = Bad(skip_bad)
     found = _measure(model, loaded, data, block_size, blocks, bad)
     common.show_bad(bad, data)

@@ -47,13 +47,15 @@ def export(
     with writing(out):
         done = write(model, to, out, like=like, results=results)
     common.console.print(f"{done.parameters:,} parameters of heads → {out} ({to})")
-    for name, value in done.layout.contract.to_dict().items():
+    for name, value in done.contract.items():
         common.console.print(f"{name:<12}{value}")
     common.console.print(f"Serve: {done.serve}")
+    for note in done.notes:
+        common.console.print(note)
     if push is not None:
-        common.console.print(f"Uploaded: {upload(out, push)}")
+        common.console.print(f"Uploaded: {upload(done.directory, push)}")
     row = {"model": model, "method": done.kind, "depth": done.depth, "parameters": done.parameters}
-    settings = {"layout": to, "serve": done.serve, **done.layout.contract.to_dict()}
+    settings = {"layout": to, "serve": done.serve, **done.contract}
     _save(json, "export", settings, row)
 
 

@@ -20,6 +20,7 @@ from foretell.decoding import Detokenizer, Step
 from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
 from foretell.evaluation.speed import share_by_length
+from foretell.provenance import local_path
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
@@ -57,6 +58,7 @@ def generate(
     plain: Annotated[
         bool, typer.Option("--plain", help="Decode without the heads, as --drafter none.")
     ] = False,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -79,7 +81,7 @@ def generate(
         min_p=min_p,
         repetition_penalty=repetition_penalty,
     )
-    loaded = common.load_model(model, device, dtype, by_columns=pass_width is None)
+    loaded = common.load_model(model, device, dtype, backbone, by_columns=pass_width is None)
     tokenizer = common.tokenizer_of(model, loaded)
     given = given_prompt(document, tokenizer)
     text = document.text if given is None else str(tokenizer.decode(given))
@@ -218,6 +220,7 @@ def _prompt(prompt: str | None, file: Path | None) -> Document:
         raise InputError("give the text to continue with --prompt or --prompt-file, one of them.")
     if file is None:
         return Document(sys.stdin.read() if prompt == "-" else str(prompt), "--prompt")
+    file = local_path(file)
     if file.name.lower().endswith(RECORD_SUFFIXES):
         records = list(islice(read_documents(file), 2))
         if len(records) > 1:

@@ -7,6 +7,7 @@ from foretell.model import MTPModel
 
 def info(
     model: common.Model,
+    backbone: common.BackboneAt = None,
     device: common.Device = "cpu",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -15,7 +16,7 @@ def info(
 
     Example: foretell info tiny-mtp
     """
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     facts = _facts(loaded)
     for name, value in facts.items():
         common.console.print(f"{name:<22}{value}")

@@ -66,6 +66,7 @@ def probe(
     block_size: common.BlockSize = 128,
     skip_bad: common.SkipBad = False,
     seed: common.Seed = 0,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -84,7 +85,7 @@ def probe(
     if layer_positions < 0:
         raise InputError(f"layer-positions is {layer_positions}; give 0 or more.")
     marginals = Marginalization(depth, _widths(width))
-    loaded = common.load_model(model, device, dtype)
+    loaded = common.load_model(model, device, dtype, backbone)
     tokenizer = common.tokenizer_of(model, loaded)
     bad = Bad(skip_bad)
     texts = _texts(data, train_data, loaded, tokenizer, block_size, seed, bad)

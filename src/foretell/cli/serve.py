@@ -5,7 +5,6 @@ import os
 import re
 import socket
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +12,7 @@ import typer
 from foretell.cli import common, drafting
 from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
+from foretell.provenance import local_path
 
 API_KEY = "FORETELL_API_KEY"
 """The variable that may hold it."""
@@ -49,6 +49,7 @@ def serve(
     grace_seconds: Annotated[
         int, typer.Option(help="That running requests have when the server is told to stop.")
     ] = 30,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     dtype: common.Dtype = "auto",
     json: common.Json = None,
@@ -84,7 +85,7 @@ def serve(
             f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
         )
     with _listen(host, port) as listening:
-        loaded = common.load_model(model, device, dtype)
+        loaded = common.load_model(model, device, dtype, backbone)
         name = drafting.drafter_name(drafter, loaded)
         service = serving.Service(
             loaded,
@@ -145,7 +146,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 def _name(model: str) -> str:
     """A Hub id or a bundled model as it is, a directory by its last part."""
-    path = Path(model)
+    path = local_path(model)
     return path.resolve().name if path.is_dir() and os.sep in model else model
 
 

@@ -94,6 +94,7 @@ def train(
             "docs/training.md has them all.",
         ),
     ] = None,
+    backbone: common.BackboneAt = None,
     device: common.Device = "auto",
     json: common.Json = None,
 ) -> None:
@@ -119,7 +120,7 @@ def train(
         chosen["head"] = head_for(target, chosen.get("head", {}))
     run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
     with _processes(common.pick_device(device)) as where:
-        built = build(model, run, where)
+        built = build(model, run, where, backbone)
         if target is not None:
             require_layout(target, built)
         if not (decoded := decodes(built.backbone)):
@@ -214,17 +215,26 @@ def _parse_settings(pairs: list[str]) -> dict[str, Any]:
     return result
 
 
-def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
-    """The model to train: random weights under `pretrain`, given ones under all other recipes."""
+def build(
+    name: str, config: TrainConfig, device: torch.device, backbone_at: str | None = None
+) -> MTPModel:
+    """The model to train: random weights under `pretrain`, given ones under all other recipes.
+
+    `backbone_at` is where the backbone of heads lies that are trained on, if not where they say.
+    """
+    if backbone_at is not None and config.recipe != "native":
+        raise InputError("--backbone goes with recipe native; else MODEL is the backbone.")
     torch.manual_seed(config.seed)
-    dtype = torch.float32 if device.type == "cpu" else None
+    dtype = _dtype(config, device)
     if config.recipe == "native":
-        model = MTPModel.from_pretrained(name, dtype=dtype or "auto", device=device)
+        model = MTPModel.from_pretrained(
+            name, backbone=backbone_at, dtype=dtype or "auto", device=device
+        )
         if model.head is None:
             raise InputError(f"{name}: has no heads to train on; recipe frozen or joint adds some.")
         return model
     if config.recipe == "pretrain":
-        backbone = new_causal_lm(name, config.seed)
+        backbone = new_causal_lm(name, config.seed, dtype or torch.float32)
     else:
         if is_foretell_directory(Path(resolve(name))):
             raise InputError(
@@ -237,12 +247,21 @@ def build(name: str, config: TrainConfig, device: torch.device) -> MTPModel:
     return MTPModel(backbone, config.head)
 
 
+def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
+    """What the backbone is loaded in: the type it is to train in; None where it stays as stored."""
+    if config.precision == "bf16":
+        return torch.bfloat16
+    learns = config.backbone_learns and config.recipe != "lora"
+    return torch.float32 if learns or device.type == "cpu" else None
+
+
 def reference(name: str, model: MTPModel) -> str:
     """How heads that are stored alone name their backbone."""
     if name in BUNDLED:
         return name
     name = model.tokenizer_path or name  # heads may be stored apart from it
-    return str(Path(name).resolve()) if Path(resolve(name)).is_dir() else name
+    where = Path(resolve(name))
+    return str(where.resolve()) if where.is_dir() else name
 
 
 def show_result(result: TrainResult) -> None:

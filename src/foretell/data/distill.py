@@ -24,6 +24,7 @@ from foretell.data.tokenization import given_prompt, opening
 from foretell.decoding.constraints import undrawn
 from foretell.errors import InputError
 from foretell.model import MTPModel
+from foretell.provenance import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,7 +117,7 @@ class Continuations:
         prompts: list[list[int]],
         sampling: Sampling,
     ) -> None:
-        self.path, self.model, self.tokenizer = path, model, tokenizer
+        self.path, self.model, self.tokenizer = local_path(path), model, tokenizer
         self.sampling = sampling
         stretch = _STRETCH * sampling.batch_size
         self.prompts = [

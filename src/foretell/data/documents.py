@@ -23,6 +23,7 @@ from foretell.data.records import (
     without_nulls,
 )
 from foretell.errors import InputError
+from foretell.provenance import local_path
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 """A file with one of these names is one document."""
@@ -90,7 +91,7 @@ def read_documents(path: str | Path, bad: Bad = REFUSED) -> Iterator[Document]:
         return _read_stdlib(str(path))
     if str(path).startswith("hub:"):
         return _read_hub(str(path), bad)
-    path = Path(path)
+    path = local_path(path)
     if path.is_dir():
         files = _files_in(path)
         base = path

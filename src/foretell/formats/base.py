@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from foretell.backbone import Backbone
 from foretell.errors import CheckpointError, HeadError, InputError
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain, Contract
 from foretell.formats.files import Checkpoint, write_checkpoint
 from foretell.formats.names import ModuleNames
 from foretell.heads.base import HeadConfig
@@ -57,14 +57,17 @@ class Layout(ABC):
 
     Attributes:
         name: on the command line.
-        contract: how its engines run it.
+        contract: how its engines run it; of several kinds of heads, that which is trained for by
+            default.
         serve: the command that serves what `save` wrote, with `{out}` and `{model}` filled in.
+        needs: what has to be installed beside the engine, in a sentence.
         apart: whether heads go into a directory of their own, without their backbone.
     """
 
     name: ClassVar[str]
     contract: ClassVar[Contract]
     serve: ClassVar[str]
+    needs: ClassVar[str] = ""
     apart: ClassVar[bool] = False
 
     def head(self, depth: int, kind: str | None = None) -> HeadConfig:
@@ -85,6 +88,10 @@ class Layout(ABC):
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
         return self.contract.head(depth)
 
+    def contract_of(self, config: HeadConfig) -> Contract:
+        """How its engines run heads of `config`, if they can."""
+        return self.contract
+
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
         """Why a backbone whose config is `base` cannot go into the layout; none: it can."""
         return []
@@ -96,9 +103,9 @@ class Layout(ABC):
             HeadError: with the reason.
         """
         reasons = self.refusals(model, base.text_config)
-        differences = self.contract.differences(
-            model.require_head().config, has_plain_norms(model.backbone)
-        )
+        config = model.require_head().config
+        plain_norms = has_plain_norms(model.backbone)
+        differences = self.contract_of(config).differences(config, plain_norms)
         if differences:
             raise HeadError(
                 f"{self.name} runs heads in another way: {'; '.join(differences)}. "
@@ -153,6 +160,7 @@ class InPlace(Layout):
         most: how many modules the layout holds.
     """
 
+    contract: ClassVar[Chain]
     names: ClassVar[ModuleNames]
     families: ClassVar[tuple[str, ...]]
     counts: ClassVar[str]
@@ -223,14 +231,18 @@ class InPlace(Layout):
                 name = name.format(i=first + place)
                 if name not in base.files:
                     tensors[name] = original(base, source)
-        more = self.indices(base)[len(modules) :]  # modules that the engine would still find
+        beyond = self.indices(base)[len(modules) :]  # modules that the engine would still find
         write_checkpoint(
             base,
             out,
             config=self.config(base, len(modules)),
-            replace=tensors,
-            drop=lambda name: any(self.names.owns(name, index) for index in more),
+            replace=tensors | self.more(base, tensors),
+            drop=lambda name: any(self.names.owns(name, index) for index in beyond),
         )
+
+    def more(self, base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """What the engine reads beside the backbone and its modules, which are `tensors`."""
+        return {}
 
     def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
         """The backbone's config, with the number of modules in it."""

@@ -3,13 +3,13 @@ measured acceptance.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretell.errors import InputError
 from foretell.model import MTPModel
-from foretell.provenance import read_result
+from foretell.provenance import local_path, read_result
 
 if TYPE_CHECKING:
     from foretell.formats.base import Layout
@@ -36,6 +36,8 @@ def write_card(
     """
     head = model.require_head()
     parameters = sum(p.numel() for p in head.parameters())
+    contract = layout.contract_of(head.config).to_dict()
+    notes = [note for note in (layout.needs, types(model)) if note]
     own = [*_front(), f"# Multi-token prediction heads for {type(model.lm).__name__}", ""]
     own += [
         f"{head.config.kind.capitalize()} heads of {parameters:,} parameters, depth {head.depth}, "
@@ -53,13 +55,14 @@ def write_card(
         serve,
         "```",
         "",
+        *(line for note in notes for line in (note, "")),
         "## Contract",
         "",
         "What the engine has to do for these heads to be accepted as often as they can be:",
         "",
         "| | |",
         "|---|---|",
-        *(f"| {name} | {value} |" for name, value in layout.contract.to_dict().items()),
+        *(f"| {name} | {value} |" for name, value in contract.items()),
         "",
         "## Figures",
         "",
@@ -68,12 +71,26 @@ def write_card(
     (directory / CARD).write_text("\n".join(own) + "\n", encoding="utf-8")
 
 
+def types(model: MTPModel) -> str:
+    """What to know where heads are stored in another type than their backbone; else nothing."""
+    found = {p.dtype for p in model.require_head().parameters()} - {model.backbone.dtype}
+    if not found:
+        return ""
+    heads = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in found))
+    backbone = str(model.backbone.dtype).removeprefix("torch.")
+    return (
+        f"Heads are stored in {heads}, the backbone in {backbone}: an engine that runs {backbone} "
+        "rounds them when it loads them, and may then accept a little less than was measured."
+    )
+
+
 def _front() -> list[str]:
     tags = ["---", "library_name: foretell", "tags:", "- multi-token-prediction"]
     return [*tags, "- speculative-decoding", "---", ""]
 
 
 def _training(source: Path) -> list[str]:
+    source = source.resolve()  # a link, or "."
     files = [source.parent / name for name in RUN]
     if source.name != "model" or not all(file.is_file() for file in files):
         return ["Not on record: the model did not lie in the directory of its run."]
@@ -92,14 +109,20 @@ def _figures(results: Sequence[Path]) -> list[str]:
         return ["None were given; measure with `foretell eval` or `foretell bench --json`."]
     lines: list[str] = []
     for path in results:
-        if not path.is_file():
+        if not local_path(path).is_file():
             raise InputError(f"{path}: is no result file.")
         result = read_result(path)
         origin = result.provenance
-        lines += [f"`{origin.get('command', result.command)}`", ""]
+        lines += [f"`{origin.get('command', result.command)}`", "", *_measured(origin)]
         lines += _table(result.rows)
         lines += ["", f"Settings: `{json.dumps(result.settings, sort_keys=True)}`", ""]
     return lines
+
+
+def _measured(origin: Mapping[str, Any]) -> list[str]:
+    """In which type, and on what: acceptance depends on the one, speed on both."""
+    dtype, device = origin.get("dtype"), origin.get("device")
+    return [f"Measured in {dtype} on {device}.", ""] if dtype and dtype != "auto" else []
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -4,34 +4,88 @@ Every layout declares its contract. `foretell train --for LAYOUT` trains heads u
 export refuses heads that were trained under another one.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
 from typing import Any
 
-from foretell.heads import SequentialHeads
+from foretell.heads import SequentialHeads, head_class
 from foretell.heads.base import HeadConfig
 from foretell.heads.sequential import Norms, Recycle, Rollout
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contract:
-    """How a chain of modules is run.
+class Contract(ABC):
+    """How an engine runs heads.
 
     Attributes:
         engine: whose behaviour this is, with the release that was read.
-        concat: the order of the projection's two inputs.
         tap: the hidden state that depth 1 reads, as the backbone has it.
+        depths: how many tokens the engine drafts.
+    """
+
+    engine: str
+    tap: str = "final"
+    depths: str
+
+    @abstractmethod
+    def head(self, depth: int) -> HeadConfig:
+        """Heads trained under this contract."""
+
+    @abstractmethod
+    def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+        """What heads of `config` were trained for that the engine does not do.
+
+        Args:
+            config: of the heads.
+            plain_norms: whether the backbone's norms are what `norms="own"` has.
+        """
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, to be stated beside what was exported."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SideBySide(Contract):
+    """Heads that read one hidden state each and know nothing of one another.
+
+    Attributes:
+        heads: their kind.
+        concat: they read no embedding.
+    """
+
+    heads: str
+    concat: str = "none: heads read the hidden state alone"
+    depths: str = "up to the number of heads"
+
+    def head(self, depth: int) -> HeadConfig:
+        return head_class(self.heads).Config.from_dict({"depth": depth, "tap": self.tap})
+
+    def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+        if config.kind != self.heads:
+            return [f"it runs {self.heads} heads, and these are {config.kind}"]
+        if config.tap != self.tap:
+            return [f"its heads read the state {self.tap!r}, and these read {config.tap!r}"]
+        if (variant := getattr(config, "variant", "")) in ("causal", "anticausal"):
+            return [f"its heads stand side by side, and these are {variant}"]
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain(Contract):
+    """Modules, each of which reads what the one before it handed on, and the next embedding.
+
+    Attributes:
+        concat: the order of the projection's two inputs.
         recycle: what a further step reads.
         zero_first: whether the embedding at position 0 is zeros.
         norms: of the two inputs.
         block: of the module.
         modules: `"one"`, run for every step, or one per `"depth"`.
         rollout: whose past a further step continues.
-        depths: how many tokens the engine drafts.
     """
 
-    engine: str
     concat: str
-    tap: str = "final"
     recycle: Recycle = "normed"
     zero_first: bool = False
     norms: Norms = "backbone"
@@ -41,7 +95,6 @@ class Contract:
     depths: str = "as many as asked for, with the one module"
 
     def head(self, depth: int) -> SequentialHeads.Config:
-        """Heads trained under this contract."""
         return SequentialHeads.Config.from_dict(
             {
                 "depth": depth,
@@ -57,12 +110,6 @@ class Contract:
         )
 
     def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
-        """What heads of `config` were trained for that the engine does not do.
-
-        Args:
-            config: of the heads.
-            plain_norms: whether the backbone's norms are what `norms="own"` has.
-        """
         if not isinstance(config, SequentialHeads.Config):
             return [f"it runs a sequential module, and these heads are {config.kind}"]
         wanted = self.head(config.depth)
@@ -76,7 +123,3 @@ class Contract:
             for name in names
             if getattr(wanted, name) != getattr(config, name) and not (name == "norms" and own)
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, to be stated beside what was exported."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}

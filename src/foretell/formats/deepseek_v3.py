@@ -9,7 +9,7 @@ Embedding and output head are stored again in every module, as in the published 
 from typing import Any
 
 from foretell.formats.base import EMBEDDING, OUTPUT, InPlace
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.files import Checkpoint
 from foretell.formats.names import ModuleNames
 
@@ -20,7 +20,7 @@ class DeepSeekV3(InPlace):
     """Modules below `model.layers.{L+i}.`."""
 
     name = "deepseek_v3"
-    contract = Contract(engine="vLLM 0.32", concat="embedding, hidden", zero_first=True)
+    contract = Chain(engine="vLLM 0.32", concat="embedding, hidden", zero_first=True)
     serve = (
         "vllm serve {out} --speculative-config "
         """'{{"method": "mtp", "num_speculative_tokens": {depth}}}'"""

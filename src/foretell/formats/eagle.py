@@ -22,7 +22,7 @@ from foretell.formats.base import (
     chain,
     require_block,
 )
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors
 from foretell.formats.names import swap_halves
 from foretell.model import MTPModel
@@ -43,9 +43,7 @@ class Eagle(Layout):
 
     name = "eagle"
     apart = True
-    contract = Contract(
-        engine="vLLM 0.32", concat="embedding, hidden", recycle="stream", norms="none"
-    )
+    contract = Chain(engine="vLLM 0.32", concat="embedding, hidden", recycle="stream", norms="none")
     serve = (
         "vllm serve {model} --speculative-config "
         """'{{"method": "eagle", "model": "{out}", "num_speculative_tokens": {depth}}}'"""

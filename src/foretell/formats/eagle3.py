@@ -12,7 +12,7 @@ from typing import Any
 
 from foretell.errors import CheckpointError
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded, chain
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.eagle import Eagle, write_config
 from foretell.formats.files import SINGLE, Checkpoint, save_tensors
 from foretell.model import MTPModel
@@ -32,7 +32,7 @@ class Eagle3(Layout):
 
     name = "eagle3"
     apart = True
-    contract = Contract(
+    contract = Chain(
         engine="vLLM 0.32",
         concat="embedding, hidden (into the attention)",
         tap="fused",

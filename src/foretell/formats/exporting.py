@@ -3,21 +3,27 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from foretell.checkpoint import is_foretell_directory, read_heads, replacing
 from foretell.errors import CheckpointError, HeadError, InputError
-from foretell.formats.base import OUTPUT, Layout, original
-from foretell.formats.card import write_card
-from foretell.formats.files import Checkpoint, as_stored, require_plain, write_checkpoint
-from foretell.formats.importing import SUPERSEDED, local_directory, scratch
+from foretell.formats.base import OUTPUT, Layout
+from foretell.formats.card import types, write_card
+from foretell.formats.files import (
+    BACKBONE,
+    CONTRACT,
+    SUPERSEDED,
+    Checkpoint,
+    copy_companions,
+    require_plain,
+    write_checkpoint,
+)
+from foretell.formats.importing import local_directory, require_apart
 from foretell.formats.registry import layout
+from foretell.formats.tying import as_engines_read
 from foretell.model import MTPModel
-
-CONTRACT = "foretell-contract.json"
-BACKBONE = "backbone"
-"""Where a backbone goes that lies in one directory with its heads, for layouts of heads alone."""
+from foretell.provenance import local_path
 
 
 @dataclass(frozen=True)
@@ -28,6 +34,8 @@ class Exported:
         layout: in which.
         directory: where.
         serve: the command that serves it.
+        notes: what else the user should know, in sentences.
+        contract: how its engines run it, plain values.
         parameters: of the heads.
         kind: of the heads.
         depth: how many tokens they were trained to predict.
@@ -36,6 +44,8 @@ class Exported:
     layout: Layout
     directory: Path
     serve: str
+    notes: list[str]
+    contract: dict[str, Any]
     parameters: int
     kind: str
     depth: int
@@ -58,52 +68,61 @@ def export(
         to: a layout's name.
         out: where to; all of it is written, or nothing.
         like: the released checkpoint that the model was made from: what transformers drops when it
-            loads one (vision towers, say) is taken from there, and types are its.
+            loads one (vision towers, say) is taken from there, and types are its where that
+            rounds nothing.
         results: result files whose figures the card shows.
 
     Raises:
         HeadError: the layout cannot express the heads, or the model; with the reason.
         CheckpointError: the backbone's files are not as they should be.
     """
+    out = local_path(out)
     target, where = layout(to), local_directory(name)
     model, source = _load(where)
-    base = Checkpoint(local_directory(source))
-    if out.resolve() in (where.resolve(), base.directory.resolve()):
-        raise InputError(f"{out}: is where the model lies; export to another directory.")
-    require_plain(base)
+    stored = Checkpoint(local_directory(source))
+    template = None if like is None else Checkpoint(local_directory(like))
+    sources = [one for one in (stored, template) if one is not None]
+    require_apart(out, where, *(one.directory for one in sources))
+    for one in sources:
+        require_plain(one)
+    base = as_engines_read(stored, model.lm)
     target.check(model, base)
-    depth = model.depth
-    inside = target.apart and base.directory.resolve() == where.resolve()
+    head = model.require_head()
+    contract = target.contract_of(head.config).to_dict()
+    as_it_lies = base is stored and base.directory.resolve() != where.resolve()
+    inside = target.apart and not (as_it_lies and template is None)
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
-    serve = target.command(model).format(out=out, model=reference, depth=depth)
-    with replacing(out, SUPERSEDED) as work:
-        if like is None:
+    serve = target.command(model).format(out=out, model=reference, depth=model.depth)
+    with replacing(out, SUPERSEDED, marks=(CONTRACT,)) as work:
+        with TemporaryDirectory(dir=work) as scratch:
+            if template is not None:
+                base = _merge(template, base, model, target, Path(scratch))
             target.save(model, base, work)
-        else:
-            with scratch(work.parent) as merged:
-                _merge(Checkpoint(local_directory(like)), base, target, merged)
-                target.save(model, Checkpoint(merged), work)
-        if inside:  # an engine would take heads.safetensors for a part of the backbone
-            (work / BACKBONE).mkdir()
-            write_checkpoint(base, work / BACKBONE)
-        contract = {"layout": target.name, **target.contract.to_dict()}
-        (work / CONTRACT).write_text(json.dumps(contract, indent=2) + "\n", encoding="utf-8")
+            if inside:  # an engine reads every *.safetensors, and not every name
+                (work / BACKBONE).mkdir()
+                write_checkpoint(base, work / BACKBONE)
+        text = json.dumps({"layout": target.name, **contract}, indent=2)
+        (work / CONTRACT).write_text(text + "\n", encoding="utf-8")
         write_card(work, model, target, serve, reference, where, results or [])
-    parameters = sum(p.numel() for p in model.require_head().parameters())
-    return Exported(target, out, serve, parameters, model.require_head().config.kind, depth)
+    parameters = sum(p.numel() for p in head.parameters())
+    notes = [note for note in (target.needs, types(model)) if note]
+    return Exported(target, out, serve, notes, contract, parameters, head.config.kind, head.depth)
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:
-    """The model, and where its backbone lies."""
+    """The model, its heads in the type they are stored in, and where its backbone lies."""
     if not is_foretell_directory(where):
         raise InputError(f"{where}: has no heads to export; train some with `foretell train`.")
-    reference = read_heads(where).backbone
+    stored = read_heads(where)
+    reference = stored.backbone
     if reference.adapted:
         raise HeadError(
             f"{where}: its backbone has adapters, which no layout holds; merge them first "
             "(train with --set lora.merge=true)."
         )
-    return MTPModel.from_pretrained(where), reference.path or str(where)
+    model = MTPModel.from_pretrained(where)  # which rounds heads to the backbone's type
+    model.require_head().load_state_dict(stored.tensors or {}, assign=True)
+    return model, reference.path or str(where)
 
 
 def _served(source: str, where: Path, base: Checkpoint) -> str:
@@ -111,20 +130,21 @@ def _served(source: str, where: Path, base: Checkpoint) -> str:
     return str(base.directory) if source == str(where) or Path(source).is_dir() else source
 
 
-def _merge(template: Checkpoint, base: Checkpoint, target: Layout, out: Path) -> None:
-    """`template` with the tensors of `base` in their places."""
-    require_plain(template)
+def _merge(
+    template: Checkpoint, base: Checkpoint, model: MTPModel, target: Layout, out: Path
+) -> Checkpoint:
+    """`template` with the tensors of `base`, which `model` was loaded from, in their places."""
+    template = as_engines_read(template, model.lm)
     extra = sorted(base.files.keys() - template.files.keys())
     if extra:
         raise CheckpointError(
             f"{template.directory}: has no {extra[0]}, which the model has; it was not made from "
             "this checkpoint."
         )
-    moved: dict[str, Tensor] = {}
-    for name, tensor in base.tensors(lambda name: True).items():
-        stored = template.tensor(name)
-        moved[name] = as_stored(tensor, stored, name)
+    moved = base.tensors(lambda name: True)
     if OUTPUT in template.files and OUTPUT not in moved:  # tied, and stored all the same
-        moved[OUTPUT] = as_stored(original(base, OUTPUT), template.tensor(OUTPUT), OUTPUT)
+        moved[OUTPUT] = model.backbone.output.weight
     repeated = {name for name in template.files if target.repeats(name, template)}
     write_checkpoint(template, out, replace=moved, drop=repeated.__contains__)
+    copy_companions(base, out)
+    return Checkpoint(out)

@@ -4,19 +4,21 @@ A directory from elsewhere may hold anything. Only JSON and safetensors are read
 which can run code; every file must lie inside the directory, and an index must say what is there.
 """
 
+import copy
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from foretell.checkpoint import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
 from foretell.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -25,23 +27,36 @@ INDEX = "model.safetensors.index.json"
 EXTRA = "model-mtp.safetensors"
 """The shard that holds what is added to a checkpoint of several shards."""
 
+CONTRACT = "foretell-contract.json"
+BACKBONE = "backbone"
+"""Where a backbone goes that is written beside its heads, for layouts of heads alone."""
+
 ADAPTER = "adapter_config.json"
 """Where it is, transformers puts adapters into the model that lies beside it."""
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-COMPANIONS = (
-    "generation_config.json",
+TOKENIZER = (
     "chat_template*",
+    "additional_chat_templates/*.jinja",
     "tokenizer*",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab*",
     "merges.txt",
     "*.model",
-    "preprocessor_config.json",
-    "LICENSE*",
+    "*.tiktoken",
+    "tekken.json",
 )
+"""Files of a tokenizer: those of one model go together."""
+
+COMPANIONS = (*TOKENIZER, "generation_config.json", "*processor_config.json", "LICENSE*", "NOTICE*")
 """Files beside the weights that belong to a model: its tokenizer, and how it generates."""
+
+SUPERSEDED = (
+    *CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json",
+    *TOKENIZER, "additional_chat_templates", "generation_config.json", CONTRACT, BACKBONE,
+)  # fmt: skip
+"""What an earlier import or export may have left in a directory, and another one may not write."""
 
 _TENSOR_NAME = re.compile(r"[A-Za-z0-9_\-]+(\.[A-Za-z0-9_\-]+)*")
 
@@ -55,6 +70,7 @@ class Checkpoint:
     Attributes:
         config: of the model, plain values.
         files: the name of the file that holds each tensor.
+        stored: what a tensor is called in its file, where that is another name.
 
     Raises:
         CheckpointError: a file is missing, damaged, a pickle or outside the directory, a tensor
@@ -72,12 +88,32 @@ class Checkpoint:
                 "them into the weights first."
             )
         self.files = self._find_tensors()
+        self.stored: dict[str, str] = {}
         for name, file in self.files.items():
             if not _TENSOR_NAME.fullmatch(name):
                 raise CheckpointError(
                     f"{directory / file}: holds a tensor called {name!r}, which is no name of a "
                     "tensor; get the checkpoint from its source."
                 )
+
+    def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
+        """The same checkpoint, some of its tensors under other names: what they are called, and
+        what they shall be.
+        """
+        other = copy.copy(self)
+        other.files = {names.get(name, name): file for name, file in self.files.items()}
+        other.stored = {names.get(name, name): self.name_in_file(name) for name in self.files}
+        return other
+
+    def with_config(self, config: dict[str, Any]) -> "Checkpoint":
+        """The same tensors with another config."""
+        other = copy.copy(self)
+        other.config = config
+        return other
+
+    def name_in_file(self, name: str) -> str:
+        """What tensor `name` is called where it is stored."""
+        return self.stored.get(name, name)
 
     @property
     def text_config(self) -> dict[str, Any]:
@@ -97,6 +133,10 @@ class Checkpoint:
             raise CheckpointError(f"{self.directory}: names {name}, outside of it; it is not read.")
         if not path.is_file():
             raise CheckpointError(f"{path}: is missing; fetch it again.")
+        return self.inside(path)
+
+    def inside(self, path: Path) -> Path:
+        """`path`, which must not be a link to somewhere else."""
         roots = [self.directory.resolve()]
         if self.directory.parent.name == "snapshots":  # the Hub's cache keeps files beside it
             roots.append((self.directory.parent.parent / "blobs").resolve())
@@ -108,44 +148,29 @@ class Checkpoint:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """A JSON object."""
-        path = self.path(name)
-        try:
-            value = json.loads(path.read_text(encoding="utf-8"))
-        except OSError as error:
-            raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
-        except (ValueError, RecursionError) as error:
-            raise CheckpointError(f"{path}: is not JSON ({error}).") from None
-        if not isinstance(value, dict):
-            raise CheckpointError(f"{path}: is not a JSON object.")
-        return value
+        return read_object(self.path(name))
 
     def tensors(self, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
         """The tensors whose names are wanted, as they are stored."""
         found: dict[str, Tensor] = {}
-        for file in sorted(set(self.files.values())):
+        names = sorted(filter(wanted, self.files), key=self.files.__getitem__)
+        for file, held in groupby(names, self.files.__getitem__):
             with self.open(file) as handle:
-                for name in handle.keys():  # noqa: SIM118 - not a mapping
-                    if self.files.get(name) == file and wanted(name):
-                        found[name] = handle.get_tensor(name)
+                found |= {name: handle.get_tensor(self.name_in_file(name)) for name in held}
         return found
 
     def tensor(self, name: str) -> Tensor:
         """One tensor as it is stored."""
         if name not in self.files:
             raise CheckpointError(f"{self.directory}: has no tensor {name}.")
-        return self.tensors(lambda other: other == name)[name]
+        with self.open(self.files[name]) as handle:
+            return cast(Tensor, handle.get_tensor(self.name_in_file(name)))
 
     @contextmanager
     def open(self, file: str) -> Iterator[Any]:
         """A shard."""
-        path = self.path(file)
-        try:
-            with safe_open(path, framework="pt") as handle:
-                yield handle
-        except (SafetensorError, OSError, ValueError) as error:
-            raise CheckpointError(
-                f"{path}: is not a whole safetensors file ({error}); fetch it again."
-            ) from None
+        with open_tensors(self.path(file)) as handle:
+            yield handle
 
     def _find_tensors(self) -> dict[str, str]:
         if (self.directory / INDEX).exists():
@@ -201,12 +226,13 @@ def write_checkpoint(
         base: what is copied: the weights, the config and what belongs to them.
         out: an existing directory.
         config: in place of its own.
-        replace: tensors by name; one that `base` has takes that one's type.
+        replace: tensors by name; no value of theirs is rounded, see `fitted`.
         drop: which of its tensors are left out.
     """
     replace = dict(replace or {})
-    _copy_companions(base, out)
-    if config is None or config == base.config:
+    config = base.config if config is None else config
+    copy_companions(base, out)
+    if config == base.read_json(CONFIG):
         shutil.copyfile(base.path(CONFIG), out / CONFIG)
     else:
         (out / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -228,10 +254,12 @@ def write_checkpoint(
         (out / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write a safetensors file; what shares memory is written out."""
     plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    save_file(plain, path, metadata={"format": "pt"})
+    save_file(plain, path, metadata={**(metadata or {}), "format": "pt"})
 
 
 def _write_shard(
@@ -243,32 +271,49 @@ def _write_shard(
     more: Mapping[str, Tensor],
 ) -> None:
     changed = [name for name in own if name in replace]
+    renamed = any(base.name_in_file(name) != name for name in own)
     held = sum(file == shard for file in base.files.values())
-    if not changed and not more and len(own) == held:
+    if not (changed or renamed or more) and len(own) == held:
         shutil.copyfile(base.path(shard), out / shard)
         return
-    tensors = base.tensors(lambda name: base.files[name] == shard and name in own)
+    tensors = base.tensors(set(own).__contains__)
     for name in changed:
-        tensors[name] = as_stored(replace[name], tensors[name], name)
+        tensors[name] = fitted(replace[name], tensors[name], name)
     if tensors or more:
-        save_tensors({**tensors, **more}, out / shard)
+        with base.open(shard) as handle:
+            metadata = handle.metadata()
+        save_tensors({**tensors, **more}, out / shard, metadata)
 
 
-def as_stored(tensor: Tensor, stored: Tensor, name: str) -> Tensor:
-    """`tensor` in the type of the one whose place it takes."""
+def fitted(tensor: Tensor, stored: Tensor, name: str) -> Tensor:
+    """`tensor` in the place of `stored`: in that one's type where it loses nothing, or in its own.
+
+    Raises:
+        CheckpointError: their shapes differ.
+    """
     if tensor.shape != stored.shape:
         raise CheckpointError(
             f"{name}: is {tuple(tensor.shape)} here and {tuple(stored.shape)} in the checkpoint."
         )
-    return tensor.detach().cpu().to(stored.dtype)
+    tensor = tensor.detach().cpu()
+    there = tensor.to(stored.dtype)
+    return there if torch.equal(there.to(tensor.dtype), tensor) else tensor
 
 
-def _copy_companions(base: Checkpoint, out: Path) -> None:
-    """Tokenizer and generation settings; never code."""
-    for path in sorted(base.directory.iterdir()):
-        plain = path.is_file() and path.suffix not in (".py", ".safetensors", *PICKLES)
-        if plain and any(path.match(pattern) for pattern in COMPANIONS):
-            shutil.copyfile(base.path(path.name), out / path.name)
+def copy_companions(base: Checkpoint, out: Path) -> None:
+    """Tokenizer and generation settings, in place of those that `out` has; never code."""
+    if _companions(base.directory, TOKENIZER):
+        for path in _companions(out, TOKENIZER):
+            path.unlink()
+    for path in _companions(base.directory, COMPANIONS):
+        copied = out / path.relative_to(base.directory)
+        copied.parent.mkdir(exist_ok=True)
+        shutil.copyfile(base.inside(path), copied)
+
+
+def _companions(directory: Path, patterns: Sequence[str]) -> list[Path]:
+    found = {path for pattern in patterns for path in directory.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.suffix not in (".py", ".safetensors", *PICKLES))
 
 
 def require_plain(base: Checkpoint) -> None:

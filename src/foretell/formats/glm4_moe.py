@@ -4,7 +4,7 @@ vLLM 0.32, `glm4_moe_mtp.py`, runs it as DeepSeek-V3's, except that the residual
 handed on, before `shared_head.norm`.
 """
 
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.deepseek_v3 import DeepSeekV3
 
 
@@ -12,7 +12,7 @@ class Glm4Moe(DeepSeekV3):
     """Modules below `model.layers.{L+i}.`."""
 
     name = "glm4_moe"
-    contract = Contract(
+    contract = Chain(
         engine="vLLM 0.32", concat="embedding, hidden", recycle="stream", zero_first=True
     )
     families = ("glm4_moe",)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from foretell.formats.base import InPlace
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.deepseek_v3 import DeepSeekV3
 from foretell.model import MTPModel
 
@@ -22,7 +22,7 @@ class Transformers(InPlace):
     """DeepSeek-V3's names, under the contract of transformers."""
 
     name = "transformers"
-    contract = Contract(
+    contract = Chain(
         engine="transformers 5.23",
         concat="embedding, hidden",
         modules="depth",

@@ -4,10 +4,6 @@ transformers drops native modules when it loads a checkpoint, and they are gone 
 `save_pretrained`. Here they become foretell's heads, with the backbone left where it lies.
 """
 
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -18,8 +14,6 @@ from transformers import PreTrainedModel
 
 from foretell.backbone import fingerprint
 from foretell.checkpoint import (
-    CONFIG_FILES,
-    HEADS_FILE,
     BackboneReference,
     StoredHeads,
     replacing,
@@ -27,13 +21,17 @@ from foretell.checkpoint import (
 )
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded
-from foretell.formats.files import CONFIG, Checkpoint, require_plain, write_checkpoint
+from foretell.formats.files import (
+    CONFIG,
+    SUPERSEDED,
+    Checkpoint,
+    require_plain,
+    write_checkpoint,
+)
 from foretell.formats.registry import recognise
 from foretell.loading import load_causal_lm, resolve
 from foretell.model import MTPModel
-
-SUPERSEDED = (*CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json")
-"""What an earlier import or export may have left in the directory."""
+from foretell.provenance import local_path
 
 
 @dataclass(frozen=True)
@@ -62,6 +60,15 @@ def local_directory(name: str | Path) -> Path:
     return Path(snapshot_download(str(name), allow_patterns=patterns))
 
 
+def require_apart(out: Path, *sources: Path) -> None:
+    """Refuse to write over a directory that is read, or over one that it lies in."""
+    for source in sources:
+        if source.resolve().is_relative_to(out.resolve()):
+            raise InputError(
+                f"{out}: is where the model lies ({source}); write to another directory."
+            )
+
+
 def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None) -> Imported:
     """Write the heads of a released checkpoint to the foretell directory `out`.
 
@@ -76,8 +83,8 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
         InputError: no backbone, or one that is not needed.
     """
     directory = local_directory(name)
-    if out.resolve() == directory.resolve():
-        raise InputError(f"{out}: is the directory to import from; write to another one.")
+    sources = [directory] if backbone is None else [directory, local_directory(backbone)]
+    require_apart(out, *sources)
     base = Checkpoint(directory)
     require_plain(base)
     layout = recognise(base)
@@ -118,8 +125,7 @@ def _backbone(
 
 
 def _reference(name: str | Path) -> str:
-    where = Path(resolve(name))
-    return str(where.resolve()) if where.is_dir() and Path(str(name)).exists() else str(name)
+    return str(local_path(name).resolve()) if local_path(name).is_dir() else str(name)
 
 
 def _check_shapes(base: Checkpoint) -> None:
@@ -146,13 +152,3 @@ def _check_shared(loaded: Loaded, lm: PreTrainedModel, where: Path) -> None:
                 f"{where}: its {name} is not the backbone's, and foretell's heads have none of "
                 "their own; name the backbone they were trained on."
             )
-
-
-@contextmanager
-def scratch(beside: Path) -> Iterator[Path]:
-    """A directory that is gone afterwards."""
-    work = Path(tempfile.mkdtemp(prefix=".foretell.", dir=beside))
-    try:
-        yield work
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

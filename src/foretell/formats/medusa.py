@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretell.errors import CheckpointError, HeadError
+from foretell.errors import CheckpointError
 from foretell.formats.base import OUTPUT, Layout, Loaded
-from foretell.formats.contract import Contract
+from foretell.formats.contract import SideBySide
 from foretell.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors, tensors_equal
 from foretell.heads import ResidualHeads
-from foretell.heads.base import HeadConfig
 from foretell.model import MTPModel
 
 _LAYER = re.compile(r"blocks\.(\d+)\.layers\.(\d+)\.(weight|bias)")
@@ -30,33 +29,11 @@ class Medusa(Layout):
 
     name = "medusa"
     apart = True
-    contract = Contract(
-        engine="vLLM 0.32",
-        concat="none: heads read the hidden state alone",
-        modules="depth",
-        rollout="depth",
-        depths="up to the number of heads",
-    )
+    contract = SideBySide(engine="vLLM 0.32", heads="residual")
     serve = (
         "vllm serve {model} --speculative-config "
         """'{{"method": "medusa", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
     )
-
-    def _head(self, depth: int, kind: str | None) -> HeadConfig:
-        return ResidualHeads.Config(depth=depth)
-
-    def check(self, model: MTPModel, base: Checkpoint) -> None:
-        config = model.require_head().config
-        if not isinstance(config, ResidualHeads.Config):
-            reason = f"it holds residual heads, and these are {config.kind}"
-        elif config.tap != "final":
-            reason = f"its heads read the final hidden state, and these read {config.tap!r}"
-        else:
-            return
-        raise HeadError(
-            f"{self.name} cannot hold these heads: {reason}. "
-            f"Train heads with `foretell train --for {self.name}`."
-        )
 
     def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:
         tensors = {}

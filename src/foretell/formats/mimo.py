@@ -9,7 +9,6 @@ A Llama without biases is a Qwen2 whose biases are zero, and is written as one.
 """
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +21,11 @@ from foretell.formats.base import (
     QKV_BIAS,
     InPlace,
     block_names,
-    chain,
     original,
     require_block,
 )
-from foretell.formats.contract import Contract
-from foretell.formats.files import Checkpoint, write_checkpoint
+from foretell.formats.contract import Chain
+from foretell.formats.files import Checkpoint
 from foretell.formats.names import ModuleNames
 from foretell.model import MTPModel
 
@@ -43,7 +41,7 @@ class MiMo(InPlace):
     """
 
     name = "mimo"
-    contract = Contract(engine="vLLM 0.32", concat="hidden, embedding", tap="last", zero_first=True)
+    contract = Chain(engine="vLLM 0.32", concat="hidden, embedding", tap="last", zero_first=True)
     serve = (
         "vllm serve {out} --speculative-config "
         """'{{"method": "mtp", "num_speculative_tokens": {depth}}}'"""
@@ -72,22 +70,21 @@ class MiMo(InPlace):
         shapes = (LLAMA_BLOCK, LLAMA_BLOCK | QKV_BIAS)
         return require_block(block_names(model), shapes, "Qwen2-shaped")
 
-    def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:
-        modules = chain(model)
-        tensors = self.names.write(modules[0], 0)
-        if OUTPUT not in base.files:
-            tensors[OUTPUT] = base.tensor(EMBEDDING)
-        if not any(name.endswith("q_proj.bias") for name in base.files):
-            tensors |= _zero_biases(base, tensors)
-        config = {
-            **base.config,
+    def more(self, base: Checkpoint, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """An output head, which its engine has apart from the embedding, and biases."""
+        output = {} if OUTPUT in base.files else {OUTPUT: base.tensor(EMBEDDING)}
+        biased = any(name.endswith("q_proj.bias") for name in base.files)
+        return output if biased else output | _zero_biases(base, tensors)
+
+    def config(self, base: Checkpoint, modules: int) -> dict[str, Any]:
+        """That of a Qwen2 with biases, under the name of the engine's class."""
+        return {
+            **super().config(base, modules),
             "architectures": ["MiMoForCausalLM"],
             "model_type": "mimo" if base.model_type == "mimo" else "qwen2",
             "attention_bias": True,
             "tie_word_embeddings": False,
-            self.counts: 1,
         }
-        write_checkpoint(base, out, config=config, replace=tensors)
 
     def backbone_config(self, base: Checkpoint) -> dict[str, Any]:
         """As the Qwen2 it is: transformers has no `mimo`, and the published code is not run."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, ClassVar
 
 from foretell.formats.base import InPlace
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain
 from foretell.formats.names import ModuleNames
 from foretell.model import MTPModel
 
@@ -18,7 +18,7 @@ class Qwen3Next(InPlace):
     """One module below `mtp.`."""
 
     name = "qwen3_next"
-    contract = Contract(engine="vLLM 0.32", concat="embedding, hidden")
+    contract = Chain(engine="vLLM 0.32", concat="embedding, hidden")
     serve = (
         "vllm serve {out} --speculative-config "
         """'{{"method": "mtp", "num_speculative_tokens": {depth}}}'"""

@@ -7,6 +7,7 @@ keys); norms are RMSNorms, and Gemma's, which count from 1, are written as such.
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,10 @@ from torch import Tensor, nn
 
 from foretell.errors import HeadError
 from foretell.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded, require_block
-from foretell.formats.contract import Contract
+from foretell.formats.contract import Chain, Contract, SideBySide
 from foretell.formats.eagle import SHAPE
 from foretell.formats.files import CONFIG, SINGLE, Checkpoint, save_tensors
-from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
+from foretell.heads import SequentialHeads
 from foretell.heads.base import HeadConfig
 from foretell.model import MTPModel
 
@@ -26,43 +27,43 @@ QK_NORMS = {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
 BLOCKS = tuple(LLAMA_BLOCK | a | b for a in (set(), QKV_BIAS) for b in (set(), QK_NORMS))
 
 
+ENGINE = "vLLM 0.32 with foretell's plugin"
+SIDE_BY_SIDE: dict[str, Contract] = {
+    kind: SideBySide(engine=ENGINE, heads=kind) for kind in ("parallel", "residual")
+}
+
+
 class Vllm(Layout):
     """Parallel, residual or shared sequential heads on any backbone that vLLM serves."""
 
     name = "vllm"
     apart = True
-    contract = Contract(
-        engine="vLLM 0.32 with foretell installed",
-        concat="hidden, embedding",
-        norms="own",
-        recycle="normed",
-        depths="sequential: as many as asked for; others: up to their depth",
-    )
+    contract = Chain(engine=ENGINE, concat="hidden, embedding", norms="own")
     serve = (
         "vllm serve {model} --speculative-config "
         """'{{"method": "mtp", "model": "{out}", "num_speculative_tokens": {depth}}}'"""
     )
 
-    def command(self, model: MTPModel) -> str:
-        return self.serve.replace('"mtp"', f'"{_method(model)}"')
+    needs = (
+        "vLLM knows these heads by foretell's plugin, without which it does not start: run "
+        "`pip install --no-deps .` in a clone of foretell, in the environment that vLLM lies in."
+    )
 
     def _head(self, depth: int, kind: str | None) -> HeadConfig:
-        if kind == "parallel":
-            return ParallelHeads.Config(depth=depth, tap="final")
-        return (
-            ResidualHeads.Config(depth=depth) if kind == "residual" else super()._head(depth, kind)
-        )
+        return SIDE_BY_SIDE.get(kind or "", self.contract).head(depth)
+
+    def contract_of(self, config: HeadConfig) -> Contract:
+        """With what the plugin is told by the heads' own config."""
+        if not isinstance(config, SequentialHeads.Config):
+            return SIDE_BY_SIDE.get(config.kind, self.contract)
+        chain = replace(self.contract, recycle=config.recycle, zero_first=config.zero_first)
+        return replace(chain, norms="backbone") if config.norms == "backbone" else chain
 
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
         return _block_reasons(model) or _norm_reasons(model)
 
-    def check(self, model: MTPModel, base: Checkpoint) -> None:
-        reasons = _head_reasons(model) or self.refusals(model, base.text_config)
-        if reasons:
-            raise HeadError(
-                f"{self.name} cannot hold these heads: {reasons[0]}. "
-                f"Train heads with `foretell train --for {self.name}`."
-            )
+    def command(self, model: MTPModel) -> str:
+        return self.serve.replace('"mtp"', f'"{_method(model)}"')
 
     def save(self, model: MTPModel, base: Checkpoint, out: Path) -> None:
         config: Any = model.require_head().config
@@ -131,23 +132,6 @@ def _save_stateless(model: MTPModel, tensors: dict[str, Tensor], out: Path) -> N
     (out / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     plain = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
     save_tensors({**plain, OUTPUT: backbone.output.weight}, out / SINGLE)
-
-
-def _head_reasons(model: MTPModel) -> list[str]:
-    config = model.require_head().config
-    if config.tap != "final":
-        return [f"vLLM hands on the final hidden state, and these read {config.tap!r}"]
-    if isinstance(config, SequentialHeads.Config):
-        if config.depth > 1 and not config.shared:
-            return ["vLLM runs one module for every step, and these have one per depth"]
-        if config.norms == "none" or config.block != "same":
-            return ["its module has input norms and a block like the backbone's"]
-    elif isinstance(config, ParallelHeads.Config):
-        if config.variant not in ("parallel", "linear"):
-            return [f"its heads stand side by side, and these are {config.variant}"]
-    elif not isinstance(config, ResidualHeads.Config):
-        return [f"it knows no {config.kind} heads"]
-    return []
 
 
 def _block_reasons(model: MTPModel) -> list[str]:

@@ -51,6 +51,10 @@ class Parts:
     new_norm: Callable[[], nn.Module]
 
 
+DEEPEST = 256
+"""The deepest heads: far beyond what a model foresees, and as much as one pass can verify."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class HeadConfig:
     """What all heads can be told.
@@ -81,11 +85,18 @@ class HeadConfig:
             raise InputError(f"normalize is {self.normalize!r}; it is true or false.")
         if self.depth < 1:
             raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
+        if self.depth > DEEPEST:
+            raise InputError(f"depth is {self.depth!r}; a head predicts at most depth {DEEPEST}.")
         check_tap(self.tap)
         if self.init == "copy" and self.block != "same":
             raise InputError(f"a {self.block} block cannot be a copy; use init 'fresh'.")
         if self.block == "wide" and self.kind != "sequential":
             raise InputError("a wide block reads two states; it goes with sequential heads.")
+
+    @property
+    def modules(self) -> int:
+        """How many modules with parameters of their own the head has, at least."""
+        return self.depth
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the head's kind under `kind`."""

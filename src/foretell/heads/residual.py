@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from foretell.errors import InputError
-from foretell.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
+from foretell.heads.base import DEEPEST, EmbedAhead, Head, HeadConfig, Parts, RunBlock
 from foretell.heads.taps import States
 
 
@@ -52,8 +52,12 @@ class ResidualHeads(Head):
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.layers < 1:
-                raise InputError(f"layers is {self.layers!r}; a head has at least 1.")
+            if not 1 <= self.layers <= DEEPEST:
+                raise InputError(f"layers is {self.layers!r}; a head has 1 to {DEEPEST}.")
+
+        @property
+        def modules(self) -> int:
+            return self.depth * self.layers
 
     def __init__(self, config: "ResidualHeads.Config", parts: Parts) -> None:
         super().__init__(config, parts)

@@ -114,11 +114,14 @@ class SequentialHeads(Head):
             if self.rollout == "token" and self.depth > 1 and not self.shared:
                 raise InputError("rollout 'token' runs one module step by step; use shared true.")
 
+        @property
+        def modules(self) -> int:
+            return 1 if self.shared else self.depth
+
     def __init__(self, config: "SequentialHeads.Config", parts: Parts) -> None:
         super().__init__(config, parts)
-        count = 1 if config.shared else config.depth
         wide = config.block == "wide"
-        links = (SequentialModule(parts, config.norms, wide) for _ in range(count))
+        links = (SequentialModule(parts, config.norms, wide) for _ in range(config.modules))
         self.chain = nn.ModuleList(links)
 
     @property

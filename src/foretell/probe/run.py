@@ -17,6 +17,7 @@ from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.probe.classes import TokenClasses
 from foretell.probe.methods import Method, Place
+from foretell.provenance import local_path, require_replaceable
 from foretell.tally import Tally
 from foretell.targets import IGNORE, NO_TARGET
 
@@ -153,13 +154,17 @@ class Journal:
     Args:
         path: of the file; made with the first line.
         settings: what the numbers depend on.
+
+    Raises:
+        InputError: another file is there.
     """
 
     def __init__(self, path: Path, settings: dict[str, Any]) -> None:
-        self.path, self.settings = path, json.loads(json.dumps(settings))
+        self.path, self.settings = local_path(path), json.loads(json.dumps(settings))
         self.done: dict[int, list[Any]] = {}
         self._begun = False
-        lines = _whole_lines(path)
+        require_replaceable(self.path, "journal of the run", _is_journal)
+        lines = _whole_lines(self.path)
         if lines and lines[0] == self.settings:
             self.done = {index: records for index, records in lines[1:]}
 
@@ -189,6 +194,14 @@ class Journal:
     def remove(self) -> None:
         """The run is over."""
         self.path.unlink(missing_ok=True)
+
+
+def _is_journal(content: bytes) -> bool:
+    """Settings on the first line, which is written whole, and rows behind it."""
+    try:
+        return isinstance(json.loads(content.splitlines()[0]), dict)
+    except ValueError:
+        return False
 
 
 def _whole_lines(path: Path) -> list[Any]:

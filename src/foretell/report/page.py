@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foretell.provenance import Row, replace_file
-from foretell.report.charts import Chart, charts_of
+from foretell.provenance import Row, replace_file, require_replaceable
+from foretell.report.charts import Chart, charts_of, is_figure
 from foretell.report.charts.selecting import number, of_heads, speeds
 from foretell.report.drafts import continuations
 from foretell.report.formatting import text, title
@@ -48,17 +50,19 @@ def write_report(
         The figures.
 
     Raises:
-        InputError: see `foretell.report.sources.collect`; or a file cannot be written.
+        InputError: see `foretell.report.sources.collect`; or a file cannot be written, or is there
+            and not a report's.
     """
     sources = collect(paths, mixed=mixed)
     charts = charts_of(sources)
-    files = {out: render(sources, charts).encode("utf-8")}
-    if figures is not None:
-        for chart in charts:
-            files[figures / f"{chart.name}.svg"] = chart.svg().encode("utf-8")
-            files[figures / f"{chart.name}.png"] = chart.png()
-    for path, content in files.items():
-        replace_file(path, content, "report" if path == out else "figure")
+    drawn = {} if figures is None else {figures / chart.name: chart for chart in charts}
+    require_replaceable(out, "report", is_page)  # all of them, before any is written
+    for name, end in product(drawn, (".svg", ".png")):
+        require_replaceable(Path(f"{name}{end}"), "figure", is_figure)
+    replace_file(out, render(sources, charts).encode("utf-8"), "report", is_page)
+    for name, chart in drawn.items():
+        replace_file(Path(f"{name}.svg"), chart.svg().encode("utf-8"), "figure", is_figure)
+        replace_file(Path(f"{name}.png"), chart.png(), "figure", is_figure)
     return charts
 
 
@@ -88,6 +92,11 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
         ],
         runs=sources.runs,
     )
+
+
+def is_page(content: bytes) -> bool:
+    """Whether this is a page made here, perhaps under our earlier name."""
+    return re.search(rb'name="generator" content="fore(tell|token) report"', content) is not None
 
 
 def summary(sources: Sources) -> list[Fact]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from foretell.errors import InputError
-from foretell.provenance import Result, Row, read_result
+from foretell.provenance import Result, Row, local_path, read_result
 
 METRICS = "metrics.jsonl"
 LOSSES = ("depth_losses", "held_out_losses")
@@ -121,7 +121,7 @@ def _find(paths: Sequence[Path]) -> tuple[list[Path], list[Path]]:
     """Result files and directories of runs, each once."""
     files: dict[Path, Path] = {}
     runs: dict[Path, Path] = {}
-    for path in paths:
+    for path in map(local_path, paths):
         if path.is_dir():
             inside = _entries(path)
             for directory in (path, *(entry for entry in inside if entry.is_dir())):

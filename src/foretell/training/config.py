@@ -18,6 +18,7 @@ from pydantic import (
 from foretell.errors import InputError
 from foretell.heads import HeadConfig, ParallelHeads, head_class
 from foretell.objective import ObjectiveConfig
+from foretell.provenance import local_path
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]
@@ -218,7 +219,7 @@ class TrainConfig(BaseModel):
     def from_yaml(cls, path: Path, overrides: dict[str, Any] | None = None) -> Self:
         """Read a file of settings; `overrides` win over it, mappings field by field."""
         try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+            values = yaml.safe_load(local_path(path).read_text(encoding="utf-8")) or {}
         except OSError as error:
             raise InputError(f"{path}: cannot be read ({error.strerror}).") from None
         except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from foretell.backbone import isolates_documents
+from foretell.backbone import Backbone, isolates_documents
 from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.errors import BackboneError, InputError
 from foretell.loading import cast_parameters
@@ -49,11 +49,25 @@ def set_attention(model: MTPModel, implementation: str) -> None:
 def set_precision(model: MTPModel, precision: str) -> None:
     """What learns is float32, unless the optimiser keeps float32 copies (`bf16`)."""
     if precision == "bf16":
-        cast_parameters(model, torch.bfloat16)
+        if model.backbone.dtype != torch.bfloat16:
+            _cast(model, torch.bfloat16)
         return
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
+
+
+def _cast(model: MTPModel, dtype: torch.dtype) -> None:
+    """Cast the weights of a model that was loaded in another type, and see that it still runs."""
+    cast_parameters(model, dtype)
+    try:
+        Backbone(model.lm)
+    except (BackboneError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise BackboneError(
+            f"{type(model.lm).__name__} does not run after a cast to {dtype} ({reason}); load it "
+            "in that type."
+        ) from None
 
 
 @contextmanager

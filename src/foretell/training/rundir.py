@@ -21,6 +21,8 @@ import yaml
 from foretell.errors import InputError
 from foretell.training.config import TrainConfig
 
+SOURCE = "source.json"
+PROVENANCE = "provenance.json"
 COMPLETE = "complete.json"
 """Written into a checkpoint last: without it the checkpoint is half-written."""
 
@@ -45,6 +47,11 @@ class RunDirectory:
     """One run on disk."""
 
     path: Path
+
+    @property
+    def is_run(self) -> bool:
+        """Whether there is a run, by the files that every run begins with."""
+        return all((self.path / name).is_file() for name in ("config.yaml", SOURCE, PROVENANCE))
 
     @property
     def model(self) -> Path:
@@ -73,7 +80,7 @@ class RunDirectory:
         `source` tells the backbone and the data: a run goes on with those it began with.
         `process` is the provenance of this one; None writes nothing.
         """
-        settings, origin = self.path / "config.yaml", self.path / "source.json"
+        settings, origin = self.path / "config.yaml", self.path / SOURCE
         texts = {
             settings: yaml.safe_dump(config.model_dump(), sort_keys=False),
             origin: json.dumps(source, indent=2) + "\n",
@@ -106,7 +113,7 @@ class RunDirectory:
 
     def _record(self, process: dict[str, Any]) -> None:
         """Append to the provenance: a resumed run may go on elsewhere."""
-        path = self.path / "provenance.json"
+        path = self.path / PROVENANCE
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
         _write(path, json.dumps([*before, process], indent=2) + "\n")
 

@@ -27,7 +27,7 @@ from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.objective import ObjectiveConfig
 from foretell.probe import require_branches
-from foretell.provenance import provenance
+from foretell.provenance import local_path, provenance
 from foretell.targets import count_targets
 from foretell.training.config import TrainConfig
 from foretell.training.marginals import marginal_targets
@@ -124,7 +124,7 @@ def train(
         require_branches(model.backbone, blocks.block_size + strings)
     _check_base(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
-    run = RunDirectory(out)
+    run = RunDirectory(local_path(out))
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
     process = provenance(config.seed, model.backbone.device, model.backbone.dtype)
     with processes.main_process_first():

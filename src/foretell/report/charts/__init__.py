@@ -3,14 +3,14 @@
 from foretell.report.charts.classes import class_charts
 from foretell.report.charts.depths import depth_charts
 from foretell.report.charts.drafting import drafting_charts
-from foretell.report.charts.drawing import Chart
+from foretell.report.charts.drawing import Chart, is_figure
 from foretell.report.charts.layers import layer_charts
 from foretell.report.charts.lengths import length_charts
 from foretell.report.charts.speed import recipe_charts, speed_charts
 from foretell.report.charts.training import training_charts
 from foretell.report.sources import Sources
 
-__all__ = ["Chart", "charts_of"]
+__all__ = ["Chart", "charts_of", "is_figure"]
 
 
 def charts_of(sources: Sources) -> list[Chart]:

@@ -54,7 +54,16 @@ _STYLE: Any = {
     "figure.facecolor": "white",
     "savefig.dpi": 200,
 }
-_METADATA = {"Date": None, "Creator": None, "Format": None, "Type": None}
+_METADATA = {
+    "svg": {"Date": None, "Creator": "foretell", "Format": None, "Type": None},
+    "png": {"Software": "foretell"},
+}
+
+
+def is_figure(content: bytes) -> bool:
+    """Whether a file with this content was drawn here."""
+    marks = b"<dc:title>foretell</dc:title>", b"Software\x00foretell"
+    return any(mark in content[:4096] for mark in marks)
 
 
 @dataclass(frozen=True)
@@ -109,8 +118,7 @@ class Chart:
             figure = Figure(figsize=(self.width, self.height), layout="constrained")
             self.paint(figure)
             stream = io.BytesIO()
-            metadata = _METADATA if kind == "svg" else None
-            figure.savefig(stream, format=kind, transparent=transparent, metadata=metadata)
+            figure.savefig(stream, format=kind, transparent=transparent, metadata=_METADATA[kind])
         return stream.getvalue()
 
 
