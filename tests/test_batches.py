@@ -305,7 +305,7 @@ def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
     """Prompts, padding, draft lengths and ends of any kind; `short` contexts fill up mid-block."""
     draw = data.draw
     family = draw(
-        st.sampled_from(["llama", "mistral", "gpt2", "qwen3_next", "short llama", "short opt"])
+        st.sampled_from(["llama", "mistral", "gpt2", "qwen3_next", "short gpt2", "short opt"])
     )
     longest = 23 if family.startswith("short") else 29
     lengths = draw(st.lists(st.integers(1, longest), min_size=1, max_size=4, unique=True))
@@ -507,7 +507,7 @@ def test_a_row_that_finds_nothing_to_copy_drafts_nothing() -> None:
 def test_a_draft_model_of_a_shorter_context_drafts_for_those_it_can_read(shape) -> None:
     """A long neighbour takes no draft from a short row, nor the other way round."""
     model = attached("llama", "none")
-    small = Backbone(families.moved(copy.deepcopy(lm("short llama")), 0.03))
+    small = Backbone(families.moved(copy.deepcopy(lm("short gpt2")), 0.03))
     lengths, seeds = [5, 19, 29], [3, 4, 5]
     rows, mask = padded(lengths, "right")
 

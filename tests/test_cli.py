@@ -19,7 +19,14 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 from transformers.utils import logging as transformers_logging
 
 import foretell as ft
@@ -154,6 +161,14 @@ def backbone(seed: int = 0, vocab_size: int = 257) -> LlamaForCausalLM:
         return LlamaForCausalLM(config).eval()
 
 
+def learned_positions() -> GPT2LMHeadModel:
+    config = GPT2Config(
+        vocab_size=257, n_embd=32, n_layer=2, n_head=2, n_positions=CONTEXT, initializer_range=0.2,
+        bos_token_id=None, eos_token_id=0, pad_token_id=0,
+    )  # fmt: skip
+    return GPT2LMHeadModel(config).eval()
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with models and texts, which no test changes."""
@@ -169,6 +184,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "small")
     backbone().save_pretrained(place / "foreign")
     PreTrainedTokenizerFast(tokenizer_object=letters).save_pretrained(place / "foreign")
+    learned = ft.attach(learned_positions(), "parallel", depth=2, init="copy")
+    learned.save_pretrained(place / "learned", tokenizer=TOKENIZER)
     model = ft.attach(backbone(), "parallel", depth=2, init="copy")
     model.save_pretrained(place / "whole", tokenizer=TOKENIZER)
     model.save_pretrained(place / "heads", backbone_path=str(place / "plain"))
@@ -705,7 +722,8 @@ def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
         path = chat / f"{name}.jsonl"
         assert message in refused("bench", model, "--prompts", path, *options)
         refused("distill", model, "--prompts", path, *options, "--out", chat / "own.jsonl")
-        refused("generate", model, "--prompt-file", path, *options)
+        if name != "long":  # transformers goes on too
+            refused("generate", model, "--prompt-file", path, *options)
     unlearnable = refused(
         "train",
         model,
@@ -796,11 +814,20 @@ def test_generate_with_drafts_of_any_length(place: Path, tmp_path: Path, options
         assert "of passes" not in ran.err
 
 
-def test_generate_fills_the_context_to_its_last_place(place: Path, tmp_path: Path) -> None:
+def test_generate_says_where_positions_end(place: Path, tmp_path: Path) -> None:
+    path = tmp_path / "generate.json"
+    given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
+    ran = run("generate", place / "learned", *given, "--draft-length", 2)
+    assert checked(path, "generate", None).rows[0]["tokens"] == 7
+    assert f"the text ends with the model's last position, {CONTEXT}" in ran.err
+    assert ran.out == fine("generate", place / "learned", *given, "--plain")
+
+
+def test_generate_goes_on_behind_what_a_model_was_built_for(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "generate.json"
     given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
     out = fine("generate", place / "whole", *given, "--draft-length", 2)
-    assert checked(path, "generate", None).rows[0]["tokens"] == 7
+    assert checked(path, "generate", None).rows[0]["tokens"] == 40
     assert out == fine("generate", place / "plain", *given)
 
 
@@ -1023,7 +1050,7 @@ def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) ->
 
 # -- bad input ----------------------------------------------------------------------------------
 
-MODEL, DATA = "{place}/plain", "--data {place}/text.py"
+MODEL, LEARNED, DATA = "{place}/plain", "{place}/learned", "--data {place}/text.py"
 TRAIN = f"train {MODEL} {DATA} --block-size 16 --out {{tmp}}/out"
 BENCH = f"bench {MODEL} --prompts {{place}}/text.py --include-loops"
 DISTILL = f"distill {MODEL} --prompts {{place}}/text.py --out {{tmp}}/own.jsonl"
@@ -1087,14 +1114,14 @@ BAD = [
     (f"probe {MODEL} {DATA} --layer-positions -1", "layer-positions is -1"),
     (f"probe {MODEL} {DATA} --draft-model nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --train-data {{place}}/empty.txt", "every document is empty"),
-    (f"probe {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
+    (f"probe {LEARNED} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
     (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
     (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
     (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot write"),
     (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
     (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),
-    (f"eval {MODEL} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
+    (f"eval {LEARNED} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
     (f"eval {MODEL} {DATA} --block-size 1 --blocks 2", "longer blocks"),
     (f"eval {MODEL} {DATA} --block-size 16 --blocks 0", "0 blocks"),
     (f"eval {MODEL} {DATA} --block-size 16 --blocks -1", "-1 blocks"),
@@ -1107,7 +1134,10 @@ BAD = [
     (f"{BENCH} --max-new-tokens 8 --tree 2,1", "the model has none"),
     (f"{BENCH} --max-new-tokens 8 --temperature -1", "temperature is -1"),
     (f"{BENCH} --max-new-tokens 8 --draft-model nonsense", "does not exist"),
-    (f"{BENCH} --prompt-tokens 100 --max-new-tokens 29", f"context of {CONTEXT}"),
+    (
+        f"bench {LEARNED} --prompts {{place}}/text.py --prompt-tokens 100 --max-new-tokens 29",
+        f"context of {CONTEXT}",
+    ),
     (f"{BENCH} --seed -1", "seed is -1"),
     (f"{BENCH} --seed {2**70}", "seed is"),
     (f"{DISTILL} --count 0", "count is 0"),
@@ -1124,7 +1154,7 @@ BAD = [
     (f"{DISTILL} --seed -1", "seed is -1"),
     (f"generate {MODEL} --prompt x --max-new-tokens 0", "max_new_tokens is 0"),
     (f"generate {MODEL} --prompt x --max-new-tokens -2", "max_new_tokens is -2"),
-    (f"generate {MODEL} --prompt-file {{place}}/long.txt", "shorten the prompt"),
+    (f"generate {LEARNED} --prompt-file {{place}}/long.txt", "shorten the prompt"),
     (f"generate {MODEL} --prompt-file {{place}}/empty.txt", "the prompt is empty"),
     (f"generate {MODEL}", "--prompt or --prompt-file"),
     (f"generate {MODEL} --prompt x --prompt-file y", "--prompt or --prompt-file"),

@@ -360,13 +360,14 @@ def short_context(family: str) -> ft.MTPModel:
     return ft.attach(type(families.build(family))(config).eval(), "sequential", depth=3)
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt"])
+@pytest.mark.parametrize("family", ["gpt2", "opt"])
 @pytest.mark.parametrize("correct", [0, 5])
-def test_the_context_fills_up_to_its_last_place(family: str, correct: int) -> None:
+def test_learned_positions_fill_up_to_the_last_one(family: str, correct: int) -> None:
     model = short_context(family)
     row = families.prompt(1, 13)
     plain = model.generate(row, max_new_tokens=100, drafter=NoDrafter())
     assert plain.sequences.shape == (1, 24)
+    assert plain.full == [True]
     assert model.generate(row, max_new_tokens=100).new_tokens == plain.new_tokens
     oracle = Oracle(row, plain.new_tokens, [5], [correct])
     result = model.generate(row, max_new_tokens=100, drafter=oracle)
@@ -441,7 +442,6 @@ def test_a_tree_that_cannot_be_verified_is_refused(family: str) -> None:
         (torch.zeros(4, dtype=torch.long), {}, r"shape \(4,\); give rows"),
         (torch.tensor([[1, families.VOCAB]]), {}, "outside the model's vocabulary of 101"),
         (torch.tensor([[1, -1]]), {}, "outside the model's vocabulary of 101"),
-        (torch.zeros(1, families.POSITIONS, dtype=torch.long), {}, "context 512; shorten"),
         (torch.zeros(1, 4, dtype=torch.long), {"max_new_tokens": 0}, "max_new_tokens is 0"),
         (torch.zeros(1, 4, dtype=torch.long), {"max_new_tokens": -3}, "max_new_tokens is -3"),
         (

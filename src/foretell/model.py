@@ -528,7 +528,9 @@ class MTPModel(nn.Module):
     ) -> Generation:
         """Continue prompts: the backbone's own tokens, in fewer forward passes.
 
-        The arguments are those of `stream`.
+        The arguments are those of `stream`. As in transformers a text may become longer than the
+        model was built for, which is logged once; it ends where the model has no more positions
+        (`Generation.full`).
 
         Raises:
             InputError: a prompt that is empty or longer than the context, or an option out of its
@@ -536,15 +538,26 @@ class MTPModel(nn.Module):
             BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
             HeadError: see `require_fit`.
         """
+        if attention_mask is None:
+            ends = options.get("stop_tokens") or self.stop_tokens
+            attention_mask = self._inferred_mask(input_ids, ends)
         steps = list(self.stream(input_ids, attention_mask, **options))
         continuations = [
             [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
         ]
         fill = next(iter([self._padding] if self._padding is not None else self.stop_tokens), 0)
         longest = max(map(len, continuations))
+        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        prompts = seen.bool().sum(1).tolist()
         filled = [row + [fill] * (longest - len(row)) for row in continuations]
         sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)
-        return Generation(sequences, continuations, steps)
+        return Generation(sequences, continuations, steps, self._full(prompts, continuations))
+
+    def _full(self, prompts: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[bool]:
+        """Which rows, of so many tokens and what followed, fill the model's last position."""
+        most = self.backbone.max_length
+        rows = zip(prompts, continuations, strict=True)
+        return [most is not None and length + len(new) >= most for length, new in rows]
 
     # -- saving and loading ---------------------------------------------------------------------
 

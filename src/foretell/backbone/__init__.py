@@ -8,6 +8,7 @@ from foretell.backbone.abilities import (
     rehearses,
 )
 from foretell.backbone.calls import BackboneOutput, BlockCall
+from foretell.backbone.context import warn_longer
 from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
 from foretell.backbone.weights import require_usable
@@ -26,4 +27,5 @@ __all__ = [
     "isolates_documents",
     "rehearses",
     "require_usable",
+    "warn_longer",
 ]

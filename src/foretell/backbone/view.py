@@ -11,7 +11,7 @@ Shapes: B batch, T time, D hidden, V vocabulary, L layers.
 import copy
 import hashlib
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
 from typing import Any, Literal, cast
 
@@ -32,6 +32,7 @@ from foretell.backbone.calls import (
     split_call,
     with_stand_ins,
 )
+from foretell.backbone.context import room, stated, warn_longer
 from foretell.backbone.dense import make_dense
 from foretell.backbone.discovery import (
     Discovery,
@@ -40,6 +41,7 @@ from foretell.backbone.discovery import (
     name_of,
     required,
 )
+from foretell.backbone.rotary import Rotary, Rotation, document_reach, reads_again
 from foretell.backbone.weights import (
     block_by_class,
     packed,
@@ -49,7 +51,7 @@ from foretell.backbone.weights import (
     stored,
 )
 from foretell.backbone.wide import WideBlock
-from foretell.errors import BackboneError
+from foretell.errors import BackboneError, InputError
 from foretell.loading import PLAIN
 
 BlockInit = Literal["fresh", "copy"]
@@ -147,13 +149,34 @@ class Backbone:
         """V, the number of logits."""
         return int(self.output.weight.shape[0])
 
-    @property
+    @cached_property
     def max_length(self) -> int | None:
-        """The longest context the model was built for, in tokens; None where it names none."""
-        for name in ("max_position_embeddings", "n_positions"):
-            if (value := getattr(self.config, name, None)) is not None:
-                return int(value)
-        return None
+        """The longest text that the model can read, in tokens; None where no end was found.
+
+        Learned positions end; rotary ones go on behind the `context` that the model was built for.
+        """
+        return room(self)
+
+    @property
+    def context(self) -> int | None:
+        """The longest text that the model was built for, in tokens; None where nothing says so."""
+        named = [n for n in (stated(self.config), self.max_length) if n is not None]
+        return min(named, default=None)
+
+    def require_room(self, length: int, what: str) -> None:
+        """See to it that `what`, of so many tokens each, can be read; say so where it is longer
+        than what the model was built for, as transformers does.
+
+        Raises:
+            InputError: the model has no positions for so many.
+        """
+        if self.max_length is not None and length > self.max_length:
+            raise InputError(
+                f"{what} of {length} tokens are longer than the model's context of "
+                f"{self.max_length}, behind which it has no positions; make them shorter."
+            )
+        if self.context is not None and length > self.context:
+            warn_longer(type(self.model).__name__, self.context)
 
     @property
     def device(self) -> torch.device:
@@ -200,6 +223,7 @@ class Backbone:
         attention_mask: Tensor | dict[str, Tensor] | None = None,
         position_ids: Tensor | None = None,
         cache: Cache | None = None,
+        rotation: Rotation | None = None,
         auxiliary: bool = False,
     ) -> BackboneOutput:
         """Run the model up to its output head.
@@ -212,6 +236,7 @@ class Backbone:
                 where nothing is padded.
             position_ids: (B, T); restarting at 0 inside a row where documents are packed.
             cache: appended to in place; None for a pass that keeps nothing.
+            rotation: see `rotation`; by default every document is rotated as by itself.
             auxiliary: keep what the model's auxiliary loss is made of, where it has one.
         """
         beside = self.auxiliary if auxiliary else None
@@ -221,7 +246,9 @@ class Backbone:
             "position_ids": position_ids,
             self._cache_keyword: cache,
         }
-        with self.watch(layers) as trace:
+        if rotation is None and self.rotary is not None:
+            rotation = self.rotation(self._places(tokens, cache, position_ids))
+        with self.watch(layers) as trace, self.rotated(rotation):
             output = self.decoder(
                 input_ids=tokens,
                 use_cache=cache is not None,
@@ -233,6 +260,45 @@ class Backbone:
         decoded = None if beside is None else output
         call = cast(BlockCall, trace.call)
         return BackboneOutput(output[0], states, call, decoded, position_ids)
+
+    @cached_property
+    def rotary(self) -> Rotary | None:
+        """What rotates otherwise in longer passes; None where nothing does, as in most families."""
+        return Rotary.find(self)
+
+    @cached_property
+    def reread_behind(self) -> int | None:
+        """The length behind which `generate` reads a row anew, every token rotated as in a longer
+        text; None where it never does.
+        """
+        if self.rotary is None or not reads_again(self, self._cache_keyword):
+            return None
+        return self.rotary.switch
+
+    def rotation(self, positions: Tensor, reach: Tensor | None = None) -> Rotation | None:
+        """How tokens are rotated, where that depends on how far a pass reaches; else None.
+
+        Args:
+            positions: (B, T).
+            reach: (B, T), how many tokens the pass would hold that each is to be rotated as in; by
+                default as many as its document, which begins where positions restart.
+        """
+        if self.rotary is None:
+            return None
+        reach = document_reach(positions) if reach is None else reach
+        return self.rotary.rotation(positions, reach, self.embedding.weight)
+
+    def rotated(self, rotation: Rotation | None = None) -> AbstractContextManager[None]:
+        """Have the decoder rotate tokens so, within."""
+        return nullcontext() if self.rotary is None else self.rotary.giving(rotation or {})
+
+    @staticmethod
+    def _places(tokens: Tensor, cache: Cache | None, position_ids: Tensor | None) -> Tensor:
+        """(B, T) or (1, T): where none are given, those behind the cache."""
+        if position_ids is not None:
+            return position_ids
+        places = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        return places if cache is None else places + cache.get_seq_length()
 
     @cached_property
     def auxiliary(self) -> AuxiliaryLoss | None:
@@ -259,6 +325,7 @@ class Backbone:
         position_ids: Tensor,
         cache: Cache | None,
         attention_mask: Any = None,
+        rotation: Rotation | None = None,
     ) -> BlockCall:
         """How the model would call its last block on `tokens` (B, T) behind `cache`.
 
@@ -268,13 +335,14 @@ class Backbone:
         know: ask `foretell.backbone.abilities.rehearses` first.
         """
         rehearsal, recorder = self._rehearsal()
-        rehearsal(
-            input_ids=tokens,
-            position_ids=position_ids,
-            use_cache=cache is not None,
-            **({} if cache is None else {self._cache_keyword: cache}),
-            **({} if attention_mask is None else {"attention_mask": attention_mask}),
-        )
+        with self.rotated(self.rotation(position_ids) if rotation is None else rotation):
+            rehearsal(
+                input_ids=tokens,
+                position_ids=position_ids,
+                use_cache=cache is not None,
+                **({} if cache is None else {self._cache_keyword: cache}),
+                **({} if attention_mask is None else {"attention_mask": attention_mask}),
+            )
         if (call := recorder.take()) is None:
             raise BackboneError(
                 f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "

@@ -73,17 +73,13 @@ def bench(
     """
     loaded = common.load_model(model, device, dtype, backbone, by_columns=pass_width is None)
     tokenizer = common.tokenizer_of(model, loaded)
-    context = loaded.backbone.max_length
+    context = loaded.backbone.context
     room = None if context is None else context - max_new_tokens
     bad = Bad(skip_bad)
     texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room, bad=bad)
     common.show_bad(bad, prompts)
     longest = max(text.shape[1] for text in texts)
-    if context is not None and longest + max_new_tokens > context:
-        raise InputError(
-            f"a prompt of {longest} tokens and {max_new_tokens} new ones do not fit into the "
-            f"model's context of {context}; ask for fewer."
-        )
+    loaded.backbone.require_room(longest + max_new_tokens, "prompts and their continuations")
     draft = None
     if draft_model is not None:
         draft = drafting.load_draft_model(draft_model, loaded), draft_model

@@ -188,22 +188,13 @@ def pack(
     block_size: int,
 ) -> PackedBlocks:
     """Documents in blocks, packed if the model keeps them apart."""
-    _check_block_size(model, block_size)
+    model.backbone.require_room(block_size, "blocks")
     return PackedBlocks.from_pieces(
         list(pieces),
         tokenizer,
         block_size,
         one_document_per_block=not isolates_documents(model.backbone, block_size),
     )
-
-
-def _check_block_size(model: MTPModel, block_size: int) -> None:
-    context = model.backbone.max_length
-    if context is not None and block_size > context:
-        raise InputError(
-            f"blocks of {block_size} tokens are longer than the model's context of {context}; "
-            "give a smaller --block-size."
-        )
 
 
 def load_corpus(
@@ -214,7 +205,7 @@ def load_corpus(
     bad: Bad = REFUSED,
 ) -> tuple[PackedBlocks | StreamedBlocks, PackedBlocks | None]:
     """What to train on, and what to measure on where some documents are held out."""
-    _check_block_size(model, config.block_size)
+    model.backbone.require_room(config.block_size, "blocks")
     with console.status(Text(f"Reading {data}")):
         return read_corpus(
             data,

@@ -52,7 +52,7 @@ def distill(
     bad = Bad(skip_bad)
     documents = read_documents(prompts, bad)
     found = prompts_of(documents, tokenizer, prompt_tokens, max_new_tokens, bad)
-    room = (loaded.backbone.max_length or sys.maxsize) - max_new_tokens
+    room = (loaded.backbone.context or sys.maxsize) - max_new_tokens
     used: list[list[int]] = []
     too_long = 0
     for prompt in found:
@@ -66,7 +66,7 @@ def distill(
     if too_long and not used:
         raise InputError(
             f"{prompts}: no prompt leaves room for {max_new_tokens} tokens in the model's context "
-            f"of {loaded.backbone.max_length}; ask for fewer."
+            f"of {loaded.backbone.context}; ask for fewer."
         )
     if too_long:
         common.console.print(

@@ -131,6 +131,11 @@ def generate(
     )
     for line in drafting.describe_config(loaded, sampling):
         print(line, file=sys.stderr)
+    if loaded.backbone.max_length == ids.shape[1] + row["tokens"]:
+        print(
+            f"the text ends with the model's last position, {loaded.backbone.max_length}.",
+            file=sys.stderr,
+        )
     lengths = [step.drafted for step in steps[1:]]
     if length == "auto" and lengths:
         print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)

@@ -6,6 +6,7 @@ number.
 Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nodes.
 """
 
+import sys
 from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from foretell.backbone import Backbone
+from foretell.backbone import Backbone, warn_longer
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.draft import Draft
 from foretell.decoding.text import UNKNOWN, Detokenizer
@@ -146,7 +147,8 @@ class Batch:
         self.lengths = [len(row) for row in rows]
         self.prompt_lengths = list(prompt_lengths or self.lengths)
         self.width = max(self.lengths)
-        context = backbone.max_length
+        self.name, self.context = type(backbone.model).__name__, backbone.context
+        self.reread_behind, context = backbone.reread_behind, backbone.max_length
         self.room = [
             limit if context is None else min(limit, context - length)
             for limit, length in zip(limits, self.lengths, strict=True)
@@ -160,8 +162,23 @@ class Batch:
 
     @property
     def reach(self) -> list[int]:
-        """How many tokens a draft has room for, by place: one more is the backbone's own."""
-        return [max(0, room - 1) for room in self.room]
+        """How many tokens a draft has room for, by place: one more is the backbone's own.
+
+        Behind a place where the row is read anew nothing can be verified before it was.
+        """
+        rooms = zip(self.room, self.lengths, strict=True)
+        return [max(0, min(room - 1, self._before_rereading(length))) for room, length in rooms]
+
+    def _before_rereading(self, length: int) -> int:
+        """How many tokens more a row can have before it is read anew."""
+        limit = self.reread_behind
+        return sys.maxsize if limit is None or length > limit else limit - length
+
+    @property
+    def rereads(self) -> bool:
+        """Whether a row is to be read anew on its way: its drafts then are others."""
+        limit, rooms = self.reread_behind, zip(self.lengths, self.room, strict=True)
+        return limit is not None and any(n <= limit < n + room - 1 for n, room in rooms)
 
     @property
     def limit(self) -> int:
@@ -175,10 +192,7 @@ class Batch:
         return len(self.present) == self.rows
 
     def end(self, row: int) -> None:
-        """Emit nothing more for a row; the others go on.
-
-        Rows that are decoded one after another, each as a batch of its own, do not hear of it.
-        """
+        """Emit nothing more for a row; the others go on."""
         self.active[row] = False
 
     def let_go(self, fewest: int = 1) -> list[int] | None:
@@ -277,6 +291,8 @@ class Batch:
             for place, new in enumerate(emitted)
             for offset, token in enumerate(new)
         ]
+        if self.context is not None and max(lengths) > self.context:
+            warn_longer(self.name, self.context)
         places, positions, tokens = to_device(written, self.device).view(-1, 3).unbind(1)
         self.tokens[places, positions] = tokens
         self.lengths = lengths

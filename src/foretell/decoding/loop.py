@@ -32,11 +32,13 @@ class Generation:
         continuations: the new tokens of each row.
         steps: one tuple for each forward pass, the pass over the prompts included; in it a step
             for each row.
+        full: which rows fill all positions that the model has, and can go no further.
     """
 
     sequences: Tensor
     continuations: list[list[int]]
     steps: list[tuple[Step, ...]]
+    full: list[bool]
 
     @property
     def new_tokens(self) -> list[int]:
@@ -78,24 +80,28 @@ def decode(
 ) -> Iterator[tuple[Step, ...]]:
     """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
-    Rows of a backbone that cannot tell them apart are continued one after another. `length` chooses
-    how far every draft goes; without it that is the drafter's affair. `pass_width` makes every pass
-    but the first so many tokens wide, whatever is drafted (see `foretell.decoding.invariance`).
+    Rows of a backbone that cannot tell them apart are continued one after another, and so are those
+    of which one has to be read anew. `length` chooses how far every draft goes; without it that is
+    the drafter's affair. `pass_width` makes every pass but the first so many tokens wide, whatever
+    is drafted (see `foretell.decoding.invariance`).
     `compiled` runs every pass but the first compiled by torch, in few shapes; the first time takes
     its minutes.
     """
     histories = constraints(backbone.model, batch, sampling)
     sampler = Sampler(sampling, batch.rows, backbone.device, histories)
-    if batch.rows == 1 or takes_masks(backbone, capacity(batch, pass_width)):
+    together = takes_masks(backbone, capacity(batch, pass_width)) and not batch.rereads
+    if batch.rows == 1 or together:
         passes = Passes(backbone, batch, pass_width, compiled)
         yield from _decode(passes, batch, drafter, rule, sampler, length)
         return
-    for number in range(batch.rows):
+    for number in (n for n in range(batch.rows) if batch.active[n]):
         row = batch.row(number)
         passes = Passes(backbone, row, pass_width, compiled)
         chooses = None if length is None else length.row()
         for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), chooses):
+            batch.active[number] &= row.active[0]
             yield tuple(step if other == number else ENDED for other in range(batch.rows))
+            row.active[0] &= batch.active[number]
 
 
 @torch.inference_mode()
@@ -111,7 +117,7 @@ def _decode(
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
-    with passes.backbone.watch(layers):
+    with passes.backbone.watch(layers), passes.backbone.rotated():
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
             verified = passes.verify(batch, draft, layers)

@@ -83,11 +83,11 @@ class Passes:
 
     def verify(self, batch: Batch, draft: Draft, layers: tuple[int, ...]) -> Verified:
         """One pass over what the backbone has not read, and the draft; `layers` are kept."""
-        run = self._steady if any(self.past.read) else _verify
+        run = self._steady if all(self.past.read) else _verify
         begin = self.past.read
         first = batch.behind(begin) - 1
         window = torch.cat([batch.unread(begin), draft.tokens], dim=1)
-        given = self.past.enter(window.shape[1], draft)
+        given = self.past.enter(window.shape[1], draft, batch.lengths)
         output, logits = run(self.backbone, window, layers, given, first, draft.size + 1)
         return Verified(logits, output, begin, first)
 
@@ -103,6 +103,8 @@ class Passes:
         widest = (self.width or WIDEST) - 1
         standing = zip(batch.lengths, self.past.read, strict=True)
         if max(length - 1 - read for length, read in standing) > READ_AGAIN:
+            return 0
+        if not all(self.past.read):  # a row is read anew
             return 0
         return widest if self.compiled else min(widest, batch.limit)
 

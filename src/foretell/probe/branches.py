@@ -91,6 +91,7 @@ class Branches:
 
     def __init__(self, row: Row, positions: Tensor) -> None:
         self.backbone, self.positions, self.depth = row.backbone, positions, 0
+        self.reach = row.tokens.shape[1]  # their prefix was read in a pass over so many tokens
         length = int(positions.max()) + 1
         self.cache = row.prefix(length, len(positions))
         self.places = torch.arange(length, device=positions.device).expand(len(positions), -1)
@@ -112,25 +113,26 @@ class Branches:
         """
         self.depth += 1
         count = tokens.shape[1]
+        positions = (self.positions + self.depth).unsqueeze(1).expand(-1, count)
         seen = parents.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1])
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
         itself = itself.expand(len(tokens), -1, -1)
         self.visible = torch.cat([self.visible.gather(1, seen), itself], dim=-1)
         require_branches(self.backbone, self.visible.shape[-1])
-        places = (self.positions + self.depth).unsqueeze(1)
-        self.places = torch.cat([self.places, places.expand(-1, count)], dim=1)
+        self.places = torch.cat([self.places, positions], dim=1)
         mask = added_masks(
             sights(self.backbone.config),
             self.visible,
-            self.places[:, -count:],
+            positions,
             self.places.unsqueeze(1),
             self.backbone.dtype,
         )
         output = self.backbone(
             tokens,
             attention_mask=mask,
-            position_ids=self.places[:, -count:],
+            position_ids=positions,
             cache=self.cache,
+            rotation=self.backbone.rotation(positions, (positions + 1).clamp(min=self.reach)),
         )
         return distribution(self.backbone, output.final)
 

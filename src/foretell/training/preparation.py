@@ -24,12 +24,7 @@ def check_blocks(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> None
             f"{type(model.lm).__name__} lets packed documents attend to each other; "
             "make the blocks with one_document_per_block=True."
         )
-    length, context = blocks.block_size, model.backbone.max_length
-    if context is not None and length > context:
-        raise InputError(
-            f"blocks of {length} tokens are longer than the model's context of {context}; "
-            "use a smaller block size."
-        )
+    model.backbone.require_room(blocks.block_size, "blocks")
 
 
 def check_loss(model: MTPModel) -> None:

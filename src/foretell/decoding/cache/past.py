@@ -33,10 +33,13 @@ class Past(Protocol):
         """The cache of one more block, which is always as far as this one."""
         ...
 
-    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
-        """Arguments of a pass over `width` more tokens: `cache`, positions and mask.
+    def enter(
+        self, width: int, draft: Draft | None = None, stands: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """Arguments of a pass over `width` more tokens: `cache`, positions, mask and rotation.
 
-        The tokens are a chain, or the nodes of `draft`.
+        The tokens are a chain, or the nodes of `draft`. Of each row so many as `stands` says stand,
+        the rest is filling; by default all of them do.
         """
         ...
 

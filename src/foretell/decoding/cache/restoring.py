@@ -21,6 +21,7 @@ from transformers.cache_utils import (
 
 from foretell.backbone import Ability, Backbone, ability
 from foretell.backbone.discovery import near
+from foretell.decoding.cache.reach import Reach
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
 
@@ -53,6 +54,7 @@ class RestoringPast:
         self.config, self.device = backbone.config, backbone.device
         self.recurrent = bool(recurrent_layers(backbone))
         self.read, self.started, self.entered, self.assumed = [0], 0, 0, False
+        self.reach = Reach(backbone, 1)
         self.cache = Cache(layers=new_layers(self.config))
         self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
         self.others: list[Cache] = []
@@ -64,7 +66,9 @@ class RestoringPast:
         self.others.append(cache)
         return cache
 
-    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+    def enter(
+        self, width: int, draft: Draft | None = None, stands: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         for layer, state in self.states if self.read[0] < self.entered else ():
             layer.__dict__.update(_copied(state))
         layers: list[Any] = [
@@ -79,18 +83,26 @@ class RestoringPast:
         if not self.assumed:
             self.started = self.read[0]
             self.states = [(layer, _copied(layer.__dict__)) for layer in layers if _recurs(layer)]
-        return {"cache": self.cache}
+        stands, drafted = stands or [self.entered], 0 if draft is None else draft.size
+        self.reach.enter(self.read, stands)
+        positions = self._positions(self.read[0], width)
+        return {"cache": self.cache, **self.reach.rotation(positions, stands, drafted)}
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
-        positions = torch.arange(begin[0], begin[0] + width, device=self.device)
-        return {"position_ids": positions.unsqueeze(0)}
+        positions = self._positions(begin[0], width)
+        stands = [begin[0] + width]
+        return {"position_ids": positions, **self.reach.rotation(positions, stands)}
+
+    def _positions(self, begin: int, width: int) -> Tensor:
+        """(1, W)"""
+        return torch.arange(begin, begin + width, device=self.device).unsqueeze(0)
 
     def keep(self, read: Sequence[int], path: Tensor | None = None) -> None:
         if path is not None or len(read) != 1:
             raise ForetellError("this cache holds one row and chains")
         whole, self.assumed = read[0] == self.entered, False
         moved = any(any(layer.has_previous_state.values()) for layer, _ in self.states)
-        self.read = [self.started] if moved and not whole else list(read)
+        self.read = [self.started] if moved and not whole else self.reach.keep(read)
 
     def assume(self) -> None:
         self.read, self.assumed = [self.entered], True

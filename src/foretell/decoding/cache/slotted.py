@@ -8,6 +8,7 @@ in the mask, since what a window has dropped could not be brought back.
 Shapes: B rows, W nodes of a pass, S slots, D hidden.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
@@ -21,6 +22,7 @@ from transformers.cache_utils import CacheLayerMixin
 from foretell.backbone import Ability, Backbone, ability
 from foretell.backbone.discovery import near, same
 from foretell.backbone.masks import added_masks, last_threshold, sights
+from foretell.decoding.cache.reach import Reach
 from foretell.decoding.cache.restoring import recurrent_layers
 from foretell.decoding.compiling import varying
 from foretell.decoding.draft import Draft
@@ -92,8 +94,9 @@ class SlottedPast:
         capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
         self.dtype, self.sights = backbone.dtype, sights(backbone.config)
-        self.context = backbone.max_length or capacity
+        self.last = (backbone.max_length or sys.maxsize) - 1
         self.read = [0] * rows
+        self.reach = Reach(backbone, rows)
         self.layers: list[SlottedLayer] = []
         self.width = 0
         self._moves: Tensor | None = None  # (2, B, W), from where to where
@@ -107,14 +110,20 @@ class SlottedPast:
         self.layers += fresh
         return Cache(layers=list(fresh))
 
-    def enter(self, width: int, draft: Draft | None = None) -> dict[str, Any]:
+    def enter(
+        self, width: int, draft: Draft | None = None, stands: Sequence[int] | None = None
+    ) -> dict[str, Any]:
         self._move()
-        return self._enter(width, self.read, draft)
+        stands = stands or [read + width for read in self.read]
+        self.reach.enter(self.read, stands)
+        return self._enter(width, self.read, draft, stands)
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
-        return self._enter(width, begin, None)
+        return self._enter(width, begin, None, [start + width for start in begin])
 
-    def _enter(self, width: int, read: Sequence[int], draft: Draft | None) -> dict[str, Any]:
+    def _enter(
+        self, width: int, read: Sequence[int], draft: Draft | None, stands: Sequence[int]
+    ) -> dict[str, Any]:
         self.width, start, slots = width, read[0], self.slots
         self._reserve(max(read) + width + self.staged)
         first = not any(read)
@@ -134,7 +143,12 @@ class SlottedPast:
             positions = places[:, :1] + draft.depths
         else:
             positions = places
-        given = {"cache": self.cache, "position_ids": positions.clamp(max=self.context - 1)}
+        drafted = 0 if draft is None else draft.size
+        given = {
+            "cache": self.cache,
+            "position_ids": positions.clamp(max=self.last),
+            **self.reach.rotation(positions, stands, drafted),
+        }
         if first:
             return given  # a causal pass from the start: each row's filling is behind its tokens
         if width == self.rows == 1 and not self.fixed:
@@ -159,13 +173,14 @@ class SlottedPast:
             begin = to_device(self.read, self.device).unsqueeze(1)
             to = begin + torch.arange(path.shape[1], device=self.device)
             self._moves = torch.stack([begin + path, to])
-        self.read = list(read)
+        self.read = self.reach.keep(read)
 
     def assume(self) -> None:
         self.read = [read + self.width for read in self.read]
 
     def select(self, places: Sequence[int]) -> None:
         self.rows, self.read = len(places), [self.read[place] for place in places]
+        self.reach.select(places)
         for layer in self.layers:
             layer.select(places)
         if self._moves is not None:

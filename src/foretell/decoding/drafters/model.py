@@ -90,9 +90,9 @@ class ModelDrafter(Drafter):
         drafts, logits = [], []
         for depth in range(limit):
             # Prompts, and what it catches up with where nothing was drafted, have any width.
-            steady = any(self.past.read) and window.shape[1] <= 2
+            steady = all(self.past.read) and window.shape[1] <= 2
             run = self._steady if steady else ModelDrafter._logits
-            given = self.past.enter(window.shape[1])
+            given = self.past.enter(window.shape[1], stands=None if depth else lengths)
             logits.append(run(self, window, last, given))
             drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
             if depth == 0:

@@ -101,14 +101,14 @@ class ParallelDrafter(Drafter):
 
     def _keep_up(self, committed: Committed) -> Tensor:
         """Run the heads over the pass."""
-        run = self._steady if any(committed.begin) else ParallelDrafter._logits
+        run = self._steady if all(committed.begin) else ParallelDrafter._logits
         logits: Tensor = run(self, committed.output, committed.last)
         return logits
 
     def _keep(self, committed: Committed) -> None:
         """Keep the states of a pass for later."""
-        if self.behind is None:
-            self.behind = list(committed.begin)
+        behind = committed.begin if self.behind is None else self.behind
+        self.behind = list(map(min, behind, committed.begin))  # earlier where a row was read anew
         output = committed.output
         for layer in self.head.tap.layers:
             states = output.final if layer == FINAL else output.states[layer]
@@ -126,7 +126,11 @@ class ParallelDrafter(Drafter):
         hidden = next(iter(states.values()))
         tokens = committed.tokens.gather(1, positions.clamp(max=committed.tokens.shape[1] - 1))
         call = self.backbone.block_call(
-            tokens, given["position_ids"], self.caches[0], given.get("attention_mask")
+            tokens,
+            given["position_ids"],
+            self.caches[0],
+            given.get("attention_mask"),
+            given.get("rotation"),
         )
         final = states.get(FINAL, hidden)
         output = BackboneOutput(final, {k: s for k, s in states.items() if k != FINAL}, call)

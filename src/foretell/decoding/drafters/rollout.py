@@ -9,6 +9,8 @@ when the draft is done, and read again once they are verified.
 Shapes: B rows, W positions of the window, D hidden.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -52,7 +54,8 @@ class RolloutDrafter(ModuleDrafter):
             ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
         # A row that has ended has nothing new to read, and its draft is of no account.
         last_places = (ends - begin).clamp(min=0)
-        hidden = at(self._step(self.tapped[places], tokens, ahead, places, 1), last_places)
+        hidden = self._step(self.tapped[places], tokens, ahead, places, 1, committed.lengths)
+        hidden = at(hidden, last_places)
         drafts: list[Draft] = []
         logits: list[Tensor] = []
         for depth in range(1, min(self.length, limit) + 1):
@@ -73,15 +76,25 @@ class RolloutDrafter(ModuleDrafter):
         return Draft.joined(drafts)
 
     def _step(
-        self, hidden: Tensor, tokens: Tensor, ahead: Tensor, places: Tensor, depth: int
+        self,
+        hidden: Tensor,
+        tokens: Tensor,
+        ahead: Tensor,
+        places: Tensor,
+        depth: int,
+        stands: Sequence[int] | None = None,
     ) -> Tensor:
-        """Read `hidden` and `ahead` (B, W, D) at `tokens` (B, W) of positions `places` (B, W)."""
-        given = self.past.enter(hidden.shape[1])
+        """Read `hidden` and `ahead` (B, W, D) at `tokens` (B, W) of positions `places` (B, W).
+
+        Of each row so many tokens as `stands` says stand, see `Past.enter`.
+        """
+        given = self.past.enter(hidden.shape[1], stands=stands)
         call = self.backbone.block_call(
             tokens,
             places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
             self.cache,
             given.get("attention_mask"),
+            given.get("rotation"),
         )
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:

@@ -97,13 +97,13 @@ class SequentialDrafter(ModuleDrafter):
         stands = [max(0, read - self.length + 1) for read in self.read]
         self.past.keep(stands)
         if max(again := self._behind(stands)) > READ_AGAIN:  # the blocks keep a recurrent state
-            window = self._enter(max(again), committed.tokens)
+            window = self._enter(max(again), committed.tokens, committed.lengths)
             for depth in range(1, self.length + 1):
                 window.step(committed.tokens, depth)
             self.past.keep(stands)
         self.read = [length - 1 for length in committed.lengths]
         behind = self._behind(self.read)
-        window = self._enter(max(behind), committed.tokens)
+        window = self._enter(max(behind), committed.tokens, committed.lengths)
         tokens = pad(committed.tokens, (0, self.length + max(behind)))
         # A row that has ended may have nothing new to read, and its draft is of no account.
         ends = (to_device(behind, last.device) - 1).clamp(min=0).unsqueeze(1)
@@ -121,16 +121,17 @@ class SequentialDrafter(ModuleDrafter):
         """How many of the first `stands` tokens the modules have not read, by row."""
         return [end - start for end, start in zip(stands, self.past.read, strict=True)]
 
-    def _enter(self, width: int, tokens: Tensor) -> "Window":
-        """The next `width` positions of `tokens` (B, S)."""
+    def _enter(self, width: int, tokens: Tensor, stands: Sequence[int]) -> "Window":
+        """The next `width` positions of `tokens` (B, S), of which so many stand in each row."""
         starts = to_device(self.past.read, self.backbone.device).unsqueeze(1)
         places = starts + torch.arange(width, device=starts.device)
-        hidden, given = self.tapped[places], self.past.enter(width)
+        hidden, given = self.tapped[places], self.past.enter(width, stands=stands)
         call = self.backbone.block_call(
             tokens.gather(1, places.clamp(max=tokens.shape[1] - 1)),
             places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
             self.caches[0],
             given.get("attention_mask"),
+            given.get("rotation"),
         )
         return Window(self.backbone, self.head, places, hidden, call, self.caches)
 
