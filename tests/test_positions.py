@@ -278,7 +278,7 @@ def test_packed_documents_are_read_as_by_themselves(name: str) -> None:
         # A block's call that is rehearsed, as for stored states, is the one that was recorded.
         output = backbone(blocks, position_ids=apart, layers=(backbone.num_layers - 1,))
         entering = output.states[backbone.num_layers - 1]
-        call = backbone.block_call(entering, apart, None)
+        call = backbone.block_call(blocks, apart, None)
         block_ = backbone.blocks[-1]
         torch.testing.assert_close(call(block_, entering), output.call(block_, entering))
 
