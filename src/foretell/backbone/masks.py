@@ -74,16 +74,20 @@ def added_masks(
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def last_threshold(config: Any, length: int | None = None) -> int:
-    """The last number of tokens below `length`, or any, at which attention goes another way; or 0.
+def thresholds(config: Any) -> list[int]:
+    """The numbers of tokens at which attention goes another way.
 
     The config names them, each in its own words: windows, chunks, how many tokens a sparse
     attention picks, where a temperature sets in.
     """
-    numbers = [
+    return [
         value
         for name, value in vars(config).items()
         if type(value) is int and any(word in name for word in THRESHOLDS)
     ]
+
+
+def last_threshold(config: Any, length: int | None = None) -> int:
+    """The last threshold below `length`, by default below the model's context; 0: there is none."""
     limit = getattr(config, "max_position_embeddings", None) if length is None else length
-    return max((n for n in numbers if limit is None or n < limit), default=0)
+    return max((n for n in thresholds(config) if limit is None or n < limit), default=0)

@@ -20,8 +20,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.discovery import near, same
-from foretell.backbone.masks import added_masks, last_threshold, sights
+from foretell.backbone.discovery import near
+from foretell.backbone.masks import added_masks, last_threshold, sights, thresholds
 from foretell.decoding.cache.reach import Reach
 from foretell.decoding.cache.restoring import recurrent_layers
 from foretell.decoding.compiling import varying
@@ -316,7 +316,9 @@ def _obeys_masks(backbone: Backbone, length: int) -> str | None:
         return f"it keeps {' and '.join(kinds)}, which no mask reaches"
     if (used := backbone.config._attn_implementation) not in MASKED:
         return f"its attention {used!r} takes none; use {' or '.join(MASKED)}"
-    first, second = length + 5, abs(length - 3)
+    # Far apart, so that what goes by slots is far off; but on the same side of what comes next.
+    ends = [n for n in (*thresholds(backbone.config), backbone.max_length) if n and n > length]
+    first, second = max(length + 5, min([length + 40, *(n - 4 for n in ends)])), abs(length - 3)
     tokens = torch.arange(2 * (first + 3), device=backbone.device)
     tokens = tokens.remainder(backbone.vocab_size).view(2, -1)
     past = SlottedPast(backbone, 2, first + 4)
@@ -328,15 +330,27 @@ def _obeys_masks(backbone: Backbone, length: int) -> str | None:
     found = backbone(tokens[:, :4], **past.enter(4, draft)).final
     if not bool(torch.isfinite(found).all()):
         raise BackboneError("the model's states are not finite; check its weights and type.")
-    agree = same if torch.finfo(found.dtype).bits < 32 else near  # the stricter where it is needed
     for row, leaves in enumerate(ways):
         for way in leaves:
             whole = torch.cat([tokens[row, : past.read[row]], tokens[row, way]])
             alone = backbone(whole.unsqueeze(0)).final
-            if not agree(found[row, way[-1]], alone[0, -1]):
+            if not _agree(found[row, way[-1]], alone[0, -1]):
                 seen = f" behind {length} tokens" if length else ""
                 return f"its attention does not obey it{seen}"
     return None
+
+
+def _agree(found: Tensor, alone: Tensor) -> bool:
+    """Whether they differ by rounding only.
+
+    Over the families of the tests, on a processor whose kernels differ from shape to shape,
+    rounding makes up to 0.018 of a state in bfloat16 and 0.004 in float16, and what goes by slots
+    0.059 and 0.029 at least. The limits, 0.039 and 0.010, lie between.
+    """
+    eps = torch.finfo(found.dtype).eps
+    if torch.finfo(found.dtype).bits >= 32:
+        return near(found, alone)
+    return bool((found - alone).float().norm() <= eps ** (2 / 3) * alone.float().norm())
 
 
 def takes_masks(backbone: Backbone, length: int | None = None) -> Ability:
