@@ -531,6 +531,14 @@ def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not
     assert {path.name for path in tmp_path.iterdir()} == {"two", "three", ".one.mine"}
 
 
+def test_a_save_beside_what_is_not_ours_makes_it_no_more_ours(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("mine")
+    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / tmp_path.name)], timeout=120)
+    assert len(list(tmp_path.iterdir())) == 2
+    with pytest.raises(CheckpointError, match="somebody else's"), replacing(tmp_path):
+        pass
+
+
 def test_a_save_that_was_killed_while_files_changed_places_is_done_again(tmp_path: Path) -> None:
     target = tmp_path / "model"
     with replacing(target) as work:

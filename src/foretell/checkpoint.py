@@ -34,7 +34,9 @@ CONFIG_FILES = (CONFIG_FILE, "foretoken.json")
 HEADS_FILE = "heads.safetensors"
 ADAPTERS_DIRECTORY = "adapters"
 WORK = ".foretell-"
-"""In the names of work directories."""
+"""What the names of work directories in their target begin with; beside it they have its name
+before that.
+"""
 
 GGUF = (
     "is a GGUF file, which llama.cpp reads; give the checkpoint that it was made from, in "
@@ -214,7 +216,7 @@ def _is_ours(target: Path, marks: Collection[str]) -> bool:
         raise CheckpointError(f"{target}: is a file; name a directory to save to.")
     names = {path.name for path in target.iterdir() if not path.name.startswith(".")}
     # A save that was killed while files changed places left its work directory there.
-    interrupted = any(target.glob(f".*{WORK}*"))
+    interrupted = any(target.glob(f"{WORK}*"))
     if names and names.isdisjoint(marks) and not interrupted:
         raise CheckpointError(
             f"{target}: holds {min(names)} and no {min(marks)}, so it may be somebody else's; name "
@@ -257,12 +259,13 @@ def work_directory(beside: Path, target: Path) -> Iterator[Path]:
     """
     try:
         beside.mkdir(parents=True, exist_ok=True)
-        for stale in (*beside.glob(f".*{WORK}*"), *target.parent.glob(f".*{WORK}*")):
+        for stale in (*target.glob(f"{WORK}*"), *target.parent.glob(f".*{WORK}*")):
             with suppress(OSError):  # it is in use, or gone, or cannot be told here
                 unheld = _lock(stale)
                 shutil.rmtree(stale, ignore_errors=True)
                 os.close(unheld)
-        work, held = _locked_directory(beside, f".{target.name}{WORK}")
+        prefix = WORK if beside == target else f".{target.name}{WORK}"
+        work, held = _locked_directory(beside, prefix)
     except OSError as error:
         raise CheckpointError(
             f"{target}: cannot be written to ({error.strerror}); name another directory."

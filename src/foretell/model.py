@@ -588,16 +588,14 @@ class MTPModel(nn.Module):
         wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-        if isinstance(backbone, PreTrainedModel):
-            source = tokenizer_path = where
-        else:
-            source = tokenizer_path = _backbone_of(where, stored, backbone)
+        source, rounded = where, False
+        if not isinstance(backbone, PreTrainedModel):
+            source = _backbone_of(where, stored, backbone)
             backbone = load_causal_lm(source, wanted)
+            rounded = wanted == torch.float16  # more than the fingerprint does
         if stored is not None:
-            checked = backbone
-            same = fingerprint(backbone) == stored.backbone.fingerprint
-            if wanted == torch.float16 and not same:  # it rounds what the fingerprint does not
-                checked = load_causal_lm(source)
+            other = rounded and fingerprint(backbone) != stored.backbone.fingerprint
+            checked = load_causal_lm(source) if other else backbone
             _check_fingerprint(checked, stored.backbone, where)
         if device is not None:
             backbone.to(device)  # type: ignore[arg-type]
@@ -605,7 +603,7 @@ class MTPModel(nn.Module):
             model = cls(backbone, None if stored is None else _head_config(stored))
         except (InputError, HeadError) as error:
             raise CheckpointError(f"{config_file(Path(where))}: {error}") from None
-        model.tokenizer_path = tokenizer_path
+        model.tokenizer_path = source
         if stored is not None:
             model.load_heads(stored, where)
             if stored.backbone.adapted:

@@ -25,6 +25,7 @@ from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
 from foretell.backbone.discovery import evaluating
+from foretell.backbone.weights import packed
 
 if TYPE_CHECKING:
     from foretell.backbone.view import Backbone
@@ -207,7 +208,12 @@ def _calls(view: "Backbone") -> list[Call]:
         ):
             seen.append((module, args, kwargs))
 
-    quiet = [m for m in view.decoder.modules() if next(m.parameters(), None) is None]
+    weights = {*view.decoder.parameters(), *packed(view.model).values()}
+    quiet = [
+        module
+        for module in view.decoder.modules()
+        if weights.isdisjoint((*module.parameters(), *module.buffers()))
+    ]
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in quiet]
     try:
         view.decoder(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False)

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from foretell.backbone import Backbone, warn_longer
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.draft import Draft
-from foretell.decoding.text import UNKNOWN, Detokenizer
+from foretell.decoding.text import CONTEXT, UNKNOWN, Detokenizer
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
 
@@ -83,7 +83,7 @@ class StopStrings:
         self.begin = len(tokenizer.decode(self.front))
 
     def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
-        if not self.strings:
+        if not self.strings or self._cannot_be_there(before, new):
             return None
         text, seen = self._behind(before)
         for place, token in enumerate(new, start=1):
@@ -91,6 +91,16 @@ class StopStrings:
             if any(string in seen for string in self.strings):
                 return place
         return None
+
+    def _cannot_be_there(self, before: Sequence[int], new: Sequence[int]) -> bool:
+        """Whether one look at enough of the text shows that no string has come: it nearly always
+        does, in a third of the time.
+        """
+        size = self.reach + CONTEXT
+        text = self.tokenizer.decode([*self.front, *before[-size:], *new])[self.begin :]
+        earlier = len(text) - len(self.tokenizer.decode(new))
+        enough = len(before) <= size or earlier > self.reach
+        return enough and UNKNOWN not in text and not any(map(text.__contains__, self.strings))
 
     def _behind(self, before: Sequence[int]) -> tuple[Detokenizer, str]:
         """What gives the text of more tokens, and as much of the text so far as may matter."""

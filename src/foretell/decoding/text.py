@@ -103,9 +103,12 @@ class Detokenizer:
 
     def _give(self, text: str) -> str:
         if text:
-            inside = self.decode(self.pending).startswith(UNKNOWN)
-            self.context = [*self.context, *self.pending] if inside else self.pending
-            self.pending, self.given = [], self.decode(self.context)
+            context = self.context
+            self.context, self.given = self.pending, self.decode(self.pending)
+            if self.given.startswith(UNKNOWN):  # it begins inside a character
+                self.context = [*context, *self.pending]
+                self.given = self.decode(self.context)
+            self.pending = []
         return text
 
 

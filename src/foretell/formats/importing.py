@@ -82,7 +82,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
         CheckpointError: a file is damaged, dangerous or contradicts the config.
         InputError: no backbone, or one that is not needed.
     """
-    directory = local_directory(name)
+    out, directory = local_path(out), local_directory(name)
     sources = [directory] if backbone is None else [directory, local_directory(backbone)]
     require_apart(out, *sources)
     base = Checkpoint(directory)

@@ -1,16 +1,18 @@
 """Whether a block of a head can have a past of its own beside the backbone's.
 
-Shapes: B rows, W tokens of a pass.
+Shapes: B rows, W tokens of a pass, D hidden.
 """
 
+from collections.abc import Iterator
+
 import torch
+from torch import Tensor, nn
 
 from foretell.backbone import Backbone, ability
 from foretell.backbone.discovery import near
 from foretell.decoding.cache.past import new_past
 from foretell.errors import BackboneError
-
-ODD = "a copy of its last block gives something else than the last block"
+from foretell.loading import cast_parameters
 
 
 @ability
@@ -19,24 +21,45 @@ def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
 
     Tried over two passes, the second of which continues the first. The copy is called as the pass
     called the last block; `ahead`: as rehearsed before the pass, see `Backbone.block_call`.
+
+    Packed weights cannot be copied. There a new block must give what it gives in a single pass.
     """
     tokens = torch.arange(8, device=backbone.device).remainder(backbone.vocab_size).view(1, 8)
-    last, block = backbone.num_layers - 1, backbone.new_block("copy")
+    packed = backbone.packed_by is not None
+    block = backbone.new_block("fresh" if packed else "copy")
+    if packed:
+        cast_parameters(block, backbone.dtype)
+    passes = zip(*_passes(backbone, block, tokens, ahead), strict=True)
+    entered, left, again = (torch.cat(parts, dim=1) for parts in passes)
+    if packed:
+        at_once = backbone(tokens).call(block, entered)
+        return None if near(again, at_once) else "a new block cannot continue what it has read"
+    odd = "a copy of its last block gives something else than the last block"
+    return None if near(again, left) else odd
+
+
+def _passes(
+    backbone: Backbone, block: nn.Module, tokens: Tensor, ahead: bool
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Of two passes: what entered the last block, what left it, and what `block` gives: (B, W, D).
+
+    One pass where the backbone is not decoded in drafts, since there is no past to keep.
+    """
+    last = backbone.num_layers - 1
+    layers = (last, last + 1)
     try:
         past = new_past(backbone, 1, 8)
-    except BackboneError:  # it is not decoded in drafts, and there is no past to keep
-        output = backbone(tokens, layers=(last, last + 1))
-        again = output.call(block, output.states[last])
-        return None if near(again, output.states[last + 1]) else ODD
+    except BackboneError:
+        output = backbone(tokens, layers=layers)
+        yield output.states[last], output.states[last + 1], output.call(block, output.states[last])
+        return
     cache = past.beside()
     for begin, end in ((0, 5), (5, 8)):
         window, positions = tokens[:, begin:end], torch.arange(begin, end, device=backbone.device)
         given = past.enter(end - begin)
         mask = given.get("attention_mask")
         call = backbone.block_call(window, positions[None], cache, mask) if ahead else None
-        output = backbone(window, layers=(last, last + 1), **given)
+        output = backbone(window, layers=layers, **given)
         again = (call or output.call)(block, output.states[last], cache)
-        if not near(again, output.states[last + 1]):
-            return ODD
+        yield output.states[last], output.states[last + 1], again
         past.keep([end])
-    return None
