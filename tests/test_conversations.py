@@ -215,6 +215,27 @@ def test_what_is_no_mistake_is_learned() -> None:
         assert chat.decode(piece.ids[piece.learned]) == learned
 
 
+@pytest.mark.parametrize("template", [CHATML, TAGGED])
+def test_an_answer_of_no_weight_is_not_learned(tmp_path: Path, template: str) -> None:
+    """As OpenAI's and ShareGPT's forms mark one that is there to be read only."""
+    turns = [user("Say."), assistant("no", weight=0), user("Again."), assistant("yes", weight=1)]
+    shared = [
+        {"from": "gpt" if turn["role"] == "assistant" else "human", "value": turn["content"],
+         "weight": turn.get("weight")}
+        for turn in turns
+    ]  # fmt: skip
+    path = write(tmp_path / "a.jsonl", [{"messages": turns}, {"conversations": shared}])
+    chat = tokenizer(template)
+    pieces = list(tokenize(list(read_documents(path)), chat))
+    end = "</s>" if template == TAGGED else "</s>\n"
+    assert [chat.decode(one.ids[one.learned]) for one in pieces] == ["yes" + end] * 2
+    assert all("no</s>" in chat.decode(one.ids) for one in pieces)
+    turns[3]["weight"] = 0.5
+    path = write(tmp_path / "b.jsonl", [{"messages": turns}])
+    with pytest.raises(InputError, match=r"b\.jsonl, line 1: 'weight' of turn 4 must be 0"):
+        list(read_documents(path))
+
+
 def test_the_order_of_roles_that_a_template_wants_is_its_own_to_say() -> None:
     alternate = (
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
