@@ -1317,6 +1317,17 @@ def test_a_tokenizer_of_another_model(place: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_special_tokens_that_the_model_does_not_know(place: Path, tmp_path: Path) -> None:
+    """As Gemma 3 1B has one for images."""
+    model = copied(place, "plain", tmp_path)
+    larger = byte_tokenizer()
+    larger.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    larger.save_pretrained(model)
+    fine("generate", model, "--prompt", "x", "--max-new-tokens", 2)
+    asked = refused("generate", model, "--prompt", "x<image>", "--max-new-tokens", 2)
+    assert "outside the model's vocabulary" in asked
+
+
 def test_an_earlier_result_file_survives_a_failure(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "info.json"
     fine("info", place / "plain", "--json", path)

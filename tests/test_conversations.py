@@ -1,13 +1,21 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.decoders import Metaspace as MetaspaceDecoder
+from tokenizers.models import BPE, WordLevel
 from tokenizers.pre_tokenizers import ByteLevel as PreTokenizer
+from tokenizers.pre_tokenizers import Metaspace, WhitespaceSplit
 from tokenizers.processors import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from foretell.data import Document, PackedBlocks, read_documents
-from foretell.data.tokenization import tokenize
+from foretell.data.tokenization import given_prompt, tokenize
 from foretell.errors import InputError
 from foretell.loading import load_tokenizer
 from foretell.targets import IGNORE
@@ -102,6 +110,49 @@ def test_an_answer_has_tokens_of_its_own_behind_its_very_prompt(
     assert piece.learned[: len(ids) + 1].tolist() == [False] * len(ids) + [True]
 
 
+def trained(pieces: PreTokenizer | Metaspace, decoder: Any, **model: Any) -> Any:
+    """A tokenizer of a few words, some of which stand behind two line breaks."""
+    made = Tokenizer(BPE(**model))
+    made.pre_tokenizer, made.decoder = pieces, decoder
+    trainer = BpeTrainer(vocab_size=300, special_tokens=["</s>"], show_progress=False)
+    made.train_from_iterator(["Say it.\n\n", "And then\n\nit is done."], trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=made, eos_token="</s>")
+
+
+def unknowing() -> Any:
+    """As TinyStories-656K has it: what it does not know it drops, and then counts wrongly."""
+    return trained(Metaspace(split=False), MetaspaceDecoder())
+
+
+@pytest.mark.parametrize(
+    ("chat", "prompt"),
+    [
+        (trained(PreTokenizer(add_prefix_space=False), ByteLevelDecoder()), "Say it.\n\n"),
+        (unknowing(), "Say 你好 it.\n\n"),
+        (unknowing(), "你好 Say"),
+        (ByT5Tokenizer(), "Say it.\n\n"),
+    ],
+    ids=["line breaks", "unknown", "unknown first", "slow"],
+)
+def test_what_is_learned_stands_behind_the_prompt_as_it_is_asked(chat: Any, prompt: str) -> None:
+    """Of GPT-2's kind are two line breaks at an end one token, and two before a word."""
+    document = Document(f"{prompt}is done.", "d", prompt_length=len(prompt))
+    (piece,) = tokenize([document], chat)
+    asked = given_prompt(document, chat)
+    assert asked is not None
+    assert piece.ids[: len(asked)].tolist() == asked
+    assert piece.learned[: len(asked) + 1].tolist() == [False] * len(asked) + [True]
+    assert piece.learned[len(asked) :].all()
+
+
+def test_an_answer_without_a_token_of_its_own_is_refused() -> None:
+    words = Tokenizer(WordLevel({"<unk>": 0, "</s>": 1}, unk_token="<unk>"))
+    words.pre_tokenizer = WhitespaceSplit()
+    known = PreTrainedTokenizerFast(tokenizer_object=words, eos_token="</s>")
+    with pytest.raises(InputError, match=r"^line 3: .* cannot keep them apart"):
+        list(tokenize([Document("Name:Bob", "line 3", prompt_length=5)], known))
+
+
 def test_an_answer_ends_where_the_next_turn_begins() -> None:
     lines = "{% for m in messages %}\n{{ m.role }}: {{ m.content }}\n{% endfor %}"
     chat = tokenizer(lines + "{% if add_generation_prompt %}\nassistant: {% endif %}")
@@ -164,6 +215,27 @@ def test_what_is_no_mistake_is_learned() -> None:
         assert chat.decode(piece.ids[piece.learned]) == learned
 
 
+@pytest.mark.parametrize("template", [CHATML, TAGGED])
+def test_an_answer_of_no_weight_is_not_learned(tmp_path: Path, template: str) -> None:
+    """As OpenAI's and ShareGPT's forms mark one that is there to be read only."""
+    turns = [user("Say."), assistant("no", weight=0), user("Again."), assistant("yes", weight=1)]
+    shared = [
+        {"from": "gpt" if turn["role"] == "assistant" else "human", "value": turn["content"],
+         "weight": turn.get("weight")}
+        for turn in turns
+    ]  # fmt: skip
+    path = write(tmp_path / "a.jsonl", [{"messages": turns}, {"conversations": shared}])
+    chat = tokenizer(template)
+    pieces = list(tokenize(list(read_documents(path)), chat))
+    end = "</s>" if template == TAGGED else "</s>\n"
+    assert [chat.decode(one.ids[one.learned]) for one in pieces] == ["yes" + end] * 2
+    assert all("no</s>" in chat.decode(one.ids) for one in pieces)
+    turns[3]["weight"] = 0.5
+    path = write(tmp_path / "b.jsonl", [{"messages": turns}])
+    with pytest.raises(InputError, match=r"b\.jsonl, line 1: 'weight' of turn 4 must be 0"):
+        list(read_documents(path))
+
+
 def test_the_order_of_roles_that_a_template_wants_is_its_own_to_say() -> None:
     alternate = (
         "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
@@ -197,7 +269,6 @@ def test_a_template_reads_all_fields_of_a_turn(tmp_path: Path) -> None:
 
 def test_what_cannot_be_told_from_the_prompt_is_refused() -> None:
     thinking = CHATML.replace("<assistant>{% endif", "<assistant><think>{% endif")
-    slow = tokenizer()
     for template, message in (
         (thinking, "asks for an answer otherwise than it writes one"),
         (None, "chat template cannot be applied"),
@@ -206,13 +277,6 @@ def test_what_cannot_be_told_from_the_prompt_is_refused() -> None:
         with pytest.raises(InputError, match=rf"chat\.jsonl:7: .*{message}") as caught:
             list(tokenize([Document("", "chat.jsonl:7", messages=TURNS)], tokenizer(template)))
         assert "\n" not in str(caught.value)
-
-    class Slow(type(slow)):
-        is_fast = False
-
-    slow.__class__ = Slow
-    with pytest.raises(InputError, match=r"chat\.jsonl:7: .* needs a fast tokenizer"):
-        list(tokenize([Document("", "chat.jsonl:7", messages=TURNS)], slow))
 
 
 def test_tokens_of_another_tokenizer_are_refused() -> None:

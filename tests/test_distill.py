@@ -17,6 +17,7 @@ from foretell.targets import IGNORE
 from test_conversations import TURNS, tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
+LINE, SPACES = TOKENIZER("\n")["input_ids"], TOKENIZER("    ")["input_ids"]
 
 
 @pytest.fixture(scope="module")
@@ -57,20 +58,51 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
     assert written == sum(len(r["tokens"]) - r["prompt_tokens"] for r in found)
 
 
-def test_the_models_generation_config_counts_as_in_generate(tiny: MTPModel, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"repetition_penalty": 5.0, "do_sample": True, "top_k": 3},
+        {"repetition_penalty": 1.6, "eos_token_id": LINE},  # not of the padding, which is that too
+        {"min_length": 24, "eos_token_id": SPACES},  # padding does not count
+        {"exponential_decay_length_penalty": (3, 1.5), "eos_token_id": SPACES},
+        {"stop_strings": ["self", ":"]},
+        {"return_dict_in_generate": True, "output_scores": True, "max_time": 0.0},
+        {"prompt_lookup_num_tokens": 3, "num_return_sequences": 2, "do_sample": True},
+    ],
+    ids=str,
+)
+def test_the_models_generation_config_counts_as_in_generate(
+    tiny: MTPModel, tmp_path: Path, options: dict
+) -> None:
     own = tiny.lm.generation_config
-    tiny.lm.generation_config = GenerationConfig(
-        repetition_penalty=5.0, do_sample=True, top_k=3, eos_token_id=own.eos_token_id
-    )
+    tiny.lm.generation_config = GenerationConfig(**{"eos_token_id": own.eos_token_id} | options)
+    some = [TOKENIZER(text)["input_ids"] for text in ("def f(self, x", "import os\n", "self", "x")]
+    longest = max(map(len, some))
+    rows = torch.tensor([row + [0] * (longest - len(row)) for row in some])
+    mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in some])
+    sampling = Sampling(max_new_tokens=16)
     try:
-        Continuations(
-            tmp_path / "a.jsonl", tiny, TOKENIZER, prompts(), Sampling(max_new_tokens=12)
-        ).write()
-        for prompt, record in zip(by_length(prompts()), lines(tmp_path / "a.jsonl"), strict=True):
-            alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
-            assert record["tokens"] == alone.sequences[0].tolist()
+        ends = {*tiny.stop_tokens, TOKENIZER.eos_token_id}
+        own_words = tiny.generate(
+            rows, mask, max_new_tokens=16, tokenizer=TOKENIZER, stop_tokens=ends
+        ).continuations
+        Continuations(tmp_path / "a.jsonl", tiny, TOKENIZER, some, sampling).write()
+        found = {tuple(record["tokens"]) for record in lines(tmp_path / "a.jsonl")}
+        assert found == {(*row, *new) for row, new in zip(some, own_words, strict=True)}
     finally:
         tiny.lm.generation_config = own
+
+
+def test_a_file_of_another_generation_config_is_not_gone_on_with(
+    tiny: MTPModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, sampling = tmp_path / "a.jsonl", Sampling(max_new_tokens=2)
+    Continuations(out, tiny, TOKENIZER, prompts(1), sampling).write()
+    for name, value in (("repetition_penalty", 1.1), ("eos_token_id", 5), ("stop_strings", ["x"])):
+        with monkeypatch.context() as changed:
+            changed.setattr(tiny.lm.generation_config, name, value)
+            with pytest.raises(InputError, match="begun with other settings"):
+                Continuations(out, tiny, TOKENIZER, prompts(1), sampling)
 
 
 def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(

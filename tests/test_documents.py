@@ -151,3 +151,10 @@ def test_real_corpora_are_read() -> None:
     assert len(code) > 10
     assert any("import" in document.text for document in code)
     assert len(list(read_documents(SHARED / "text" / "tinyshakespeare.txt"))) == 1
+
+
+@pytest.mark.parametrize("name", ["text.txt", "lines.jsonl"])
+def test_the_mark_before_a_text_of_windows_is_no_part_of_it(tmp_path: Path, name: str) -> None:
+    content = "Hello\r\n" if name == "text.txt" else '{"text": "Hello\\r\\n"}\r\n'
+    (tmp_path / name).write_text(content, encoding="utf-8-sig", newline="")
+    assert [document.text for document in read_documents(tmp_path / name)] == ["Hello\r\n"]

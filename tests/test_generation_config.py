@@ -26,6 +26,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import InputError
+from foretell.evaluation import Transformers
 from foretell.loading import load_tokenizer
 from test_cli import fine, run
 
@@ -110,6 +111,14 @@ def test_every_row_has_its_own(family: str, name: str) -> None:
         found = model.generate(rows, mask, max_new_tokens=NEW).continuations
         assert found == [row[: len(mine)] for row, mine in zip(own, found, strict=True)]
         assert all(set(row[len(mine) :]) <= {100} for row, mine in zip(own, found, strict=True))
+
+
+def test_what_generate_gives_back_is_not_its_own_to_say() -> None:
+    model = attached("llama")
+    bare = Transformers(model)(ROW, NEW)
+    with asking(model, prompt_lookup_num_tokens=3, return_dict_in_generate=True, max_time=0.0):
+        assert Transformers(model)(ROW, NEW) == bare
+    assert bare.forwards == NEW
 
 
 def test_what_it_says_can_be_written_down() -> None:

@@ -248,6 +248,16 @@ def test_a_stop_is_found_where_it_is_in_the_whole_text(kind: str, data: st.DataO
     assert given_text == texts[stopped].partition(stop)[0]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_may_begin_and_end_with_spaces(kind: str) -> None:
+    """Which some tokenizers drop where a text begins or ends."""
+    ids, stop = ids_of("s a b", kind), " a "
+    if "cleaned up" not in kind:
+        end = StopStrings([stop], tokenizer(kind))((), ids)
+        assert end is not None
+        assert stop in decoded([*ids_of("s", kind), *ids[:end]], kind)
+
+
 @every
 def test_what_is_shown_of_steps_is_the_text(kind: str) -> None:
     prompt, ids = ids_of("a 好", kind), ids_of("你好 n't 世界 🙂", kind)

@@ -152,12 +152,18 @@ def say_merged(name: str) -> None:
 
 
 def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, checked against its vocabulary."""
-    tokenizer = load_tokenizer(model.tokenizer_path or name)
-    if len(tokenizer) > model.backbone.vocab_size:
+    """The tokenizer beside a model, checked against its vocabulary.
+
+    Special tokens that the model does not know (Gemma 3 1B: one for images) may be there; a text
+    that has them is refused.
+    """
+    tokenizer, size = load_tokenizer(model.tokenizer_path or name), model.backbone.vocab_size
+    added = tokenizer.added_tokens_decoder.items()
+    beyond = sum(token.special for number, token in added if number >= size)
+    if len(tokenizer) - beyond > size:
         raise InputError(
-            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model "
-            f"{model.backbone.vocab_size}; they do not belong together."
+            f"{name}: the tokenizer has {len(tokenizer)} tokens and the model {size}; they do not "
+            "belong together."
         )
     return tokenizer
 

@@ -53,7 +53,11 @@ def written(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Writ
     """
     turns, source, beside = document.messages or (), document.source, document.beside
     first = max(1, document.prompt_length)  # a turn before which nothing was said is no answer
-    answers = [n for n, turn in enumerate(turns) if n >= first and turn["role"] == "assistant"]
+    answers = [
+        n
+        for n, turn in enumerate(turns)
+        if n >= first and turn["role"] == "assistant" and turn.get("weight", 1)
+    ]
     for number in answers:
         if _says_nothing(turns[number]):
             raise InputError(f"{source}: turn {number + 1} is an empty answer; leave it out")
@@ -153,7 +157,7 @@ def _marked_answers(
     turns = document.messages or ()
     one = _marked(document, len(turns), document.prompt_length, tokenizer)
     learned = _squeezed(_learned(one))
-    if all(_left_out(turns[number], learned) is None for number in answers):
+    if all(turn.get("weight", 1) for turn in turns) and all(_left_out(turns[number], learned) is None for number in answers):
         return [one]
     each = [_marked(document, number + 1, number, tokenizer) for number in answers]
     for number, one in zip(answers, each, strict=True):

@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from foretell import decoding
 from foretell.backbone.discovery import generating
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
-from foretell.decoding.constraints import undrawn
+from foretell.decoding.batch import stopped_at
+from foretell.decoding.constraints import OBEYED, ByRow, constraints, obeyed, undrawn
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.provenance import local_path
@@ -39,7 +41,8 @@ class Sampling:
     """How continuations are drawn.
 
     Attributes:
-        max_new_tokens: of a continuation; it ends earlier with an end-of-sequence token.
+        max_new_tokens: of a continuation; it ends earlier with an end-of-sequence token, or with a
+            stop string of the model's generation config.
         temperature: 0 is greedy.
         top_p: the smallest set of tokens with this probability is drawn from.
         batch_size: prompts continued at once.
@@ -145,6 +148,8 @@ class Continuations:
             "backbone": self.model.fingerprint(),
             "dtype": str(self.model.backbone.dtype),
             "prompts": digest,
+            "generation_config": obeyed(self.model.lm),
+            "ends": [*sorted(self._ends), *self.model.stop_strings],
             **asdict(self.sampling),
         }
         note = self.path.with_name(f"{self.path.name}.settings.json")
@@ -216,16 +221,20 @@ class Continuations:
 
     @torch.inference_mode()
     def _continue(self, prompts: list[list[int]]) -> list[list[int]]:
-        """What the backbone writes behind each prompt, up to and with an end-of-sequence token."""
-        device, longest = self.model.backbone.device, max(map(len, prompts))
-        stops = sorted({*self.model.stop_tokens, self.tokenizer.eos_token_id} - {None})
+        """What the backbone writes behind each prompt, up to and with what ends a text."""
+        backbone, lm = self.model.backbone, cast(Any, self.model.lm)
+        stops, padding = sorted(self._ends), [max(map(len, prompts)) - len(p) for p in prompts]
         filler = stops[0] if stops else 0
-        rows = [[filler] * (longest - len(prompt)) + prompt for prompt in prompts]
-        mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+        rows = torch.tensor([[filler] * n + p for n, p in zip(padding, prompts, strict=True)])
+        mask = torch.tensor([[0] * n + [1] * len(p) for n, p in zip(padding, prompts, strict=True)])
+        batch = decoding.Batch(
+            backbone, rows, mask, self.sampling.max_new_tokens, [decoding.StopTokens(stops)]
+        )
+        by_row = ByRow(constraints(lm, batch, decoding.Sampling()), padding)
         drawn = {"temperature": self.sampling.temperature, "top_p": self.sampling.top_p, "top_k": 0}
-        lm: Any = self.model.lm
         config = undrawn(lm)
         config.update(
+            **dict.fromkeys(OBEYED),  # by each row, above
             max_new_tokens=self.sampling.max_new_tokens,
             do_sample=self.sampling.temperature > 0,
             eos_token_id=stops or None,
@@ -237,11 +246,23 @@ class Continuations:
             out = cast(
                 Tensor,
                 lm.generate(
-                    torch.tensor(rows, device=device),
-                    attention_mask=torch.tensor(mask, device=device),
+                    rows.to(backbone.device),
+                    attention_mask=mask.to(backbone.device),
+                    logits_processor=[by_row],
                 ),
             )
-        return [_until_stop(row, stops) for row in out[:, longest:].tolist()]
+        return [self._until_stop(row) for row in out[:, rows.shape[1] :].tolist()]
+
+    def _until_stop(self, new: list[int]) -> list[int]:
+        stops: list[decoding.Stop] = [decoding.StopTokens(self._ends)]
+        if strings := self.model.stop_strings:
+            stops.append(decoding.StopStrings(strings, self.tokenizer))
+        return new[: stopped_at(stops, (), new)]
+
+    @property
+    def _ends(self) -> set[int]:
+        """The tokens that end a text."""
+        return {*self.model.stop_tokens, self.tokenizer.eos_token_id} - {None}
 
 
 def _continues(line: bytes, prompt: list[int]) -> bool:
@@ -259,13 +280,6 @@ def _write_whole(path: Path, text: str) -> None:
     except OSError:
         work.unlink(missing_ok=True)
         raise
-
-
-def _until_stop(tokens: list[int], stops: list[int]) -> list[int]:
-    for index, token in enumerate(tokens):
-        if token in stops:
-            return tokens[: index + 1]
-    return tokens
 
 
 def _seed(seed: int, start: int) -> int:

@@ -266,7 +266,7 @@ def _line(line: bytes, where: str, source: str) -> Document:
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     """One line of JSON; `where` names file and line in an error."""
     try:
-        record = json.loads(decode(line, where).removeprefix("\ufeff"))
+        record = json.loads(decode(line, where))
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
     except RecursionError:
@@ -277,11 +277,14 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
 
 
 def decode(content: bytes, where: str) -> str:
-    """UTF-8 as text. What another encoding leaves between letters is valid in it, and no text."""
+    """UTF-8 as text, without the mark that Windows puts before it.
+
+    What another encoding leaves between letters is valid in it, and no text.
+    """
     if not json.detect_encoding(content[:4]).startswith("utf-8"):
         raise InputError(f"{where}: UTF-16 or no text at all: convert it to UTF-8")
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         byte = error.object[error.start]
         raise InputError(

@@ -13,7 +13,8 @@ from typing import Any
 from foretell.errors import InputError
 
 Message = dict[str, Any]
-"""`role` and `content`, and whatever else the chat template reads."""
+"""`role` and `content`, and whatever else the chat template reads; `weight` is there, and 0, where
+an answer is not to be learned."""
 
 FIELDS = (
     "text", "messages", "conversations", "tokens", "prompt_tokens", "prompt", "completion",
@@ -212,6 +213,12 @@ def _turn(given: Any, number: int, where: str) -> Message:
         turn["content"] = _joined(turn["content"], number, where)
     if "content" in turn or "tool_calls" not in turn:
         string(turn.get("content"), f"'content' of turn {number}", where)
+    if (weight := turn.pop("weight", 1)) not in (0, 1):
+        raise InputError(
+            f"{where}: 'weight' of turn {number} must be 0, an answer not to learn, or 1"
+        )
+    if weight == 0 and turn["role"] == "assistant":
+        turn["weight"] = 0
     return turn
 
 

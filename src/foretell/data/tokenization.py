@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -81,8 +81,7 @@ def tokenize(
 
     Raises:
         InputError: a conversation, and no chat template that fits and keeps what is said, no answer
-            or an empty one; a tokenizer without offsets, or one that joins a completion with its
-            prompt; ids of another tokenizer; a prompt without an answer.
+            or an empty one; a tokenizer that joins a completion with its prompt; ids of another tokenizer; a prompt without an answer.
     """
     texts = [d for d in documents if _is_plain(d)]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())
@@ -118,7 +117,6 @@ def _learned(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Tok
         )
     if document.tokens is not None:
         return [_given(document, tokenizer, num_bytes)]
-    _require_places(document, tokenizer)
     if document.messages is not None:
         return list(_conversation(document, tokenizer))
     return [_completion(document, tokenizer, num_bytes)]
@@ -174,14 +172,6 @@ def _completion(document: Document, tokenizer: PreTrainedTokenizerBase, size: in
     return Tokenized(ids, np.array(learned, bool), size)
 
 
-def _require_places(document: Document, tokenizer: PreTrainedTokenizerBase) -> None:
-    if not tokenizer.is_fast:
-        raise InputError(
-            f"{document.source}: to learn a part of a text needs a fast tokenizer, which knows "
-            f"where its tokens begin; {type(tokenizer).__name__} is none"
-        )
-
-
 def _learn(
     text: str,
     spans: list[tuple[int, int]],
@@ -191,46 +181,45 @@ def _learn(
 ) -> Tokenized:
     """Learn the tokens of `text` that lie in `spans` of its characters.
 
-    Where the tokenizer would join the edge of a span with what stands around it (a line break
-    before an answer with one that begins it, say) the text is cut there first: an answer has only
-    tokens of its own, behind the very prompt that asks for it.
+    An answer has only tokens of its own, behind the very prompt that asks for it: where an edge
+    would change the tokens around it (a line break before an answer and one that begins it are
+    one token, say; two before a word are not the one that they are at an end), the text is cut
+    there first.
     """
-    ids, begins, ends = _with_places(text, tokenizer)
-    edges = {edge for span in spans for edge in span if span[0] < span[1]}
-    cuts = sorted(edge for edge in edges if ((begins < edge) & (edge < ends)).any())
-    if cuts:
-        joined = ids
-        stretches = list(pairwise([0, *cuts, len(text)]))
-        parts = [_with_places(text[begin:end], tokenizer) for begin, end in stretches]
-        ids = np.concatenate([part[0] for part in parts])
-        begins = np.concatenate(
-            [part[1] + begin for part, (begin, _) in zip(parts, stretches, strict=True)]
+    spans = [span for span in spans if span[0] < span[1]]
+    edges = sorted({edge for span in spans for edge in span})
+    ids, counts, cut = _apart(text, edges, tokenizer)
+    before = dict(zip(edges, counts, strict=True))
+    if any(before[begin] == before[end] for begin, end in spans) or (
+        cut and tokenizer.decode(ids) != tokenizer.decode(_encode([text], tokenizer)[0])
+    ):
+        raise InputError(
+            f"{source}: the tokenizer joins the edge of an answer with what stands around it "
+            "and cannot keep them apart; use another template, or move the edge"
         )
-        if tokenizer.decode(ids) != tokenizer.decode(joined):
-            raise InputError(
-                f"{source}: the tokenizer joins the edge of an answer with what stands around it "
-                "and cannot keep them apart; use another template, or move the edge"
-            )
     learned = np.zeros(len(ids), bool)
     for begin, end in spans:
-        learned |= (begins >= begin) & (begins < end)
-    return Tokenized(ids, learned, size)
+        learned[before[begin] : before[end]] = True
+    return Tokenized(np.array(ids, np.int32), learned, size)
 
 
-def _with_places(
-    text: str, tokenizer: PreTrainedTokenizerBase
-) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
-    """Token ids, and for each the characters where it begins and ends: (T,) each.
+def _apart(
+    text: str, edges: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> tuple[list[int], list[int], bool]:
+    """Token ids of `text`, how many stand before each of some places, and whether it was cut.
 
-    Some tokenizers do not count the spaces that begin a token as its own; here they are.
+    It is cut where the tokens before a place are not those of the text that ends there.
     """
-    encoded: Any = tokenizer(
-        text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
-    )
-    places = np.array(encoded["offset_mapping"], np.int64).reshape(-1, 2)
-    begins, ends = places[:, 0], places[:, 1]
-    reached = np.maximum.accumulate(np.concatenate([[0], ends]))[:-1]
-    return np.array(encoded["input_ids"], np.int32), np.minimum(begins, reached), ends
+    (ids,) = _encode([text], tokenizer)
+    counts, start, done = [], 0, 0  # where what was not cut yet begins, in characters and tokens
+    for edge in edges:
+        head = _encode([text[start:edge]], tokenizer)[0]
+        count = done + len(head)
+        if ids[done:count] != head:
+            ids = ids[:done] + head + _encode([text[edge:]], tokenizer)[0]
+            start, done = edge, count
+        counts.append(count)
+    return ids, counts, done > 0
 
 
 def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:

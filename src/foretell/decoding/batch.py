@@ -72,8 +72,9 @@ class StopStrings:
     def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
         self.strings, self.tokenizer = list(strings), tokenizer
         for string in self.strings:
-            ids = tokenizer(string, add_special_tokens=False)["input_ids"]
-            if not string or string not in tokenizer.decode(ids):
+            # Inside a text too: some tokenizers drop the spaces at its ends.
+            texts = tokenizer([string, f"a{string}a"], add_special_tokens=False)["input_ids"]
+            if not string or not any(string in tokenizer.decode(ids) for ids in texts):
                 raise InputError(
                     f"stop string {string!r} can never appear: the tokenizer does not write it."
                 )
@@ -110,6 +111,12 @@ class StopStrings:
         if UNKNOWN in seen:  # a character that is not whole: token by token, as it came
             return text, "".join(map(text.add, last))
         return Detokenizer(self.tokenizer, [*self.front, *last], special=True), seen
+
+
+def stopped_at(stops: Sequence[Stop], before: Sequence[int], new: Sequence[int]) -> int | None:
+    """How many of the `new` tokens the first of some stops lets through; None: none stops."""
+    ends = (stop(before, new) for stop in stops)
+    return min((end for end in ends if end is not None), default=None)
 
 
 class Batch:
@@ -283,8 +290,7 @@ class Batch:
 
     def _commit_row(self, place: int, tokens: list[int], drafted: int, accepted: int) -> Step:
         row, tokens = self.present[place], tokens[: self.room[place]]
-        ends = [stop(self.continuations[row], tokens) for stop in self.stops[place]]
-        stopped = min((end for end in ends if end is not None), default=None)
+        stopped = stopped_at(self.stops[place], self.continuations[row], tokens)
         if stopped is not None:
             tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts behind it
         self.continuations[row] += tokens

@@ -53,10 +53,21 @@ OBEYED = (
     "watermarking_config",
 )
 """Fields that change what is written, however tokens are chosen; to name them to users."""
+UNASKED = {
+    "num_return_sequences": 1,
+    "prompt_lookup_num_tokens": None,
+    "return_dict_in_generate": False,
+    "output_attentions": False,
+    "output_hidden_states": False,
+    "output_logits": False,
+    "output_scores": False,
+    "max_time": None,
+}
+"""Fields about what `generate` gives back and how it gets there: here always tokens, all of them."""
 
 
 def undrawn(lm: PreTrainedModel) -> GenerationConfig:
-    """A copy of the model's generation config that draws nothing.
+    """A copy of the model's generation config that draws nothing, and gives one row of tokens back.
 
     Raises:
         InputError: it asks for a search (beams, contrastive, …) that drafts cannot follow.
@@ -73,6 +84,7 @@ def undrawn(lm: PreTrainedModel) -> GenerationConfig:
     for name in DRAWN:
         if hasattr(config, name):
             setattr(config, name, None)
+    config.update(**UNASKED)
     return config
 
 
@@ -109,6 +121,31 @@ def constraints(
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = sampling.repetition_penalty
     return [_of_row(lm, config, batch, row, sampling.processors) for row in range(batch.rows)]
+
+
+class ByRow(LogitsProcessor):
+    """The processors of each row in transformers' `generate`, where prompts are padded on the left.
+
+    Each sees its row without the padding, which else would be penalized and counted with it.
+
+    Args:
+        processors: of each row, as `constraints` makes them.
+        padding: how many tokens of it each row has.
+    """
+
+    def __init__(
+        self, processors: Sequence[Sequence[LogitsProcessor]], padding: Sequence[int]
+    ) -> None:
+        self.rows = list(zip(processors, padding, strict=True))
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """The scores of all rows, (B, V)."""
+        found = scores.clone()
+        for row, (processors, padding) in enumerate(self.rows):
+            for processor in processors:
+                tokens, score = input_ids[row : row + 1, padding:], found[row : row + 1]
+                found[row : row + 1] = processor(tokens, score)
+        return found
 
 
 def _of_row(
