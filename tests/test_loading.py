@@ -176,6 +176,17 @@ def renamed(change: Callable[[str], str]) -> Callable[[Path], None]:
     return edit
 
 
+def with_more(**shapes: tuple[int, ...]) -> Callable[[Path], None]:
+    """Add tensors; `__` stands for the dots of their names."""
+
+    def edit(where: Path) -> None:
+        renamed(lambda name: name)(where)
+        more = {name.replace("__", "."): torch.ones(shape) for name, shape in shapes.items()}
+        save_file({**load_file(where / WEIGHTS), **more}, where / WEIGHTS, {"format": "pt"})
+
+    return edit
+
+
 def configured(**changes: Any) -> Callable[[Path], None]:
     def edit(where: Path) -> None:
         config = json.loads((where / "config.json").read_text())
@@ -249,6 +260,21 @@ BROKEN: dict[str, tuple[Callable[[Path], object], list[str]]] = {
         renamed(lambda n: n.replace(".mlp.", ".mlp._checkpoint_wrapped_module.")),
         ["model.layers.0.mlp._checkpoint_wrapped_module.down_proj.weight", "wrapper"],
     ),
+    "config without biases": (
+        with_more(
+            model__layers__0__self_attn__q_proj__bias=(64,),
+            model__layers__1__self_attn__q_proj__bias=(64,),
+        ),
+        ["model.layers.0.self_attn.q_proj.bias and 1 more", "config.json", "no place for it"],
+    ),
+    "config without norms": (
+        with_more(model__layers__3__self_attn__q_norm__weight=(16,)),
+        ["model.layers.3.self_attn.q_norm.weight, and", "config.json", "no place for it"],
+    ),
+    "config without a bias of the output head": (
+        with_more(lm_head__bias=(101,)),
+        ["lm_head.bias, and", "config.json", "no place for it"],
+    ),
 }
 
 
@@ -270,6 +296,21 @@ def test_what_cannot_be_loaded_is_named_with_a_remedy(
     damage, parts = BROKEN[kind]
     damage(where)
     one_line(CheckpointError, lambda: load_causal_lm(where), str(where), *parts)
+
+
+def test_parts_that_are_left_out_and_old_constants_do_no_harm(sound: Path, tmp_path: Path) -> None:
+    where = tmp_path / "model"
+    shutil.copytree(sound, where)
+    with_more(
+        model__layers__4__eh_proj__weight=(64, 128),
+        model__mtp_layers__0__input_proj__weight=(64, 128),
+        mtp__layers__0__mlp__up_proj__weight=(96, 64),
+        model__visual__blocks__0__mlp__weight=(8, 8),
+        model__layers__0__self_attn__rotary_emb__inv_freq=(8,),
+        model__layers__0__self_attn__bias=(1, 1, 32, 32),
+        model__layers__0__self_attn__masked_bias=(),
+    )(where)
+    assert torch.equal(logits(load_causal_lm(where)), logits(load_causal_lm(sound)))
 
 
 @pytest.mark.parametrize(

@@ -82,7 +82,8 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             it too, and what a family keeps in float32 stays so.
 
     Raises:
-        CheckpointError: it cannot be loaded, or tensors are missing or of another shape.
+        CheckpointError: it cannot be loaded, or tensors are missing, of another shape, or without
+            a place in a part that the model has.
         BackboneError: it is no causal LM.
     """
     where = resolve(name)
@@ -112,6 +113,12 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             raise CheckpointError(
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
+    if unplaced := _unplaced(model, where, info["unexpected_keys"]):
+        more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+        raise CheckpointError(
+            f"{where}: holds {unplaced[0]}{more}, and the model that its config.json describes has "
+            "no place for it; fetch config and weights again, they are not of one model."
+        )
     return cast(PreTrainedModel, model.eval())
 
 
@@ -327,6 +334,34 @@ def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> tuple[str
             if prefix != other and all(f"{prefix}{each}" in unexpected for each in missing):
                 return other, name
     return None
+
+
+def _unplaced(model: nn.Module, where: str, unexpected: Collection[str]) -> list[str]:
+    """Weights of a part that the model has, a block or a single layer, which it has no place for.
+
+    Without them it would say something else than it learned to. Modules for further tokens, towers
+    for images and the like are parts by themselves, and may be missing. So may constants that old
+    checkpoints store: causal masks, and numbers.
+    """
+    parts = dict(model.named_modules())
+
+    def belongs(name: str) -> bool:
+        while name not in parts:
+            name = name.rpartition(".")[0]
+        alone = name != "" and not any(parts[name].children())
+        return alone or any(piece.isdigit() for piece in name.split("."))
+
+    names = {name for name in unexpected if belongs(name)}
+    if not names or (directory := _directory(where)) is None:
+        return []
+    found = []
+    for path in _weight_files(directory):
+        with open_tensors(path) as file:
+            for name in names & set(file.keys()):
+                held = file.get_slice(name)
+                if held.get_dtype()[0] in "FB" and 1 <= len(held.get_shape()) <= 3:
+                    found.append(name)
+    return sorted(found)
 
 
 @contextmanager
