@@ -26,8 +26,8 @@ import tempfile
 import time
 from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -276,7 +276,7 @@ def compiled(run: Run) -> None:
     rows: list[Row] = []
     for graphs in (False, True):
         torch.compiler.reset()
-        with cuda_graphs(graphs):
+        with cuda_graphs(graphs), quick_compiler(run.small):
             ours = [Foretell(model, plain=True), Foretell(model)]
             methods: list[Method] = [ours[0], *(method.compile() for method in ours)]
             found = side_by_side(methods, prompts[:4], 8 if run.small else 64, 1, repeats=2)
@@ -296,6 +296,14 @@ def cuda_graphs(wanted: bool) -> Iterator[None]:
         }
 
     with patch.object(compiling, "_options", chosen):
+        yield
+
+
+@contextmanager
+def quick_compiler(wanted: bool) -> Iterator[None]:
+    """Compiled steps as torch traces them, without the minutes of C++ that follow."""
+    traced = partial(torch.compile, backend="eager")
+    with patch.object(torch, "compile", traced) if wanted else nullcontext():
         yield
 
 

@@ -1103,7 +1103,7 @@ BAD = [
     # Which model.
     ("info no-such-model", "give a directory, a Hub id"),
     ("info {place}/text.py", "is a file, not a model directory"),
-    ("info {place}", "cannot be loaded"),
+    ("info {place}", "config.json: is missing"),
     (f"train {{place}}/heads {DATA} --steps 1 --out {{tmp}}/out", "has heads already"),
     # How deep, how wide, how many.
     (f"probe {MODEL} {DATA} --depth 0", "depth is 0"),

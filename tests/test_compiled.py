@@ -55,9 +55,9 @@ def widths(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Of all passes from now on."""
     enter, found = slotted.SlottedPast.enter, []
 
-    def entered(past, width, draft=None):
+    def entered(past, width, *given):
         found.append(width)
-        return enter(past, width, draft)
+        return enter(past, width, *given)
 
     monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
     return found
@@ -156,8 +156,8 @@ def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, m
     slots, rows = set(), set()
     enter = slotted.SlottedPast.enter
 
-    def entered(past, width, draft=None):
-        given = enter(past, width, draft)
+    def entered(past, width, *given):
+        given = enter(past, width, *given)
         slots.add(past.slots.seen)
         rows.add(past.rows)
         return given

@@ -7,6 +7,7 @@ import torch
 from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig
 
+import families
 from foretell.cli import app, main
 from foretell.data import Document, PackedBlocks, read_documents
 from foretell.data.distill import Continuations, Sampling, prompts_of
@@ -200,13 +201,14 @@ def test_prompts_are_cut_from_texts_and_end_where_the_assistant_answers() -> Non
 
 def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> None:
     out, sampling = tmp_path / "own.jsonl", Sampling(max_new_tokens=8)
-    for wrong, message in (
-        ([], "no prompt"),
-        ([[]], "prompt 1 is empty"),
-        ([[1], [1] * 1020], "prompt 2 has 1020 tokens"),
+    bounded = MTPModel(families.build("gpt2"))  # whose positions end
+    for model, wrong, message in (
+        (tiny, [], "no prompt"),
+        (tiny, [[]], "prompt 1 is empty"),
+        (bounded, [[1], [1] * 510], "prompt 2 has 510 tokens"),
     ):
         with pytest.raises(InputError, match=message):
-            Continuations(out, tiny, TOKENIZER, wrong, sampling)
+            Continuations(out, model, TOKENIZER, wrong, sampling)
         assert not list(tmp_path.iterdir())
     Continuations(out, tiny, TOKENIZER, prompts(2), sampling).write()
     for other in (Sampling(max_new_tokens=9), Sampling(max_new_tokens=8, seed=1)):

@@ -131,7 +131,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     if Path(base).resolve() == Path(where).resolve():
         raise CheckpointError(f"{where}: adapters that name themselves as their base.")
     try:
-        model = load_causal_lm(base, dtype)
+        model = load_causal_lm(base, torch.float32)
     except InputError as error:
         raise CheckpointError(f"{where}: holds adapters, and of their base: {error}") from None
     if not all(map(is_plain, model.parameters())):
@@ -139,8 +139,6 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
             f"{where}: holds adapters on packed weights ({base}), which they cannot be merged "
             "into; merge them into the model before it was quantised."
         )
-    types = {name: parameter.dtype for name, parameter in model.named_parameters()}
-    cast_parameters(model, torch.float32)
     adapters = Adapters.load(model, Path(where))
     adapted = _some_logits(model.eval())
     adapters.merge()
@@ -149,9 +147,11 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
             f"{where}: merging the adapters changes what the model says, as where they adapt an "
             "embedding that is tied to the output head; merge them by hand and load the result."
         )
-    for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(types.get(name, model.dtype))
-    return model
+    if dtype == torch.float32:
+        return model
+    typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
+    typed.load_state_dict(model.state_dict())
+    return typed
 
 
 @torch.no_grad()

@@ -589,7 +589,7 @@ class MTPModel(nn.Module):
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
         source, rounded = where, False
-        if not isinstance(backbone, PreTrainedModel):
+        if backbone is None or isinstance(backbone, (str, Path)):
             source = _backbone_of(where, stored, backbone)
             backbone = load_causal_lm(source, wanted)
             rounded = wanted == torch.float16  # more than the fingerprint does

@@ -99,7 +99,7 @@ class StopStrings:
         """
         size = self.reach + CONTEXT
         text = self.tokenizer.decode([*self.front, *before[-size:], *new])[self.begin :]
-        earlier = len(text) - len(self.tokenizer.decode(new))
+        earlier = len(text) - len(self.tokenizer.decode([*new]))
         enough = len(before) <= size or earlier > self.reach
         return enough and UNKNOWN not in text and not any(map(text.__contains__, self.strings))
 
