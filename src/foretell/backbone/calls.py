@@ -35,15 +35,6 @@ class BlockCall:
             for part in tree_leaves((self.args, self.kwargs))
         )
 
-    def at_layer_0(self, numbered: tuple[str, ...]) -> "BlockCall":
-        """The call of a head's block, which writes to layer 0 of a cache of its own.
-
-        `numbered` are the arguments by which this family tells a block its place in the model.
-        """
-        if not numbered:
-            return self
-        return BlockCall(self.args, {**self.kwargs, **dict.fromkeys(numbered, 0)})
-
     def __call__(self, block: nn.Module, hidden: Tensor, cache: Cache | None = None) -> Tensor:
         """Run `block` on `hidden` (B, T, D) → (B, T, D) with the recorded mask and positions.
 

@@ -107,8 +107,6 @@ class Discovery:
         final, raw = output_calls[-1]
         bare = isinstance(trace.last_output, Tensor)
         view.answers = 0 if bare else len(trace.last_output)
-        last, told = view.num_layers - 1, trace.call.kwargs
-        view.numbered = tuple(n for n in sorted(view.layer_numbers) if told.get(n) == last)
         view._norm_name = self._final_norm(seen, hidden_of(trace.last_output), final)
         self._learn_embedding(tokens, trace.block_inputs[0])
         self._learn_logits(raw, logits)

@@ -83,7 +83,6 @@ class Backbone:
         self.embed_scale, self.logit_scale = Scale(), Scale()
         self.softcap: float | None = None
         self.answers = 0  # how many things a block answers with; 0: its hidden state, bare
-        self.numbered: tuple[str, ...] = ()  # arguments of a block that tell it its place
         self._rehearsed: tuple[Any, nn.Module, Recorder] | None = None
         for table in (self.embedding, self.output):
             if table.weight.dtype not in PLAIN:
@@ -349,7 +348,7 @@ class Backbone:
                 f"{name_of(self.model)} cannot draft in sequence: its decoder does not go through "
                 "its list of blocks."
             )
-        return call.at_layer_0(self.numbered)
+        return call
 
     @cached_property
     def _cache_keyword(self) -> str:
@@ -384,7 +383,7 @@ class Backbone:
                 "block cannot learn from a copy of them; use init 'fresh'."
             )
         for module in block.modules():
-            for name in self.layer_numbers & vars(module).keys():
+            for name in self._layer_numbers & vars(module).keys():
                 if vars(module)[name] == self.num_layers - 1:
                     setattr(module, name, 0)
         if kind == "dense":
@@ -396,7 +395,7 @@ class Backbone:
         return block.requires_grad_(True)
 
     @cached_property
-    def layer_numbers(self) -> set[str]:
+    def _layer_numbers(self) -> set[str]:
         """The attributes in which blocks keep their place in the list, whatever a family calls it.
 
         They hold it somewhere in every block that has them, and more than one has.
@@ -450,7 +449,7 @@ class Backbone:
         last = self.blocks[-1]
 
         def see_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            trace.call = split_call(args, kwargs)[1].at_layer_0(self.numbered)
+            _, trace.call = split_call(args, kwargs)
 
         def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             trace.last_output = output

@@ -29,7 +29,10 @@ def keeps_blocks(backbone: Backbone, ahead: bool) -> str | None:
     block = backbone.new_block("fresh" if packed else "copy")
     if packed:
         cast_parameters(block, backbone.dtype)
-    passes = zip(*_passes(backbone, block, tokens, ahead), strict=True)
+    try:
+        passes = list(zip(*_passes(backbone, block, tokens, ahead), strict=True))
+    except IndexError:  # Zamba2 tells its blocks their place, which is their place in the past too
+        return "its last block knows its place in the model's own past, and none in another"
     entered, left, again = (torch.cat(parts, dim=1) for parts in passes)
     if packed:
         at_once = backbone(tokens).call(block, entered)
