@@ -349,3 +349,12 @@ def test_heads_apart_are_served_with_what_transformers_dropped(tmp_path: Path) -
     assert str(tmp_path / "out" / "backbone") in done.serve
     served = released.read(tmp_path / "out" / "backbone")
     assert served.keys() == released.read(source).keys() > released.read(tuned).keys()
+
+
+def test_importing_again_leaves_what_others_put_there(tmp_path: Path) -> None:
+    released.write("glm4_moe", tmp_path / "plain")
+    import_heads(tmp_path / "plain", tmp_path / "heads")
+    (tmp_path / "heads" / "backbone").mkdir()
+    (tmp_path / "heads" / "backbone" / "kept").touch()
+    import_heads(tmp_path / "plain", tmp_path / "heads")
+    assert (tmp_path / "heads" / "backbone" / "kept").exists()

@@ -6,7 +6,6 @@ number.
 Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nodes.
 """
 
-import sys
 from collections.abc import Collection, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -183,13 +182,11 @@ class Batch:
 
         Behind a place where the row is read anew nothing can be verified before it was.
         """
-        rooms = zip(self.room, self.lengths, strict=True)
-        return [max(0, min(room - 1, self._before_rereading(length))) for room, length in rooms]
-
-    def _before_rereading(self, length: int) -> int:
-        """How many tokens more a row can have before it is read anew."""
-        limit = self.reread_behind
-        return sys.maxsize if limit is None or length > limit else limit - length
+        reach, limit = [max(0, room - 1) for room in self.room], self.reread_behind
+        if limit is None:
+            return reach
+        ends = zip(reach, self.lengths, strict=True)
+        return [end if length > limit else min(end, limit - length) for end, length in ends]
 
     @property
     def rereads(self) -> bool:

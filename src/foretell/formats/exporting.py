@@ -93,7 +93,8 @@ def export(
     inside = target.apart and not (as_it_lies and template is None)
     reference = str(out / BACKBONE) if inside else _served(source, where, base)
     serve = target.command(model).format(out=out, model=reference, depth=model.depth)
-    with replacing(out, SUPERSEDED, marks=(CONTRACT,)) as work:
+    superseded = (*SUPERSEDED, CONTRACT, BACKBONE)
+    with replacing(out, superseded, marks=(CONTRACT,)) as work:
         with TemporaryDirectory(dir=work) as scratch:
             if template is not None:
                 base = _merge(template, base, model, target, Path(scratch))

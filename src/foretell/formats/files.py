@@ -54,7 +54,7 @@ COMPANIONS = (*TOKENIZER, "generation_config.json", "*processor_config.json", "L
 
 SUPERSEDED = (
     *CONFIG_FILES, HEADS_FILE, CONFIG, "*.safetensors", "*.safetensors.index.json",
-    *TOKENIZER, "additional_chat_templates", "generation_config.json", CONTRACT, BACKBONE,
+    *TOKENIZER, "additional_chat_templates", "generation_config.json",
 )  # fmt: skip
 """What an earlier import or export may have left in a directory, and another one may not write."""
 

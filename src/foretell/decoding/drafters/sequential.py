@@ -123,7 +123,7 @@ class SequentialDrafter(ModuleDrafter):
 
     def _enter(self, width: int, tokens: Tensor, stands: Sequence[int]) -> "Window":
         """The next `width` positions of `tokens` (B, S), of which so many stand in each row."""
-        starts = to_device(self.past.read, self.backbone.device).unsqueeze(1)
+        starts = to_device(self.past.read, tokens.device).unsqueeze(1)
         places = starts + torch.arange(width, device=starts.device)
         hidden, given = self.tapped[places], self.past.enter(width, stands=stands)
         call = self.backbone.block_call(
