@@ -157,7 +157,9 @@ def _marked_answers(
     turns = document.messages or ()
     one = _marked(document, len(turns), document.prompt_length, tokenizer)
     learned = _squeezed(_learned(one))
-    if all(turn.get("weight", 1) for turn in turns) and all(_left_out(turns[number], learned) is None for number in answers):
+    if all(turn.get("weight", 1) for turn in turns) and all(
+        _left_out(turns[number], learned) is None for number in answers
+    ):
         return [one]
     each = [_marked(document, number + 1, number, tokenizer) for number in answers]
     for number, one in zip(answers, each, strict=True):
