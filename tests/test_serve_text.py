@@ -1,12 +1,17 @@
 """What is sent of a row: all of its text, up to a stop, and never more."""
 
-from typing import Any
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any, cast
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from foretell.decoding import Step
-from foretell.serve.text import Writer
+from foretell.serve.answers import CompletionForm, chunks
+from foretell.serve.text import Piece, Writer
 from test_cli import TOKENIZER
 
 TEXTS = st.text(st.sampled_from("ab\né日"), max_size=14)
@@ -51,3 +56,23 @@ def test_pieces_say_at_which_depth_they_were_drafted() -> None:
     half, rest = TOKENIZER("é")["input_ids"]
     assert writer.add(Step(0, 0, (half,))) == []
     assert [(p.text, p.depth) for p in writer.add(Step(1, 1, (rest,)))] == [("é", 1)]
+
+
+def test_an_event_is_one_line_for_clients_that_know_more_line_ends() -> None:
+    text = "a\u2028b\x85c\u2029 é"
+
+    class Said:
+        """A row that says it and ends."""
+
+        rows = (SimpleNamespace(finish_reason="stop"),)
+
+        async def pieces(self) -> AsyncIterator[tuple[int, list[Piece]]]:
+            yield 0, [Piece(text, 0)]
+
+    async def events() -> list[str]:
+        said = chunks(CompletionForm("m"), cast(Any, Said()), show_drafts=False, usage=False)
+        return [event async for event in said]
+
+    lines = "".join(asyncio.run(events())).splitlines()
+    first, *_ = [line for line in lines if line]
+    assert json.loads(first.removeprefix("data: "))["choices"][0]["text"] == text

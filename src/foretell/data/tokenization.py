@@ -81,7 +81,8 @@ def tokenize(
 
     Raises:
         InputError: a conversation, and no chat template that fits and keeps what is said, no answer
-            or an empty one; a tokenizer that joins a completion with its prompt; ids of another tokenizer; a prompt without an answer.
+            or an empty one; a tokenizer that joins an answer with what stands around it; ids of
+            another tokenizer; a prompt without an answer.
     """
     texts = [d for d in documents if _is_plain(d)]
     encoded = iter(_encode([document.text for document in texts], tokenizer) if texts else ())

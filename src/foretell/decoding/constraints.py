@@ -63,7 +63,7 @@ UNASKED = {
     "output_scores": False,
     "max_time": None,
 }
-"""Fields about what `generate` gives back and how it gets there: here always tokens, all of them."""
+"""Fields about what `generate` gives back and how it gets there: here tokens, all of them."""
 
 
 def undrawn(lm: PreTrainedModel) -> GenerationConfig:

@@ -201,7 +201,7 @@ def _event(chunk: BaseModel, foretell: BaseModel | None = None) -> str:
         del content["usage"]
     if foretell is not None:
         content["foretell"] = foretell.model_dump()
-    return f"data: {json.dumps(content, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(content)}\n\n"  # escaped: many clients end lines at U+2028 too
 
 
 def _text(pieces: Sequence[Piece]) -> str:
