@@ -73,7 +73,7 @@ class StopStrings:
         for string in self.strings:
             # Inside a text too: some tokenizers drop the spaces at its ends.
             texts = tokenizer([string, f"a{string}a"], add_special_tokens=False)["input_ids"]
-            if not string or not any(string in tokenizer.decode(ids) for ids in texts):
+            if not string or not any(string in tokenizer.decode(list(ids)) for ids in texts):
                 raise InputError(
                     f"stop string {string!r} can never appear: the tokenizer does not write it."
                 )
