@@ -252,6 +252,21 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
         train(small_model(), corpus(), settings(steps=2), tmp_path / "run")
 
 
+def test_nobody_else_goes_on_with_a_run_that_goes_on(tmp_path: Path) -> None:
+    refused = []
+
+    def meanwhile(progress: Progress) -> None:
+        with pytest.raises(InputError, match="another process is training there") as caught:
+            train(small_model(), corpus(), settings(), tmp_path / "run")
+        refused.append(caught)
+
+    out = train(small_model(), corpus(), settings(), tmp_path / "run", report=meanwhile)
+    assert len(refused) == 4
+    assert out.steps == 20
+    assert len(metrics(tmp_path / "run")) == 4
+    assert {path.name for path in (tmp_path / "run").iterdir()} == FINISHED
+
+
 def test_time_ends_a_run_too(tmp_path: Path) -> None:
     config = settings(steps=None, minutes=0.02, learning_rate=1e-3)
     seen: list[Progress] = []

@@ -261,7 +261,7 @@ def work_directory(beside: Path, target: Path) -> Iterator[Path]:
         beside.mkdir(parents=True, exist_ok=True)
         for stale in (*target.glob(f"{WORK}*"), *target.parent.glob(f".*{WORK}*")):
             with suppress(OSError):  # it is in use, or gone, or cannot be told here
-                unheld = _lock(stale)
+                unheld = lock(stale)
                 shutil.rmtree(stale, ignore_errors=True)
                 os.close(unheld)
         prefix = WORK if beside == target else f".{target.name}{WORK}"
@@ -283,7 +283,7 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int | None]:
     while True:
         work = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
         try:
-            held = _lock(work)
+            held = lock(work)
         except BlockingIOError:  # by a process that takes it for a stale one
             continue
         except OSError:  # not on this file system
@@ -293,7 +293,7 @@ def _locked_directory(parent: Path, prefix: str) -> tuple[Path, int | None]:
         os.close(held)  # taken for a stale one, and removed, before it was locked
 
 
-def _lock(directory: Path) -> int:
+def lock(directory: Path) -> int:
     """Lock a directory for as long as the descriptor is open in this process or a child of it.
 
     Raises:

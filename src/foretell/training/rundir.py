@@ -11,13 +11,17 @@ model/            at the end, with movement.json (which parameters moved, and ho
 """
 
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from foretell.checkpoint import lock
 from foretell.errors import InputError
 from foretell.training.config import TrainConfig
 
@@ -71,6 +75,29 @@ class RunDirectory:
     def states(self, process: int) -> Path:
         """Hidden states of a frozen backbone that a process keeps, while the run lasts."""
         return self.path / f".states-{process}"
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process trains here meanwhile, where the file system has locks.
+
+        Raises:
+            InputError: one does.
+        """
+        held = None
+        with suppress(OSError):  # `claim` says where it cannot be written to
+            self.path.mkdir(parents=True, exist_ok=True)
+            try:
+                held = lock(self.path.resolve())
+            except BlockingIOError:
+                raise InputError(
+                    f"{self.path}: another process is training there; let it end, or choose "
+                    "another directory."
+                ) from None
+        try:
+            yield
+        finally:
+            if held is not None:
+                os.close(held)
 
     def claim(
         self, config: TrainConfig, source: dict[str, Any], process: dict[str, Any] | None = None

@@ -111,8 +111,8 @@ def train(
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other,
             or has no marginals that could be distilled.
         CheckpointError: the model could not be saved, see `MTPModel.require_savable`.
-        InputError: `out` belongs to a run with other settings, or the blocks or adapters do not
-            fit the model.
+        InputError: `out` belongs to a run with other settings or is being trained in, or the
+            blocks or adapters do not fit the model.
     """
     if config.attention is not None:
         set_attention(model, config.attention)
@@ -125,6 +125,22 @@ def train(
     _check_base(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(local_path(out))
+    with run.held() if processes.is_main_process else nullcontext():
+        return _train(model, blocks, config, run, held_out, tokenizer, backbone_path, report)
+
+
+def _train(
+    model: MTPModel,
+    blocks: PackedBlocks | StreamedBlocks,
+    config: TrainConfig,
+    run: RunDirectory,
+    held_out: PackedBlocks | None,
+    tokenizer: PreTrainedTokenizerBase | None,
+    backbone_path: str | None,
+    report: Callable[[Progress], None] | None,
+) -> TrainResult:
+    """`train`, once what it was given is known to fit."""
+    processes = PartialState()
     source = {"backbone": model.backbone.fingerprint(), **blocks.describe()}
     process = provenance(config.seed, model.backbone.device, model.backbone.dtype)
     with processes.main_process_first():
