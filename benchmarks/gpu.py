@@ -264,7 +264,8 @@ def training(run: Run) -> None:
     )
     training_cost.measure(asked)
     out = run.arguments.out / "gpu-loss-memory.json"
-    shape = ["--vocab", "256", "--size", "32"] if run.small else ["--size", "1024"]
+    small = ["--vocab", "256", "--size", "32", "--runs", "1"]
+    shape = small if run.small else ["--size", "1024"]
     script = str(Path(__file__).with_name("loss_memory.py"))
     command = [sys.executable, script, "--device", run.device, "--out", str(out), *shape]
     subprocess.run(command, check=True)

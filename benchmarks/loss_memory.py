@@ -100,6 +100,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--runs", type=int, default=len(RUNS), help="only the first so many")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a run for a child process
     parser.add_argument("--out", type=Path, default=Path("results/loss-memory.json"))
     arguments = parser.parse_args()
@@ -111,7 +112,7 @@ def main() -> None:
         return
 
     rows = []
-    for run in RUNS:
+    for run in RUNS[: arguments.runs]:
         child = [sys.executable, *sys.argv, "--only", json.dumps(run)]
         answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         method, length, n = run

@@ -587,7 +587,7 @@ def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
     tmp_path: Path, monkeypatch
 ) -> None:
     """Between its making and its locking another process may find it."""
-    lock, made = foretell.checkpoint._lock, []
+    lock, made = foretell.checkpoint.lock, []
 
     def late(directory: Path) -> int:
         made.append(directory)
@@ -598,7 +598,7 @@ def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
             directory.rmdir()
         return held
 
-    monkeypatch.setattr(foretell.checkpoint, "_lock", late)
+    monkeypatch.setattr(foretell.checkpoint, "lock", late)
     with foretell.checkpoint.work_directory(tmp_path, tmp_path / "out") as work:
         assert [work.exists(), len(made)] == [True, 3]
 

@@ -317,7 +317,9 @@ def _obeys_masks(backbone: Backbone, length: int) -> str | None:
     if (used := backbone.config._attn_implementation) not in MASKED:
         return f"its attention {used!r} takes none; use {' or '.join(MASKED)}"
     # Far apart, so that what goes by slots is far off; but on the same side of what comes next.
-    ends = [n for n in (*thresholds(backbone.config), backbone.max_length) if n and n > length]
+    switch = None if backbone.rotary is None else backbone.rotary.switch
+    named = (*thresholds(backbone.config), backbone.max_length, switch)
+    ends = [n for n in named if n and n > length]
     first, second = max(length + 5, min([length + 40, *(n - 4 for n in ends)])), abs(length - 3)
     tokens = torch.arange(2 * (first + 3), device=backbone.device)
     tokens = tokens.remainder(backbone.vocab_size).view(2, -1)
