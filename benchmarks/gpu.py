@@ -127,9 +127,7 @@ class Run:
             config,
             self.scratch / "heads",
             tokenizer=tokenizer,
-            backbone_path=str(Path(self.backbone).resolve())
-            if Path(self.backbone).is_dir()
-            else self.backbone,
+            backbone_path=self.backbone,  # saved as an absolute path
         )
         rows: list[Row] = [
             {
