@@ -27,6 +27,7 @@ from foretell.data import (
 from foretell.data.tokenization import Tokenized, given_prompt, opening, tokenize_all
 from foretell.decoding import store_by_columns
 from foretell.errors import InputError
+from foretell.hardware import is_slow, slowdown
 from foretell.loading import load_tokenizer, resolve
 from foretell.model import MTPModel
 from foretell.provenance import is_result, provenance, require_replaceable, write_result
@@ -140,6 +141,7 @@ def load_model(
     weights = pick_dtype(dtype, where)
     model = MTPModel.from_pretrained(name, backbone=backbone, dtype=weights, device=where)
     say_merged(model.tokenizer_path or name)
+    warn_slow(model.backbone.dtype, where, "leave --dtype at auto")
     if by_columns:
         store_by_columns(model)
     return model
@@ -149,6 +151,17 @@ def say_merged(name: str) -> None:
     """Where `name` is adapters alone, say on stderr what loading did with them."""
     if (base := base_of_adapters(resolve(name))) is not None and not console.quiet:
         typer.echo(f"{name} holds adapters: merged into the weights of {base}.", err=True)
+
+
+def warn_slow(dtype: torch.dtype, device: torch.device, remedy: str) -> None:
+    """Say on stderr where this machine emulates a type of numbers."""
+    if is_slow(dtype, device.type) and not console.quiet:
+        name, times = str(dtype).removeprefix("torch."), slowdown(dtype, device.type)
+        typer.echo(
+            f"Warning: this CPU emulates {name}: products of matrices take {times:.0f} times as "
+            f"long as in float32; {remedy}.",
+            err=True,
+        )
 
 
 def tokenizer_of(name: str, model: MTPModel) -> PreTrainedTokenizerBase:

@@ -16,6 +16,7 @@ from foretell.cli.probe_tables import show_depths
 from foretell.cli.train import build, show_result, training_bar
 from foretell.errors import ForetellError, InputError
 from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
+from foretell.hardware import is_slow
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 from foretell.provenance import is_result, local_path, require_replaceable
@@ -98,9 +99,10 @@ def demo(
 
 
 def _training(minutes: float, seed: int) -> TrainConfig:
+    precision = "float32" if is_slow(torch.bfloat16) else "bf16-mixed"
     settings = {
         "recipe": "frozen", "head": {"kind": "sequential", "depth": 3}, "minutes": minutes,
-        "seed": seed, "batch_size": 8, "block_size": 256, "precision": "bf16-mixed",
+        "seed": seed, "batch_size": 8, "block_size": 256, "precision": precision,
         "save_every": 0, "optimizer": "muon", "matrix_learning_rate": 0.05, "learning_rate": 3e-3,
     }  # fmt: skip
     return TrainConfig.parse(settings, "demo")

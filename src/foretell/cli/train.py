@@ -120,6 +120,8 @@ def train(
         chosen["head"] = head_for(target, chosen.get("head", {}))
     run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
     with _processes(common.pick_device(device)) as where:
+        if run.precision != "float32":
+            common.warn_slow(torch.bfloat16, where, "use --precision float32")
         built = build(model, run, where, backbone)
         if target is not None:
             require_layout(target, built)
