@@ -273,7 +273,7 @@ def compiled(run: Run) -> None:
     """A compiled step at batch 1, without CUDA graphs and with them."""
     model, prompts = run.load(run.dtype)
     rows: list[Row] = []
-    for graphs in (False, True):
+    for graphs in (False, True) if run.device.startswith("cuda") else (False,):
         torch.compiler.reset()
         with cuda_graphs(graphs), quick_compiler(run.small):
             ours = [Foretell(model, plain=True), Foretell(model)]

@@ -210,7 +210,8 @@ class Backbone:
 
     def unembed(self, final: Tensor) -> Tensor:
         """Logits with the family's own scaling and soft-capping: (..., D) → (..., V)."""
-        logits = self.logit_scale(cast(Tensor, self.output(final.to(self.dtype))))
+        output = self.output
+        logits = self.logit_scale(cast(Tensor, output(final.to(output.weight.dtype))))
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits
