@@ -20,7 +20,6 @@ result file when it ends, so that one cut off takes only itself along; those tha
 """
 
 import argparse
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,6 +37,7 @@ from transformers.utils import logging
 
 sys.path.insert(0, str(Path(__file__).parent))
 import identity
+import loss_memory
 import near_ties
 import smollm2
 import step_time
@@ -57,6 +57,10 @@ from foretell.training import TrainConfig, train
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox", "olmoe", "deepseek_v3"]
 LOOKUP = 10
+MINIATURE = {
+    "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 256,
+}  # fmt: skip
 
 
 class Run:
@@ -91,13 +95,12 @@ class Run:
             return str(out)
         if self.arguments.model:
             return str(self.arguments.model)
-        if self.small:
-            return "tiny"
         out = self.scratch / "backbone"
         torch.manual_seed(0)
         tokenizer = load_tokenizer("tiny")
-        config = LlamaConfig(**smollm2.SHAPE, eos_token_id=None, bos_token_id=None)
-        LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(out)
+        shape = {**smollm2.SHAPE, **MINIATURE} if self.small else smollm2.SHAPE
+        config = LlamaConfig(**shape, eos_token_id=None, bos_token_id=None)
+        LlamaForCausalLM(config).to(getattr(torch, self.dtype)).save_pretrained(out)
         tokenizer.save_pretrained(out)
         return str(out)
 
@@ -264,9 +267,7 @@ def training(run: Run) -> None:
     out = run.arguments.out / "gpu-loss-memory.json"
     small = ["--vocab", "256", "--size", "32", "--runs", "1"]
     shape = small if run.small else ["--size", "1024"]
-    script = str(Path(__file__).with_name("loss_memory.py"))
-    command = [sys.executable, script, "--device", run.device, "--out", str(out), *shape]
-    subprocess.run(command, check=True)
+    loss_memory.main(["--device", run.device, "--out", str(out), *shape])
 
 
 def compiled(run: Run) -> None:

@@ -16,6 +16,7 @@ import resource
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -94,7 +95,8 @@ def _peak(device: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
+    words = sys.argv[1:] if words is None else words
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--vocab", type=int, default=128_256)
     parser.add_argument("--size", type=int, default=256)
@@ -103,9 +105,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=len(RUNS), help="only the first so many")
     parser.add_argument("--only", help=argparse.SUPPRESS)  # a run for a child process
     parser.add_argument("--out", type=Path, default=Path("results/loss-memory.json"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    arguments = parser.parse_args(words)
     if arguments.only:
+        torch.set_num_threads(arguments.threads)
         method, length, n = json.loads(arguments.only)
         size, device = arguments.size, arguments.device
         print(json.dumps(measure(method, length, n, arguments.vocab, size, device)))
@@ -113,7 +115,7 @@ def main() -> None:
 
     rows = []
     for run in RUNS[: arguments.runs]:
-        child = [sys.executable, *sys.argv, "--only", json.dumps(run)]
+        child = [sys.executable, __file__, *words, "--only", json.dumps(run)]
         answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         method, length, n = run
         rows.append({"method": method, "positions": length, "n": n, **json.loads(answer)})

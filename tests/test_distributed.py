@@ -25,19 +25,18 @@ from foretell.training.processes import rows_per_pass, sharding
 from test_recipes import masked_corpus, stream
 from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
 
-OPTIONS = {"steps": 10, "log_every": 1, "save_every": 10, "recipe": "joint", "head": "parallel"}
+OPTIONS = {"steps": 6, "log_every": 1, "save_every": 4, "recipe": "joint", "head": "parallel"}
 
 RUNS = {
     "copies": {
-        "plain": {"steps": 20},
-        "warm-up": {"head": "sequential", "head_warmup": 5},
-        "curriculum": {"recipe": "frozen", "objective": {"schedule": "forward"}},
-        "accumulated": {"recipe": "frozen", "accumulate": 2},
+        "plain": {"steps": 8},
+        "warm-up": {"head": "sequential", "head_warmup": 3},
+        "curriculum": {"recipe": "frozen", "accumulate": 2, "objective": {"schedule": "forward"}},
         "muon": {"recipe": "pretrain", "optimizer": "muon", "precision": "bf16"},
         "streamed": {"streaming": True},
     },
     "shards": {
-        "plain": {"steps": 20},
+        "plain": {"steps": 8},
         "warm-up": {"head": "sequential", "head_warmup": 0.25},
         "residual": {"recipe": "frozen", "head": "residual", "accumulate": 2},
         "lora": {"recipe": "lora", "checkpoint_activations": True},
@@ -149,9 +148,9 @@ def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
         for name, options in RUNS[kind].items()
     ]
     with pytest.raises(Stop):
-        run(tmp_path / "1 to 2", long, stop_at(12))
+        run(tmp_path / "1 to 2", long, stop_at(5))
     jobs.append({"out": str(tmp_path / "1 to 2"), "options": long})
-    jobs.append({"out": str(tmp_path / "2 to 1"), "options": long, "stop": 12})
+    jobs.append({"out": str(tmp_path / "2 to 1"), "options": long, "stop": 5})
     (tmp_path / "text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
     command = [
         "foretell", "train", "tiny", "--data", str(tmp_path / "text.py"), "--depth", "1",

@@ -19,7 +19,8 @@ from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
 from foretell.training import Progress, TrainConfig, train
 from foretell.training.config import merged
-from foretell.training.muon import StackedMuon
+from foretell.training import muon as muon_module
+from foretell.training.muon import Muon, orthogonalised
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 from foretell.training.roles import roles
 
@@ -385,28 +386,45 @@ def test_what_states_are_multiplied_by_decays_and_is_orthogonalised(
     }
     wanted = {"table": ("AdamW", 0.1), "vector": ("AdamW", 0.0)}
     for name, parameter in model.named_parameters():
-        muon = "StackedMuon" if parameter.ndim == 3 else "Muon"
-        assert where[name] == wanted.get(found[name], (muon, 0.1)), name
-    of_head = [n for n, (kind, _) in where.items() if kind == "StackedMuon" and "head." in n]
-    assert len(of_head) == stacked
+        assert where[name] == wanted.get(found[name], ("Muon", 0.1)), name
+    by_muon = [(n, p) for n, p in model.named_parameters() if where[n][0] == "Muon"]
+    assert sum(p.ndim == 3 for n, p in by_muon if "head." in n) == stacked
 
 
+@pytest.mark.parametrize("kind", ["stack", "matrices"])
 @pytest.mark.parametrize("shape", [(3, 8, 8), (3, 12, 5), (3, 5, 12)])
-def test_a_stack_steps_as_its_matrices_do_one_by_one(shape: tuple[int, ...]) -> None:
+def test_muon_steps_stacks_and_matrices_as_torch_does_matrices(
+    shape: tuple[int, ...], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon_module, "is_slow", lambda *_: False)
     whole = nn.Parameter(torch.randn(shape))
     parts = [nn.Parameter(matrix.clone()) for matrix in whole.detach()]
-    together = StackedMuon([{"params": [whole], "lr": 0.05}], weight_decay=0.1)
+    own = [whole] if kind == "stack" else [nn.Parameter(part.detach().clone()) for part in parts]
+    together = Muon([{"params": own, "lr": 0.05}], weight_decay=0.1)
     alone = torch.optim.Muon([{"params": parts, "lr": 0.05}], weight_decay=0.1)
     for _ in range(3):
-        before = whole.detach().clone()
-        whole.grad = torch.randn(shape)
-        whole.grad[1] *= 1e3  # each is scaled by itself
-        for part, gradient in zip(parts, whole.grad, strict=True):
-            part.grad = gradient.clone()
+        before, gradient = torch.stack(parts).detach(), torch.randn(shape)
+        gradient[1] *= 1e3  # each is scaled by itself
+        whole.grad = gradient
+        for matrices in (parts, own if kind == "matrices" else []):
+            for matrix, own_gradient in zip(matrices, gradient, strict=False):
+                matrix.grad = own_gradient.clone()
         together.step()
         alone.step()
-        moved = (whole - before).norm()
-        assert (whole - torch.stack(list(parts))).norm() < 0.02 * moved  # bfloat16
+        found = whole if kind == "stack" else torch.stack(own)
+        moved = (found - before).norm()
+        assert (found - torch.stack(parts)).norm() < 0.02 * moved  # bfloat16
+
+
+@pytest.mark.parametrize(("slow", "near"), [(True, 1e-5), (False, 0.02)])
+def test_a_cpu_that_emulates_bfloat16_orthogonalises_in_float32(
+    slow: bool, near: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(muon_module, "is_slow", lambda *_: slow)
+    matrix = torch.randn(40, 24)
+    exact, found = orthogonalised(matrix, torch.float64), orthogonalised(matrix)
+    assert found.dtype == (torch.float32 if slow else torch.bfloat16)
+    assert near / 100 < float((found - exact).norm() / exact.norm()) < near
 
 
 def test_experts_that_no_token_went_to_are_matrices_too() -> None:

@@ -1,5 +1,6 @@
-"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon) for experts, whose matrices
-lie in one tensor: each is orthogonalised by itself, as `torch.optim.Muon` does with one.
+"""Muon (Jordan et al. 2024, https://kellerjordan.github.io/posts/muon), as `torch.optim.Muon` and
+beyond it: experts, whose matrices lie in one tensor, are orthogonalised one by one, and a CPU that
+emulates bfloat16 does it in float32, up to a hundred times as fast.
 
 Shapes: E experts, A rows, B columns.
 """
@@ -9,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor, Replicate
 from torch.optim import Optimizer
+
+from foretell.hardware import is_slow
 
 MOMENTUM = 0.95
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
@@ -17,8 +21,8 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 
 
-class StackedMuon(Optimizer):
-    """Steps parameters (E, A, B)."""
+class Muon(Optimizer):
+    """Steps matrices (A, B) and stacks of them (E, A, B)."""
 
     def __init__(self, groups: list[dict[str, Any]], weight_decay: float) -> None:
         super().__init__(groups, {"weight_decay": weight_decay})
@@ -28,26 +32,42 @@ class StackedMuon(Optimizer):
         """One step along the orthogonalised momentum. It takes no closure."""
         for group in self.param_groups:
             rate, decay = group["lr"], group["weight_decay"]
-            for stack in group["params"]:
-                if stack.grad is None:
+            for matrix in group["params"]:
+                if matrix.grad is None:
                     continue
-                state = self.state[stack]
+                state = self.state[matrix]
                 if "momentum_buffer" not in state:
-                    state["momentum_buffer"] = torch.zeros_like(stack.grad)
-                momentum = state["momentum_buffer"].lerp_(stack.grad, 1 - MOMENTUM)
-                update = orthogonalised(stack.grad.lerp(momentum, MOMENTUM))
-                rows, columns = stack.shape[1:]
-                stack.mul_(1 - rate * decay)
-                stack.add_(update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
+                    state["momentum_buffer"] = torch.zeros_like(matrix.grad)
+                momentum = state["momentum_buffer"].lerp_(matrix.grad, 1 - MOMENTUM)
+                update = _whole_at_once(matrix.grad.lerp(momentum, MOMENTUM))
+                rows, columns = matrix.shape[-2:]
+                matrix.mul_(1 - rate * decay)
+                matrix.add_(update, alpha=-rate * max(1.0, rows / columns) ** 0.5)
 
 
-def orthogonalised(stack: Tensor) -> Tensor:
-    """(E, A, B) → about the nearest matrices whose rows or columns are orthonormal, in bfloat16."""
+def _whole_at_once(direction: Tensor) -> Tensor:
+    """The direction orthogonalised; one that lies in shards is gathered once and divided again."""
+    if not isinstance(direction, DTensor):
+        return orthogonalised(direction)
+    mesh, kept = direction.device_mesh, direction.placements
+    whole = orthogonalised(direction.full_tensor())
+    return DTensor.from_local(whole, mesh, [Replicate()] * mesh.ndim).redistribute(mesh, kept)
+
+
+def orthogonalised(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """(..., A, B) → about the nearest matrices whose rows or columns are orthonormal.
+
+    Computed in `dtype`; by default bfloat16, or float32 where that is emulated.
+    """
+    if dtype is None:
+        slow = is_slow(torch.bfloat16, matrix.device.type)
+        dtype = torch.float32 if slow else torch.bfloat16
     a, b, c = COEFFICIENTS
-    tall = stack.shape[-2] > stack.shape[-1]
-    x: Tensor = stack.mT.bfloat16() if tall else stack.bfloat16()
+    add = torch.addmm if matrix.ndim == 2 else torch.baddbmm
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x: Tensor = (matrix.mT if tall else matrix).to(dtype)
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     for _ in range(ITERATIONS):
         gram = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+        x = add(x, add(gram, gram, gram, beta=b, alpha=c), x, beta=a)
     return x.mT if tall else x

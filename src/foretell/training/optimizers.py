@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
-from foretell.training.muon import StackedMuon
+from foretell.training.muon import Muon
 from foretell.training.roles import Role, roles
 
 
@@ -132,28 +132,23 @@ def make_optimizer(
     shares = [config.backbone_rate if id(p) in of_backbone else 1.0 for p in learning]
 
     def make(parameters: list[nn.Parameter]) -> Optimizer:
-        single: list[dict[str, Any]] = []
-        stacked: list[dict[str, Any]] = []
+        matrices: list[dict[str, Any]] = []
         others: list[dict[str, Any]] = []
         for share in sorted(set(shares), reverse=True):  # the heads' rate is reported: it is first
             members_of: dict[str, list[nn.Parameter]] = defaultdict(list)
             for parameter, kind, own in zip(parameters, kinds, shares, strict=True):
                 if own == share:
                     muon = config.optimizer == "muon" and kind == "matrix" and parameter.ndim <= 3
-                    where = ("single", "stacked")[parameter.ndim - 2] if muon else kind
-                    members_of[where].append(parameter)
+                    members_of["muon" if muon else kind].append(parameter)
             decay, rate = config.weight_decay, share * config.learning_rate
             matrix_rate = share * config.matrix_learning_rate
-            single.append({"params": members_of["single"], "lr": matrix_rate})
-            stacked.append({"params": members_of["stacked"], "lr": matrix_rate})
+            matrices.append({"params": members_of["muon"], "lr": matrix_rate})
             decaying = members_of["matrix"] + members_of["table"]
             others.append({"params": decaying, "lr": rate, "weight_decay": decay})
             others.append({"params": members_of["vector"], "lr": rate, "weight_decay": 0.0})
         members: list[Optimizer] = []
-        if groups := [group for group in single if group["params"]]:
+        if groups := [group for group in matrices if group["params"]]:
             members.append(Muon(groups, weight_decay=config.weight_decay))
-        if groups := [group for group in stacked if group["params"]]:
-            members.append(StackedMuon(groups, weight_decay=config.weight_decay))
         if groups := [group for group in others if group["params"]]:
             members.append(AdamW(groups, betas=(0.9, 0.95), fused=True))
         return members[0] if len(members) == 1 else Chained(*members)
