@@ -263,7 +263,7 @@ PLAIN = {
     "tokenizer.json": "{}",
     "chat_template.jinja": "one",
     "additional_chat_templates/tools.jinja": "two",
-    "generation_config.json": '{"temperature": 0.6}',
+    "generation_config.json": '{"do_sample": true, "temperature": 0.6}',
     "tekken.json": "{}",
     "preprocessor_config.json": "{}",
     "NOTICE": "of the release",
@@ -313,7 +313,7 @@ def test_a_tuned_models_own_tokenizer_is_written_whole(tmp_path: Path) -> None:
         (source / name).write_text(text)
     import_heads(source, tmp_path / "heads")
     ft.MTPModel.from_pretrained(tmp_path / "heads").save_pretrained(tuned)
-    own = {"tokenizer.json": '{"mine": 1}', "generation_config.json": '{"temperature": 0.9}'}
+    own = {"tokenizer.json": '{"mine": 1}', "generation_config.json": '{"top_k": 9}'}
     for name, text in own.items():
         (tuned / name).write_text(text)
     export(tuned, "glm4_moe", tmp_path / "out", like=source)

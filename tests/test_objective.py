@@ -1,7 +1,9 @@
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
+from packaging.version import Version
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -386,7 +388,12 @@ def test_what_a_model_adds_to_its_cross_entropy_is_kept(family: str) -> None:
     model = ft.attach(lm, depth=1)
     tokens = families.prompt(2, 10)
     routing = {"output_router_logits": True} if family in MIXTURES else {}
-    own = lm(tokens, labels=tokens, **routing).loss
+    try:
+        own = lm(tokens, labels=tokens, **routing).loss
+    except AttributeError as error:
+        if Version(transformers.__version__) >= Version("5.24"):
+            raise
+        pytest.skip(f"transformers {transformers.__version__} itself fails here: {error}")
     wanted = torch.autograd.grad(own, list(lm.parameters()), allow_unused=True)
     output = model(tokens, weights=(1.0, 0.0))
     assert own - output.depth_losses[0] > 1e-3
