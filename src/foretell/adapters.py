@@ -86,7 +86,7 @@ class Adapters:
 
     def save(self, path: Path) -> None:
         """Write them, without their base, as peft does."""
-        self.peft_model.save_pretrained(str(path))
+        self.peft_model.save_pretrained(str(path), save_embedding_layers=False)
 
     def merge(self) -> None:
         """Add them to the weights and take them out: the model is an ordinary one again.
