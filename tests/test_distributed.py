@@ -21,7 +21,7 @@ from foretell.cli import main
 from foretell.errors import InputError
 from foretell.training import progress, train
 from foretell.training import trainer as trainer_module
-from foretell.training.processes import rows_per_pass, sharding
+from foretell.training.processes import FSDP_NEEDS, rows_per_pass, sharding
 from test_recipes import masked_corpus, stream
 from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
 
@@ -137,8 +137,13 @@ def check(name: str, run: Path, expected: Path, model: ft.MTPModel) -> None:
         )  # fmt: skip
 
 
+SHARDS = pytest.mark.skipif(
+    torch.__version__ < FSDP_NEEDS, reason=f"shards need torch {FSDP_NEEDS}"
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["copies", pytest.param("shards", marks=SHARDS)])
 def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
     """Whole runs, runs that go on with another number of processes, and the command line."""
     shared = {"fsdp": kind == "shards"}
@@ -183,10 +188,13 @@ def test_a_step_is_divided_evenly() -> None:
         ({"recipe": "frozen", "cache_gb": 1}, "cache_gb"),
         ({"objective": {"distill": "marginal"}}, "marginal"),
         ({"compile": True}, "compile"),
+        ({}, "fsdp needs torch 99"),
     ],
 )
-def test_what_shards_cannot_do_is_said(options: dict, message: str) -> None:
+def test_what_shards_cannot_do_is_said(options: dict, message: str, monkeypatch) -> None:
     model = small_model()
+    needs = "2" if options else "99"
+    monkeypatch.setattr("foretell.training.processes.FSDP_NEEDS", needs)
     with pytest.raises(InputError, match=message) as caught:
         sharding(model, settings(fsdp=True, **options), 2)
     assert "\n" not in str(caught.value)

@@ -16,6 +16,9 @@ from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
 
+FSDP_NEEDS = "2.13"
+"""The oldest torch that it was seen to work with; 2.11 was seen to crash."""
+
 
 def rows_per_pass(config: TrainConfig, processes: int) -> int:
     """Rows that one process reads at once, so that a step has `config.batch_size` of them."""
@@ -50,7 +53,7 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
     whole during a pass, because heads read the embeddings and the output head in between.
 
     Raises:
-        InputError: a setting needs whole parameters.
+        InputError: a setting needs whole parameters, or this torch cannot do it.
     """
     launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     if processes == 1 or not (config.fsdp or launched):
@@ -62,6 +65,11 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
         "cache_gb runs the backbone by itself": config.cache_gb > 0,
         "compile was made for whole ones": config.compile,
     }
+    if torch.__version__ < FSDP_NEEDS:
+        raise InputError(
+            f"fsdp needs torch {FSDP_NEEDS}; torch {torch.__version__} crashes where a part of the "
+            "model rests. Without fsdp every process holds a copy."
+        )
     for reason, asked in whole.items():
         if asked:
             raise InputError(f"fsdp holds only shards of the weights, but {reason}.")
