@@ -18,8 +18,8 @@ from foretell.evaluation import measure_heads
 from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
 from foretell.training import Progress, TrainConfig, train
-from foretell.training.config import merged
 from foretell.training import muon as muon_module
+from foretell.training.config import merged
 from foretell.training.muon import Muon, orthogonalised
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 from foretell.training.roles import roles
@@ -385,7 +385,7 @@ def test_what_states_are_multiplied_by_decays_and_is_orthogonalised(
         for p in group["params"]
     }
     wanted = {"table": ("AdamW", 0.1), "vector": ("AdamW", 0.0)}
-    for name, parameter in model.named_parameters():
+    for name in found:
         assert where[name] == wanted.get(found[name], ("Muon", 0.1)), name
     by_muon = [(n, p) for n, p in model.named_parameters() if where[n][0] == "Muon"]
     assert sum(p.ndim == 3 for n, p in by_muon if "head." in n) == stacked
