@@ -646,6 +646,19 @@ def _bamba() -> PreTrainedConfig:
     )
 
 
+@_other("recurrent_gemma")
+def _recurrent_gemma() -> PreTrainedConfig:
+    """Its logits are capped under another name; its blocks keep a recurrent state of their own."""
+    return _config(
+        "RecurrentGemmaConfig",
+        DENSE,
+        lru_width=HIDDEN,
+        attention_window_size=WINDOW,
+        logits_soft_cap=2.0,
+        block_types=["recurrent", "attention"],
+    )
+
+
 def _randomise(model: PreTrainedModel) -> None:
     """Move norms and biases off their initial values; stop a tied head from echoing its input."""
     with torch.no_grad():

@@ -104,6 +104,15 @@ def test_scales_and_caps_are_found(family, embed, logit, cap, dtype, loudness: f
     assert backbone.softcap == cap
 
 
+def test_a_cap_is_found_under_another_name() -> None:
+    """RecurrentGemma's is `logits_soft_cap`, xLSTM's `output_logit_soft_cap`."""
+    model = families.build("recurrent_gemma")
+    backbone = Backbone(model)
+    assert backbone.softcap == 2.0
+    tokens = families.prompt(2, 9)
+    torch.testing.assert_close(backbone.unembed(backbone(tokens).final), model(tokens).logits)
+
+
 @pytest.mark.parametrize("family", SERVED)
 def test_embed_is_what_the_first_block_reads(family: str) -> None:
     backbone = view(family)

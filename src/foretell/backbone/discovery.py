@@ -144,11 +144,11 @@ class Discovery:
 
     def _learn_logits(self, raw: Tensor, logits: Tensor) -> None:
         view = self.view
-        cap = getattr(view.config, "final_logit_softcapping", None)
-        # The cap first: small logits pass it almost unbent, and would look like no cap at all.
-        if cap is not None and same(torch.tanh(raw / cap) * cap, logits):
-            view.softcap = float(cap)
-            return
+        # Caps first: small logits pass them almost unbent, and would look like no cap at all.
+        for cap in _caps(view.config):
+            if same(torch.tanh(raw / cap) * cap, logits):
+                view.softcap = cap
+                return
         if (scale := Scale.between(raw, logits, view.config)) is not None:
             view.logit_scale = scale
             return
@@ -168,6 +168,17 @@ class Discovery:
 
     def _refuse(self, property_: str) -> BackboneError:
         return BackboneError(f"{name_of(self.view.model)} cannot carry heads: {property_}.")
+
+
+def _caps(config: Any) -> list[float]:
+    """What a config says of soft caps on logits; those of attention and routers are others."""
+    others = ("att", "router", "gate")
+    return [
+        float(value)
+        for name, value in vars(config).items()
+        if "cap" in name and not any(other in name for other in others)
+        if type(value) in (int, float) and value > 0
+    ]
 
 
 def find_blocks(model: PreTrainedModel) -> tuple[str, str, int]:
