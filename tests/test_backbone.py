@@ -488,6 +488,15 @@ def test_an_encoder_decoder_is_refused() -> None:
     assert "encoder-decoder" in refusal(T5ForConditionalGeneration(config))
 
 
+def test_a_model_whose_own_pass_fails_is_refused_with_what_it_says() -> None:
+    """XMOD wants a language first; others have a config that does not fit together."""
+    model = families.build("llama")
+    model.lm_head = nn.Linear(families.HIDDEN + 1, families.VOCAB)
+    message = refusal(model)
+    assert "a forward pass raises RuntimeError (" in message
+    assert "\n" not in message
+
+
 def test_a_model_without_a_list_of_blocks_is_refused() -> None:
     model = families.build("llama")
     model.config.num_hidden_layers = 7

@@ -998,6 +998,13 @@ def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
     assert (out / "model" / HEADS_FILE).read_bytes() == before
 
 
+def test_a_run_of_too_few_minutes_says_so(place: Path, tmp_path: Path) -> None:
+    sizes = ("--data", place / "text.py", "--batch-size", 2, "--block-size", 16)
+    options = ("train", place / "plain", *sizes, "--out", tmp_path / "run", "--minutes", 1e-4)
+    said = " ".join(fine(*options).split())
+    assert "1 steps went into 0.0001 minutes" in said
+
+
 def test_heads_kept_apart_go_on_and_stay_apart(place: Path, tmp_path: Path) -> None:
     data = ("--data", place / "text.py", "--steps", 2, "--batch-size", 2, "--block-size", 16)
     fine("train", place / "plain", *data, "--out", tmp_path / "first")

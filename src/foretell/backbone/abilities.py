@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 import torch
 from transformers import PreTrainedModel
 
-from foretell.backbone.discovery import evaluating, near, same
+from foretell.backbone.discovery import evaluating, near, same, told
 from foretell.backbone.masks import last_threshold
 from foretell.errors import ForetellError
 
@@ -73,8 +73,7 @@ def _attempt(backbone: "Backbone", trial: Callable[[], str | None]) -> Ability:
     except ForetellError:
         raise
     except Exception as error:
-        told = " ".join(str(error).split()) or "no message"
-        return Ability(f"it raises {type(error).__name__} ({told})")
+        return Ability(f"it raises {told(error)}")
 
 
 def forget_abilities(model: PreTrainedModel) -> None:

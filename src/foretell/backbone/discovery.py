@@ -91,7 +91,7 @@ class Discovery:
         handles = [m.register_forward_hook(note) for m in {*outside, view.embedding, view.output}]
         try:
             with view.watch((0, view.num_layers - 1)) as trace:
-                logits = cast(Tensor, view.model(input_ids=tokens, use_cache=False).logits)
+                logits = self._logits(tokens)
         finally:
             for handle in handles:
                 handle.remove()
@@ -111,6 +111,13 @@ class Discovery:
         self._learn_embedding(tokens, trace.block_inputs[0])
         self._learn_logits(raw, logits)
         self._prove(tokens, logits)
+
+    def _logits(self, tokens: Tensor) -> Tensor:
+        """What the model says of them; its own code may raise anything."""
+        try:
+            return cast(Tensor, self.view.model(input_ids=tokens, use_cache=False).logits)
+        except Exception as error:
+            raise self._refuse(f"a forward pass raises {told(error)}") from error
 
     def _final_norm(self, seen: Sequence[Any], last_output: Tensor, final: Tensor) -> str | None:
         """Its name in the decoder; None where there is none."""
@@ -240,6 +247,11 @@ def near(a: Tensor, b: Tensor) -> bool:
     """
     eps = max(torch.finfo(dtype).eps for dtype in (b.dtype, torch.float32))
     return bool((a - b).norm() <= eps**0.5 * b.norm())
+
+
+def told(error: Exception) -> str:
+    """What somebody else's code raised, in one line."""
+    return f"{type(error).__name__} ({' '.join(str(error).split()) or 'no message'})"
 
 
 def name_of(model: PreTrainedModel) -> str:

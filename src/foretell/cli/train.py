@@ -34,6 +34,9 @@ from foretell.training.config import merged
 DEPTH = 3
 """Of heads, where none is given."""
 
+FEW = 50
+"""Steps: in fewer the rate has hardly risen before it falls again."""
+
 
 def train(
     model: common.Model,
@@ -152,6 +155,7 @@ def train(
     if len(bad.found) > known:  # a stream is read while it is learned from
         common.show_bad(bad, data)
     show_result(result)
+    warn_if_few(result.steps, run)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
         {"model": model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
@@ -279,6 +283,16 @@ def show_result(result: TrainResult) -> None:
     for movement in result.movements:
         if movement.suspicious:
             common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
+
+
+def warn_if_few(steps: int, run: TrainConfig) -> None:
+    """Say so where the time allowed was too short to learn much in."""
+    if run.minutes is not None and steps < FEW:
+        common.console.print(
+            f"Warning: {steps} steps went into {run.minutes:g} minutes; heads need hundreds. Give "
+            "more --minutes, or make steps smaller: --batch-size, --block-size.",
+            style="bold red",
+        )
 
 
 @contextmanager
