@@ -3,12 +3,13 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow
@@ -37,7 +38,8 @@ import foretell.loading
 import foretell.probe.run
 from foretell.backbone import fingerprint
 from foretell.checkpoint import CONFIG_FILE, HEADS_FILE
-from foretell.cli import bench, common, drafting, main
+from foretell.cli import bench, common, drafting, main, options
+from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
 from foretell.decoding import (
     AcceptanceRule,
@@ -50,7 +52,12 @@ from foretell.decoding import (
     Typical,
 )
 from foretell.evaluation import SpeedTable
+from foretell.formats import LAYOUTS
+from foretell.heads import HEADS
+from foretell.heads.taps import TAPS
 from foretell.provenance import Result, read_result
+from foretell.serve import Limits
+from foretell.training import TrainConfig
 
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
@@ -225,16 +232,93 @@ def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
     out = fine(*arguments)
     for command in COMMANDS:
         assert f"\n  {command} " in out
+    assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     out = fine(command, "--help")
     assert f"Usage: foretell {command} " in out
+    assert f"\n  Example: foretell {command} " in out  # on a line of its own, to be copied
     if command != "demo":
-        assert f"Example: foretell {command} " in " ".join(out.split())
-        assert ("DIR" if command == "report" else "MODEL") in out
-        assert "--json" in out or command == "serve"
+        assert ("PATHS" if command == "report" else "MODEL") in out
+        assert "--json" in out or command == "report"
+    assert not re.search(
+        r"[<{]|Path|TEXT\b(?!S)(?<!--stop TEXT)(?<!--prompt TEXT)|INTEGER|FLOAT", out
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_names_what_there_is(command: str) -> None:
+    """Help does without the libraries, and so retypes names and defaults of theirs."""
+    help_ = " ".join(fine(command, "--help").split())
+    if command == "train":
+        told = re.findall(r"--([a-z-]+) \S+ [^\[]*\[default: ([^\]]+)\]", help_)
+        fields = {name.replace("-", "_"): value for name, value in told}
+        config = TrainConfig(steps=1)
+        for name in fields.keys() & config.model_fields.keys() - {"head"}:
+            assert fields[name] == str(getattr(config, name)), name
+        assert {"recipe", "batch_size", "learning_rate", "seed"} <= fields.keys()
+        assert fields["head"] == config.head.kind
+        assert fields["depth"] == str(config.head.depth)
+        assert fields["loss"] == config.objective.weights
+
+
+def test_names_in_help() -> None:
+    assert set(options.HEADS) == set(HEADS)
+    assert set(options.TAPS) == set(TAPS)
+    assert tuple(LAYOUTS) == options.LAYOUTS
+    assert set(options.LOSSLESS_RULES) == set(drafting.LOSSLESS)
+    assert options.LOSSY_RULES == drafting.LOSSY_DEFAULTS
+    assert set(options.LOSSY_RULES) == set(drafting.LOSSY)
+    limits = asdict(Limits())
+    assert limits == {name: getattr(Serve, name) for name in limits}
+
+
+HEAVY = """
+import sys
+import foretell.cli
+sys.argv = ["foretell", *{arguments}]
+try:
+    foretell.cli.main()
+except SystemExit:
+    pass
+for name in ("torch", "transformers", "pydantic", "numpy", "datasets", "rich"):
+    assert name not in sys.modules, name
+"""
+
+
+def test_to_parse_takes_nothing_heavy() -> None:
+    """Every help page, the version and typing errors, in one process: they come at once."""
+    calls = [[command, "--help"] for command in COMMANDS]
+    calls += [["--help"], ["--version"], ["nonsense"], ["info"], ["bench", "x", "--count", "y"]]
+    script = "".join(HEAVY.format(arguments=arguments) for arguments in calls)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == len(COMMANDS) + 1
+
+
+def test_the_package_gives_its_names_when_asked() -> None:
+    script = """
+import sys, foretell
+assert set(foretell.__all__) <= set(dir(foretell))
+assert "torch" not in sys.modules
+try:
+    foretell.attached
+except AttributeError as error:
+    assert "attached" in str(error)
+for name in foretell.__all__:
+    assert getattr(foretell, name).__name__ == name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_in_a_shell() -> None:
+    asked = {"_FORETELL_COMPLETE": "complete_bash", "COMP_WORDS": "foretell tr", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "foretell"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+    assert done.stdout.split() == ["train"]
 
 
 def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
@@ -295,6 +379,15 @@ def test_info(place: Path, tmp_path: Path, name: str, head: str | None) -> None:
     row = {"model": str(place / name), "family": "llama", "head": head, "depth": 2 if head else 0}
     assert result.rows == [row]
     assert out.splitlines()[-1] == f"Result file: {path}"
+
+
+@pytest.mark.parametrize("command", [("info",), ("generate", "--prompt", "def ")])
+def test_a_result_on_standard_output(place: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    ran = run(command[0], place / "whole", *command[1:], "--json", "-")
+    (tmp_path / "result.json").write_text(ran.out, encoding="utf-8")
+    assert read_result(tmp_path / "result.json").command == command[0]
+    assert ("LlamaForCausalLM" if command[0] == "info" else "per forward") in ran.err
+    assert fine("info", place / "whole").startswith("architecture")  # as before
 
 
 def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
@@ -619,7 +712,8 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
         ids, max_new_tokens=16, stop_tokens=(0,)
     )
     text = TOKENIZER.decode(expected.new_tokens)
-    assert ran.out == f"{prompt}{text}\nResult file: {path}\n"
+    assert ran.out == f"{prompt}{text}\n"
+    assert ran.err.endswith(f"\nResult file: {path}\n")
     result = checked(path, "generate", None)
     (row,) = result.rows
     assert row["method"] == ("plain" if "--plain" in options else "parallel")

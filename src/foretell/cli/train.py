@@ -3,10 +3,9 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 import yaml
 from accelerate import PartialState
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -14,12 +13,11 @@ from rich.progress import Progress as Bar
 
 from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
+from foretell.cli.commands.train import Train
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
-from foretell.formats import LAYOUTS, layout
-from foretell.heads import HEADS
-from foretell.heads.taps import TAPS
+from foretell.formats import layout
 from foretell.loading import (
     BUNDLED,
     load_causal_lm,
@@ -35,131 +33,66 @@ DEPTH = 3
 """Of heads, where none is given."""
 
 
-def train(
-    model: common.Model,
-    data: common.Data,
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it goes on.")],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options given here win over it.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="frozen: heads on the given weights (default). joint: heads and backbone. "
-            "lora: heads, and adapters on the backbone. native: the heads MODEL has. "
-            "pretrain: backbone and heads from scratch."
-        ),
-    ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(HEADS)} [parallel], or none (with pretrain)."),
-    ] = None,
-    depth: Annotated[int | None, typer.Option(help="Tokens beyond the next one. [3]")] = None,
-    tap: Annotated[
-        str | None, typer.Option(help=f"Hidden state read: {', '.join(TAPS)}, or a layer number.")
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="LAYOUT",
-            help="Train heads for `foretell export --to LAYOUT`: the kind, tap and details that "
-            f"its engines run: {', '.join(LAYOUTS)}.",
-        ),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(help="sum over depths [default], mean (DeepSeek's λ/D), geometric (FastMTP)."),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Stop after so many passes.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step. [16]")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens per row. [256]")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw (default) or muon.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW. [1e-3]")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32 (default), bf16-mixed or bf16.")
-    ] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. [200]")] = None,
-    skip_bad: common.SkipBad = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting, as in the YAML file: backbone_rate=0.1, head_warmup=100, "
-            "head.shared=true, objective.distill=backbone, lora.rank=8. Repeat for more; "
-            "docs/training.md has them all.",
-        ),
-    ] = None,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    json: common.Json = None,
-) -> None:
-    """Train heads that predict further ahead, and save them to OUT/model.
-
-    Say when to stop with --epochs, --steps or --minutes. A run that was interrupted goes on when
-    the same command is given again. Under torchrun or accelerate launch it uses all processes.
-
-    Example: foretell train tiny --data stdlib:train --head sequential --minutes 2 --out runs/first
-    """
+def train(asked: Train) -> None:
+    """Do what `asked` says."""
     common.quiet_transformers()
     given = {
-        "recipe": recipe, "epochs": epochs, "steps": steps, "minutes": minutes,
-        "batch_size": batch_size, "block_size": block_size, "optimizer": optimizer,
-        "learning_rate": learning_rate, "precision": precision, "save_every": save_every,
-        "seed": seed, "head": _given(kind=head, depth=depth, tap=_tap(tap)),
-        "objective": _given(weights=loss),
-    }  # fmt: skip
-    if head == "none":
+        **asked.told("recipe", "epochs", "steps", "minutes", "batch_size", "block_size"),
+        **asked.told("optimizer", "learning_rate", "precision", "save_every", "seed"),
+        "head": _given(kind=asked.head, depth=asked.depth, tap=_tap(asked.tap)),
+        "objective": _given(weights=asked.loss),
+    }
+    if asked.head == "none":
         given["head"] = "none"
-    chosen = merged(_given(**given), _parse_settings(settings or []))
-    if target is not None:
-        chosen["head"] = head_for(target, chosen.get("head", {}))
-    run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
-    with _processes(common.pick_device(device)) as where:
+    chosen = merged(_given(**given), _parse_settings(asked.settings or []))
+    if asked.target is not None:
+        chosen["head"] = head_for(asked.target, chosen.get("head", {}))
+    run = (
+        TrainConfig.from_yaml(asked.config, chosen)
+        if asked.config
+        else TrainConfig.parse(chosen, "train")
+    )
+    with _processes(common.pick_device(asked.device)) as where:
         if run.precision != "float32":
             common.warn_slow(torch.bfloat16, where, "use --precision float32")
-        built = build(model, run, where, backbone)
-        if target is not None:
-            require_layout(target, built)
+        built = build(asked.model, run, where, asked.backbone)
+        if asked.target is not None:
+            require_layout(asked.target, built)
         if not (decoded := decodes(built.backbone)):
             common.console.print(
                 f"Warning: {type(built.lm).__name__} can be trained with heads, but not decoded in "
                 f"drafts: {decoded.lacking}",
                 style="bold red",
             )
-        tokenizer = common.tokenizer_of(model, built)
-        bad = Bad(skip_bad)
-        blocks, held_out = common.load_corpus(data, built, tokenizer, run, bad)
-        common.show_bad(bad, data)
+        tokenizer = common.tokenizer_of(asked.model, built)
+        bad = Bad(asked.skip_bad)
+        blocks, held_out = common.load_corpus(asked.data, built, tokenizer, run, bad)
+        common.show_bad(bad, asked.data)
         known = len(bad.found)
         with training_bar() as report:
             result = run_training(
                 built,
                 blocks,
                 run,
-                out,
+                asked.out,
                 held_out=held_out,
                 tokenizer=tokenizer,
-                backbone_path=reference(model, built),
+                backbone_path=reference(asked.model, built),
                 report=report,
             )
     if common.console.quiet:
         return
     if len(bad.found) > known:  # a stream is read while it is learned from
-        common.show_bad(bad, data)
+        common.show_bad(bad, asked.data)
     show_result(result)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
-        {"model": model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
+        {"model": asked.model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
          "tokens": result.tokens, "seconds": result.seconds}
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
-    left_out = {"skip_bad": skip_bad, "bad_records": len(bad.found)}
-    common.save_json(json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
+    left_out = {"skip_bad": asked.skip_bad, "bad_records": len(bad.found)}
+    common.save_json(asked.json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
 
 
 @contextmanager
