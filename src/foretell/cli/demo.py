@@ -12,7 +12,8 @@ from foretell.cli.commands.demo import Demo
 from foretell.cli.drafting import method_name
 from foretell.cli.generate import counted, shown_steps
 from foretell.cli.probe_tables import show_depths
-from foretell.cli.train import build, show_result, training_bar
+from foretell.cli.train import build, show_result
+from foretell.cli.watching import training_bar
 from foretell.errors import ForetellError, InputError
 from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretell.hardware import is_slow
@@ -100,7 +101,7 @@ def _training(minutes: float, seed: int) -> TrainConfig:
 def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
     model = build("tiny", config, common.pick_device("cpu"))
     blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
-    with training_bar() as report:
+    with training_bar(config.minutes) as report:
         result = run_training(
             model, blocks, config, out / "heads", backbone_path="tiny", report=report
         )

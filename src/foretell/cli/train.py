@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import typer
 import yaml
 from accelerate import PartialState
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
 from foretell.cli.commands.train import Train
+from foretell.cli.watching import Watch, describe_interruption, describe_overrun, training_bar
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
@@ -25,7 +25,7 @@ from foretell.loading import (
     resolve,
 )
 from foretell.model import MTPModel
-from foretell.training import Progress, TrainConfig, TrainResult
+from foretell.training import TrainConfig, TrainResult
 from foretell.training import train as run_training
 from foretell.training.config import merged
 
@@ -69,22 +69,31 @@ def train(asked: Train) -> None:
         blocks, held_out = common.load_corpus(asked.data, built, tokenizer, run, bad)
         common.show_bad(bad, asked.data)
         known = len(bad.found)
-        with training_bar() as report:
-            result = run_training(
-                built,
-                blocks,
-                run,
-                asked.out,
-                held_out=held_out,
-                tokenizer=tokenizer,
-                backbone_path=reference(asked.model, built),
-                report=report,
-            )
+        try:
+            with training_bar(run.minutes) as show:
+                watch = Watch(built, show)
+                result = run_training(
+                    built,
+                    blocks,
+                    run,
+                    asked.out,
+                    held_out=held_out,
+                    tokenizer=tokenizer,
+                    backbone_path=reference(asked.model, built),
+                    begin=watch.begin,
+                    report=watch.report,
+                )
+        except KeyboardInterrupt:
+            if not common.console.quiet:
+                typer.echo(describe_interruption(asked.out), err=True)
+            raise
     if common.console.quiet:
         return
     if len(bad.found) > known:  # a stream is read while it is learned from
         common.show_bad(bad, asked.data)
     show_result(result)
+    if overrun := describe_overrun(run.minutes, result.seconds):
+        common.console.print(overrun)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
         {"model": asked.model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
@@ -212,34 +221,6 @@ def show_result(result: TrainResult) -> None:
     for movement in result.movements:
         if movement.suspicious:
             common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
-
-
-@contextmanager
-def training_bar() -> Iterator[Any]:
-    """A bar with the loss of every depth; yields what `train` reports to."""
-    columns = (
-        TextColumn("Training"),
-        BarColumn(bar_width=10),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-    )
-    with Bar(*columns, console=common.console) as bar:
-        task = bar.add_task("train", total=1.0, numbers="")
-
-        def report(progress: Progress) -> None:
-            losses = " ".join(f"{loss:.2f}" for loss in progress.depth_losses)
-            if progress.held_out_losses:
-                measured = " ".join(f"{loss:.3f}" for loss in progress.held_out_losses)
-                bar.console.print(f"step {progress.step}: held-out loss by depth {measured} nats")
-            bar.update(
-                task,
-                completed=progress.fraction,
-                numbers=f"step {progress.step}, loss {losses}, "
-                f"{progress.tokens_per_second:,.0f} tokens/s",
-            )
-
-        yield report
 
 
 def _tap(name: str | None) -> str | int | None:
