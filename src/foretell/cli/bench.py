@@ -13,6 +13,7 @@ from foretell.errors import InputError
 from foretell.evaluation import Foretell, SpeedTable, Transformers, compare
 from foretell.evaluation.methods import Method
 from foretell.evaluation.speed import share_by_length
+from foretell.evaluation.verdict import verdict_of_speed
 from foretell.model import MTPModel
 from foretell.provenance import near_ties
 
@@ -172,6 +173,8 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dty
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "
                 f"begins ({table.dropped} prompts left out because that is at once)."
             )
+        if verdict := verdict_of_speed(table.rows):
+            common.console.print(f"{model}: {verdict}")
 
 
 def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:

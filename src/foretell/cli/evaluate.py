@@ -7,10 +7,12 @@ from foretell.cli import common
 from foretell.cli.commands.evaluate import Evaluate
 from foretell.cli.probe_tables import show_depths, shown
 from foretell.data import Bad
+from foretell.decoding.cache import decodes
 from foretell.errors import InputError
-from foretell.evaluation import DepthTable, measure_heads
+from foretell.evaluation import DepthTable, Verdict, measure_heads, verdict_of_depths
 from foretell.evaluation.harness import require_harness, run_harness
 from foretell.model import MTPModel
+from foretell.probe.prediction import measure_costs
 from foretell.provenance import read_result
 from foretell.tally import Means, estimate
 
@@ -37,19 +39,11 @@ def evaluate(asked: Evaluate) -> None:
     _show_baselines(beside)
     common.console.print(f"Depth 0: {shown(_bits(found.bits()), 'bits_per_byte')} bits per byte")
     if asked.against is not None:
-        rows += _compare(
-            asked.model,
-            found,
-            asked.against,
-            asked.data,
-            asked.block_size,
-            asked.blocks,
-            asked.skip_bad,
-            asked.device,
-            asked.dtype,
-        )
+        rows += _compare(asked, found)
     if asked.lm_eval is not None:
         rows += _harness(asked.model, loaded, asked.lm_eval, asked.lm_eval_limit)
+    if loaded.head is not None and decodes(loaded.backbone):
+        common.console.print(f"{asked.model}: {_verdict(loaded, found)}")
     settings = {
         **asked.told("data", "block_size", "blocks", "against", "baselines"),
         **asked.told("lm_eval", "lm_eval_limit", "skip_bad"),
@@ -91,32 +85,34 @@ def _baselines(path: Path, data: str) -> list[dict[str, Any]]:
     ]
 
 
-def _compare(
-    name: str,
-    found: DepthTable,
-    against: str,
-    data: str,
-    block_size: int,
-    limit: int | None,
-    skip_bad: bool,
-    device: str,
-    dtype: str,
-) -> list[dict[str, Any]]:
+def _compare(asked: Evaluate, found: DepthTable) -> list[dict[str, Any]]:
     """Bits per byte of the other model, and by how much this one's are more.
 
     Documents are drawn for both together, so that the interval is that of the difference.
     """
-    plain = common.load_model(against, device, dtype)
+    against = str(asked.against)
+    plain = common.load_model(against, asked.device, asked.dtype)
     plain.head = None
-    other = _measure(against, plain, data, block_size, limit, Bad(skip_bad))
+    other = _measure(
+        against, plain, asked.data, asked.block_size, asked.blocks, Bad(asked.skip_bad)
+    )
     rows = [{"model": against, "table": "quality", "depth": 0, **_bits(other.bits())}]
     text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
     if other.tally.groups == found.tally.groups:
         more = _bits(found.bits() - other.bits())
-        rows.append({"model": name, "table": "difference", "source": against, **more})
-        text += f"; {name} has {shown(more, 'bits_per_byte', signed=True)} more"
+        rows.append({"model": asked.model, "table": "difference", "source": against, **more})
+        text += f"; {asked.model} has {shown(more, 'bits_per_byte', signed=True)} more"
     common.console.print(text)
     return rows
+
+
+def _verdict(model: MTPModel, found: DepthTable) -> Verdict:
+    """What these heads should bring here; timed now, with a block like theirs."""
+    acceptance = [
+        float(found.tally.means("acceptance", method=found.method, depth=depth)[0])
+        for depth in range(1, found.depth + 1)
+    ]
+    return verdict_of_depths(acceptance, measure_costs(model, found.depth))
 
 
 def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[dict[str, Any]]:
