@@ -250,8 +250,10 @@ def test_every_command_explains_itself(command: str) -> None:
 
 def test_defaults_in_the_help_of_train() -> None:
     """Help does without the libraries, and so retypes what is in them."""
-    text = " ".join(fine("train", "--help").split())
-    told = dict(re.findall(r"--([a-z-]+) \S+ [^\[]*\[default: ([^\]]+)\]", text))
+    told = {}
+    for text in fine("train", "--help").split("\n  --")[1:]:
+        if found := re.search(r"\[default: ([^\]]+)\]", " ".join(text.split())):
+            told[text.split()[0]] = found[1]
     config = TrainConfig(steps=1)
     defaults = {
         "recipe": config.recipe,
@@ -811,6 +813,23 @@ def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prom
     if name not in ("mixed", "unmarked"):
         options = ("--prompt-file", path, "--max-new-tokens", 4)
         assert fine("generate", chat / "plain", *options).startswith(prompt)
+
+
+def test_a_model_with_a_chat_template_is_spoken_to(chat: Path, place: Path) -> None:
+    length = ("--max-new-tokens", 8)
+    record = chat / "said.jsonl"
+    record.write_text(json.dumps({"messages": [{"role": "user", "content": "Say."}]}))
+    asked = fine("generate", chat / "plain", "--prompt-file", record, *length)
+    (chat / "said.txt").write_text("Say.")
+    template = "<user>Say.\n<assistant>"
+    assert asked.startswith(template)
+    for prompt in (("--prompt", "Say."), ("--prompt-file", chat / "said.txt")):
+        answer = fine("generate", chat / "plain", *prompt, *length)
+        assert template + answer == asked
+        raw = fine("generate", chat / "plain", *prompt, *length, "--raw")
+        assert raw == fine("generate", place / "plain", *prompt, *length)
+        assert raw.startswith("Say.")
+    assert "the prompt is empty" in refused("generate", chat / "plain", "--prompt", "")
 
 
 def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:

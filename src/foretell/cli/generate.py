@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,9 @@ def generate(asked: Generate) -> None:
         asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
     )
     tokenizer = common.tokenizer_of(asked.model, loaded)
+    chats = bool(tokenizer.chat_template and document.text) and _typed(asked) and not asked.raw
+    if chats:
+        document = replace(document, messages=({"role": "user", "content": document.text},))
     given = given_prompt(document, tokenizer)
     text = document.text if given is None else str(tokenizer.decode(given))
     ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
@@ -68,7 +72,7 @@ def generate(asked: Generate) -> None:
     steps: list[Step] = []
     for (step,) in stream:
         if not steps:  # not earlier: a prompt that is refused is not repeated
-            _write(text)
+            _write("" if chats else text)
         steps.append(step)
         printer.add(step)
     printer.finish()
@@ -178,6 +182,12 @@ def _write(text: str) -> None:
     """Write text as it is, where rich would wrap lines and replace tabs."""
     common.console.file.write(text)
     common.console.file.flush()
+
+
+def _typed(asked: Generate) -> bool:
+    """Whether the prompt is text, and no record that says itself what it is."""
+    file = asked.prompt_file
+    return file is None or not file.name.lower().endswith(RECORD_SUFFIXES)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> Document:

@@ -13,8 +13,9 @@ from foretell.cli import options
 class Generate(options.Command):
     """Continue a prompt.
 
-    The output is the backbone's own; drafts only make it come faster. Greedy unless --temperature
-    is given. Lossy rules change the output, and the last line says so.
+    The output is the backbone's own; drafts only make it come faster. A model with a chat template
+    is asked by it, and only its answer is printed. Greedy unless --temperature is given. Lossy
+    rules change the output, and the last line says so.
 
     Example: foretell generate tiny-mtp --prompt "def main(" --show-drafts
     """
@@ -30,6 +31,10 @@ class Generate(options.Command):
             metavar="FILE", help="File with the text, or with one record (.jsonl): a conversation."
         ),
     ] = None
+    raw: Annotated[
+        bool,
+        typer.Option("--raw", help="Continue the text as it is, without a chat template."),
+    ] = False
     max_new_tokens: options.MaxNewTokens = 128
     stop: Annotated[
         list[str] | None,
