@@ -19,8 +19,8 @@ from foretell.evaluation import measure_heads
 from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
 from foretell.training import Plan, Progress, TrainConfig, train
-from foretell.training.config import merged
 from foretell.training import muon as muon_module
+from foretell.training.config import merged
 from foretell.training.muon import Muon, orthogonalised
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 from foretell.training.progress import Clock

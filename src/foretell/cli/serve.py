@@ -71,7 +71,10 @@ def serve(asked: Serve) -> None:
         }
         settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **asdict(limits)}
         common.save_json(asked.json, "serve", loaded, None, settings, [row])
-        running.run(sockets=[listening])
+        try:
+            running.run(sockets=[listening])
+        finally:
+            service.engine.close()  # told twice to stop, the application does not
 
 
 def _origin(text: str) -> str:
