@@ -19,7 +19,8 @@ from typing import Any
 import torch
 
 from foretell.cli import common
-from foretell.cli.train import build, reference, training_bar
+from foretell.cli.train import build, reference
+from foretell.cli.watching import training_bar
 from foretell.data import PackedBlocks, read_documents
 from foretell.evaluation import DepthTable, measure_heads, measure_marginals
 from foretell.provenance import provenance, write_result

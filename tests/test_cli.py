@@ -3,12 +3,13 @@ import gzip
 import importlib.util
 import io
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pyarrow
@@ -37,7 +38,8 @@ import foretell.loading
 import foretell.probe.run
 from foretell.backbone import fingerprint
 from foretell.checkpoint import CONFIG_FILE, HEADS_FILE
-from foretell.cli import bench, common, drafting, main
+from foretell.cli import bench, common, drafting, main, options
+from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
 from foretell.decoding import (
     AcceptanceRule,
@@ -50,7 +52,12 @@ from foretell.decoding import (
     Typical,
 )
 from foretell.evaluation import SpeedTable
+from foretell.formats import LAYOUTS
+from foretell.heads import HEADS
+from foretell.heads.taps import TAPS
 from foretell.provenance import Result, read_result
+from foretell.serve import Limits
+from foretell.training import TrainConfig
 
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
@@ -225,16 +232,102 @@ def test_help_lists_the_commands(arguments: tuple[str, ...]) -> None:
     out = fine(*arguments)
     for command in COMMANDS:
         assert f"\n  {command} " in out
+    assert "..." not in out.partition("Commands:")[2]  # no summary is cut off
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself(command: str) -> None:
     out = fine(command, "--help")
     assert f"Usage: foretell {command} " in out
+    assert f"\n  Example: foretell {command} " in out  # on a line of its own, to be copied
     if command != "demo":
-        assert f"Example: foretell {command} " in " ".join(out.split())
-        assert ("DIR" if command == "report" else "MODEL") in out
-        assert "--json" in out or command == "serve"
+        assert ("PATHS" if command == "report" else "MODEL") in out
+        assert "--json" in out or command == "report"
+    assert not re.search(
+        r"[<{]|Path|TEXT\b(?!S)(?<!--stop TEXT)(?<!--prompt TEXT)|INTEGER|FLOAT", out
+    )
+
+
+def test_defaults_in_the_help_of_train() -> None:
+    """Help does without the libraries, and so retypes what is in them."""
+    told = {}
+    for text in fine("train", "--help").split("\n  --")[1:]:
+        if found := re.search(r"\[default: ([^\]]+)\]", " ".join(text.split())):
+            told[text.split()[0]] = found[1]
+    config = TrainConfig(steps=1)
+    defaults = {
+        "recipe": config.recipe,
+        "head": config.head.kind,
+        "depth": config.head.depth,
+        "tap": "as the kind of head has it",
+        "loss": config.objective.weights,
+        "batch-size": config.batch_size,
+        "block-size": config.block_size,
+        "optimizer": config.optimizer,
+        "learning-rate": config.learning_rate,
+        "precision": config.precision,
+        "save-every": config.save_every,
+        "seed": config.seed,
+        "device": "auto",
+    }
+    assert told == {name: str(value) for name, value in defaults.items()}
+
+
+def test_names_in_help() -> None:
+    assert set(options.HEADS) == set(HEADS)
+    assert set(options.TAPS) == set(TAPS)
+    assert tuple(LAYOUTS) == options.LAYOUTS
+    assert set(options.LOSSLESS_RULES) == set(drafting.LOSSLESS)
+    assert options.LOSSY_RULES == drafting.LOSSY_DEFAULTS
+    assert set(options.LOSSY_RULES) == set(drafting.LOSSY)
+    limits = asdict(Limits())
+    assert limits == {name: getattr(Serve, name) for name in limits}
+
+
+HEAVY = """
+import sys
+import foretell.cli
+sys.argv = ["foretell", *{arguments}]
+try:
+    foretell.cli.main()
+except SystemExit:
+    pass
+for name in ("torch", "transformers", "numpy", "datasets", "yaml", "rich"):
+    assert name not in sys.modules, name
+"""
+
+
+def test_to_parse_takes_nothing_heavy() -> None:
+    """Every help page, the version and typing errors, in one process: they come at once."""
+    calls = [[command, "--help"] for command in COMMANDS]
+    calls += [["--help"], ["--version"], ["nonsense"], ["info"], ["bench", "x", "--count", "y"]]
+    script = "".join(HEAVY.format(arguments=arguments) for arguments in calls)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Usage: ") == len(COMMANDS) + 1
+
+
+def test_the_package_gives_its_names_when_asked() -> None:
+    script = """
+import sys, foretell
+assert set(foretell.__all__) <= set(dir(foretell))
+assert "torch" not in sys.modules
+try:
+    foretell.attached
+except AttributeError as error:
+    assert "attached" in str(error)
+for name in foretell.__all__:
+    assert getattr(foretell, name).__name__ == name
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_in_a_shell() -> None:
+    asked = {"_FORETELL_COMPLETE": "complete_bash", "COMP_WORDS": "foretell tr", "COMP_CWORD": "1"}
+    command = [sys.executable, "-m", "foretell"]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **asked})
+    assert done.stdout.split() == ["train"]
 
 
 def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
@@ -295,6 +388,15 @@ def test_info(place: Path, tmp_path: Path, name: str, head: str | None) -> None:
     row = {"model": str(place / name), "family": "llama", "head": head, "depth": 2 if head else 0}
     assert result.rows == [row]
     assert out.splitlines()[-1] == f"Result file: {path}"
+
+
+@pytest.mark.parametrize("command", [("info",), ("generate", "--prompt", "def ")])
+def test_a_result_on_standard_output(place: Path, tmp_path: Path, command: tuple[str, ...]) -> None:
+    ran = run(command[0], place / "whole", *command[1:], "--json", "-")
+    (tmp_path / "result.json").write_text(ran.out, encoding="utf-8")
+    assert read_result(tmp_path / "result.json").command == command[0]
+    assert ("LlamaForCausalLM" if command[0] == "info" else "per forward") in ran.err
+    assert fine("info", place / "whole").startswith("architecture")  # as before
 
 
 def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
@@ -619,7 +721,8 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
         ids, max_new_tokens=16, stop_tokens=(0,)
     )
     text = TOKENIZER.decode(expected.new_tokens)
-    assert ran.out == f"{prompt}{text}\nResult file: {path}\n"
+    assert ran.out == f"{prompt}{text}\n"
+    assert ran.err.endswith(f"\nResult file: {path}\n")
     result = checked(path, "generate", None)
     (row,) = result.rows
     assert row["method"] == ("plain" if "--plain" in options else "parallel")
@@ -712,6 +815,23 @@ def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prom
         assert fine("generate", chat / "plain", *options).startswith(prompt)
 
 
+def test_a_model_with_a_chat_template_is_spoken_to(chat: Path, place: Path) -> None:
+    length = ("--max-new-tokens", 8)
+    record = chat / "said.jsonl"
+    record.write_text(json.dumps({"messages": [{"role": "user", "content": "Say."}]}))
+    asked = fine("generate", chat / "plain", "--prompt-file", record, *length)
+    (chat / "said.txt").write_text("Say.")
+    template = "<user>Say.\n<assistant>"
+    assert asked.startswith(template)
+    for prompt in (("--prompt", "Say."), ("--prompt-file", chat / "said.txt")):
+        answer = fine("generate", chat / "plain", *prompt, *length)
+        assert template + answer == asked
+        raw = fine("generate", chat / "plain", *prompt, *length, "--raw")
+        assert raw == fine("generate", place / "plain", *prompt, *length)
+        assert raw.startswith("Say.")
+    assert "the prompt is empty" in refused("generate", chat / "plain", "--prompt", "")
+
+
 def test_prompts_that_cannot_be_asked_are_one_line(chat: Path) -> None:
     model, options = chat / "plain", ("--max-new-tokens", 8)
     for name, message in (
@@ -762,7 +882,7 @@ def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, k
     assert row["method"] == method
     assert row["tree"] == (options[options.index("--tree") + 1] if "--tree" in options else None)
     assert (row["batch"], row["temperature"], row["compiled"]) == (1, 0, False)
-    same = ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
+    same = ran.out.splitlines() == fine("generate", place / "plain", *given).splitlines()
     assert same == kind.endswith("lossless")
 
 
@@ -779,7 +899,7 @@ def test_vocabularies_that_are_padded_otherwise_are_one(place: Path, tmp_path: P
     ):
         given = (name, "--prompt", "def f(x):", "--max-new-tokens", 12)
         ran = run("generate", *given, "--drafter", draft, "--draft-length", 3)
-        assert ran.out.splitlines()[:-1] == fine("generate", *given, "--plain").splitlines()[:-1]
+        assert ran.out == fine("generate", *given, "--plain")
         assert "in 4 forward passes" in ran.err
     path = tmp_path / "bench.json"
     size = ("--count", 1, "--prompt-tokens", 12, "--max-new-tokens", 8, "--include-loops")
@@ -796,7 +916,7 @@ def test_generate_with_drafts_of_any_length(place: Path, tmp_path: Path, options
     path = tmp_path / "generate.json"
     given = ("--prompt", "def f(x):", "--max-new-tokens", 40)
     ran = run("generate", place / "whole", *given, *options, "--json", path)
-    assert ran.out.splitlines()[:-1] == fine("generate", place / "plain", *given).splitlines()
+    assert ran.out.splitlines() == fine("generate", place / "plain", *given).splitlines()
     result = checked(path, "generate", None)
     (row,), lengths = result.rows, result.settings["draft_lengths"]
     assert {"draft_length": row["draft_length"], "pass_width": row["pass_width"]} == {
@@ -998,13 +1118,6 @@ def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
     assert (out / "model" / HEADS_FILE).read_bytes() == before
 
 
-def test_a_run_of_too_few_minutes_says_so(place: Path, tmp_path: Path) -> None:
-    sizes = ("--data", place / "text.py", "--batch-size", 2, "--block-size", 16)
-    options = ("train", place / "plain", *sizes, "--out", tmp_path / "run", "--minutes", 1e-4)
-    said = " ".join(fine(*options).split())
-    assert "1 steps went into 0.0001 minutes" in said
-
-
 def test_heads_kept_apart_go_on_and_stay_apart(place: Path, tmp_path: Path) -> None:
     data = ("--data", place / "text.py", "--steps", 2, "--batch-size", 2, "--block-size", 16)
     fine("train", place / "plain", *data, "--out", tmp_path / "first")
@@ -1027,12 +1140,35 @@ def test_pretrain_from_a_config_alone(place: Path, tmp_path: Path) -> None:
     assert fine("generate", trained, "--prompt", "x", "--max-new-tokens", 2).startswith("x")
 
 
+def test_train_says_what_it_does(place: Path, tmp_path: Path) -> None:
+    size = ("--block-size", 16, "--batch-size", 2, "--steps", 3, "--minutes", 60)
+    data = ("--data", place / "text.py", "--out", tmp_path / "run", "--for", "vllm")
+    begin, reads, engines, *lines = fine("train", place / "plain", *data, *size).splitlines()
+    assert re.fullmatch(r"Trains heads \([\d,]+ parameters\); [\d,]+ parameters stay .*", begin)
+    counted = r"Reads 1 documents, [\d,]+ tokens, 2 × 16 tokens per step, for 3 steps or 60 minutes"
+    assert re.fullmatch(f"{counted}, on cpu in float32.", reads)
+    assert engines == "`foretell export` can write these heads for: vllm."
+    for step, line in enumerate(lines[:3], start=1):  # there is no terminal, and so no bar
+        assert re.match(rf"step {step} of 3, loss( \d+\.\d\d){{4}}, .* tokens/s, \d+ %, 0:", line)
+    assert "Warning" not in "".join(lines)
+
+
+def test_too_little_time_is_said_with_what_would_help(place: Path, tmp_path: Path) -> None:
+    size = ("--block-size", 16, "--batch-size", 2, "--minutes", 0.0001)
+    data = ("--data", place / "text.py", "--out", tmp_path / "run")
+    out = fine("train", place / "plain", *data, *size)
+    assert (
+        "so that about 1 fit into 0.0001 minutes, too few to learn much; try --batch-size 1" in out
+    )
+    assert out.count("\nstep ") == 1
+
+
 def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) -> None:
     fine(*train_options(place, tmp_path / "straight"))
     out = tmp_path / "interrupted"
 
     @contextlib.contextmanager
-    def interrupting() -> Iterator[Callable]:
+    def interrupting(minutes: float | None) -> Iterator[Callable]:
         def report(progress) -> None:
             if progress.step == 5:
                 raise KeyboardInterrupt
@@ -1043,7 +1179,10 @@ def test_an_interrupted_run_goes_on(place: Path, tmp_path: Path, monkeypatch) ->
         patch.setattr(foretell.cli.train, "training_bar", interrupting)
         ran = run(*train_options(place, out))
     assert ran.status == 130
-    assert ran.err.strip() == "foretell: interrupted"
+    again, last = ran.err.splitlines()
+    assert again.startswith("The same command continues after step 4: foretell train ")
+    assert str(out) in again
+    assert last == "foretell: interrupted"
     assert not (out / "model").exists()
     other = refused(*train_options(place, out), "--learning-rate", 0.5)
     assert "other settings" in other

@@ -40,6 +40,8 @@ from foretell.evaluation.harness import run_harness
 from foretell.evaluation.loops import LOOK_AHEAD, MAX_PERIOD, MIN_LENGTH, MIN_REPEATS
 from foretell.evaluation.methods import Continuation
 from foretell.evaluation.rules import RULES, accepted_by_rule
+from foretell.evaluation.verdict import Verdict, verdict_of_depths, verdict_of_speed
+from foretell.probe.prediction import Costs
 from foretell.tally import Tally
 
 # -- loops --------------------------------------------------------------------------------------
@@ -736,3 +738,55 @@ def test_lm_eval_is_asked_about_the_backbone(monkeypatch: pytest.MonkeyPatch) ->
     ]  # fmt: skip
     assert rows[0]["value_low"] == pytest.approx(0.5 - 0.196)
     assert "value_low" not in rows[1]
+
+
+# -- the verdict --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("acceptance", [0.0, 0.3, 0.75, 1.0])
+def test_the_break_even_of_a_verdict(acceptance: float) -> None:
+    """Where steps cost what they give at that acceptance, by the sum written out."""
+    given = 1 + acceptance + acceptance**2 + acceptance**3
+    verdict = Verdict(3, 2.0, given, measured=True)
+    assert verdict.break_even == pytest.approx(acceptance, abs=1e-6)
+    assert Verdict(3, given, 9.0, measured=True).acceptance == pytest.approx(acceptance, abs=1e-6)
+    assert Verdict(3, 3.9, 4.01, measured=True).break_even is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "cost", "measured", "outcome", "advice"),
+    [
+        (2.5, 1.25, True, "pay on this machine (2.00×", "use them"),
+        (2.5, 1.25, False, "should pay", "check it with `foretell bench`"),
+        (1.5, 1.49, True, "break even", "train longer"),
+        (1.2, 1.75, True, "do not pay", "break-even is at 50 % accepted per depth, and 17 % are"),
+        (1.2, 1.75, False, "would not pay", "foretell distill"),
+        (2.9, 3.5, True, "do not pay", "not even drafts that are always accepted would pay"),
+    ],
+)
+def test_a_verdict_in_words(tokens, cost, measured, outcome, advice) -> None:
+    said = str(Verdict(2, tokens, cost, measured))
+    assert outcome in said
+    assert advice in said
+
+
+def test_verdicts_of_what_was_measured() -> None:
+    def row(method: str, drafter: str, tokens: float, speedup: float) -> dict:
+        facts = {"method": method, "drafter": drafter, "speedup": speedup}
+        return {**facts, "tokens_per_forward": tokens}
+
+    rows = [
+        row("plain", "none", 1.0, 1.0),
+        row("parallel", "heads", 2.0, 0.8),
+        row("parallel-1", "heads", 1.5, 1.2),
+        row("prompt-lookup", "lookup", 3.0, 2.0),
+        {"method": "parallel", "depth": 3, "acceptance": 0.1},
+        {"method": "parallel-1", "depth": 1, "acceptance": 0.5},
+    ]
+    verdict = verdict_of_speed(rows)
+    assert verdict == Verdict(1, 1.5, pytest.approx(1.25), measured=True)
+    assert verdict_of_speed(rows[:1] + rows[3:4]) is None
+    # Two tokens bring 1 + 0.6 + 0.4 at a cost of (2 + 2 · 0.1) / 1; one brings more for its cost.
+    costs = Costs([1.0, 1.1, 2.0], 0.1)
+    expected = Verdict(1, 1.6, pytest.approx(1.2), measured=False)
+    assert verdict_of_depths([0.6, 0.4], costs) == expected

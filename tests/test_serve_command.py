@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,29 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
                 answer = client.post("/v1/completions", json=asked, headers=headers)
                 assert answer.json()["choices"][0]["text"] == offline("def main(", 60)
             assert process.wait(60) == -signal.SIGTERM
+        finally:
+            process.kill()
+
+
+def test_interrupted_twice_it_ends_quietly() -> None:
+    """While a request is being answered, which would take a while."""
+    command = [sys.executable, "-m", "foretell", "serve", "tiny-mtp", "--port", "0"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, text=True, **pipes) as process:
+        try:
+            url = re.search(r"http://[\d.:]+", process.stdout.readline())[0]
+            transport = httpx.HTTPTransport(retries=5)
+            asked = {"model": "tiny-mtp", "prompt": "def main(", "max_tokens": 200, "stream": True}
+            with (
+                httpx.Client(base_url=url, timeout=60, transport=transport) as client,
+                client.stream("POST", "/v1/completions", json=asked) as answer,
+            ):
+                next(answer.iter_raw())
+                process.send_signal(signal.SIGINT)
+                time.sleep(0.2)
+                process.send_signal(signal.SIGINT)
+                assert process.wait(30) == 130
+            assert process.stderr.read() == "foretell: interrupted\n"
         finally:
             process.kill()
 

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,12 @@ from foretell.errors import InputError
 from foretell.evaluation import measure_heads
 from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
-from foretell.training import Progress, TrainConfig, train
+from foretell.training import Plan, Progress, TrainConfig, train
 from foretell.training import muon as muon_module
 from foretell.training.config import merged
 from foretell.training.muon import Muon, orthogonalised
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
+from foretell.training.progress import Clock
 from foretell.training.roles import roles
 
 VOCAB, SIZE = 48, 16
@@ -130,7 +132,10 @@ def test_the_loss_of_every_depth_falls_and_is_written_down(tmp_path: Path, head:
     depths = 1 if head == "none" else 3
     lines = metrics(tmp_path / "run")
     assert [line["step"] for line in lines] == [10, 20, 30, 40, 50, 60]
-    assert [tuple(line["depth_losses"]) for line in lines] == [p.depth_losses for p in seen]
+    assert [p.step for p in seen] == [*range(1, 11), 20, 30, 40, 50, 60]  # each of the first
+    shown = [p.depth_losses for p in seen]
+    assert [tuple(line["depth_losses"]) for line in lines] == shown[9:]
+    assert np.mean(shown[:9], axis=0) == pytest.approx(shown[9], rel=0.5)
     first, last = lines[0], lines[-1]
     for depth in range(depths):
         assert last["depth_losses"][depth] < 0.8 * first["depth_losses"][depth]
@@ -262,7 +267,7 @@ def test_nobody_else_goes_on_with_a_run_that_goes_on(tmp_path: Path) -> None:
         refused.append(caught)
 
     out = train(small_model(), corpus(), settings(), tmp_path / "run", report=meanwhile)
-    assert len(refused) == 4
+    assert len(refused) == 12  # every one of 10 steps, and of 5
     assert out.steps == 20
     assert len(metrics(tmp_path / "run")) == 4
     assert {path.name for path in (tmp_path / "run").iterdir()} == FINISHED
@@ -277,6 +282,50 @@ def test_time_ends_a_run_too(tmp_path: Path) -> None:
     assert seen[-1].total_steps is None
     assert seen[-1].fraction == 1.0
     assert result.seconds < 20
+
+
+@pytest.mark.parametrize(("length", "steps"), [(21.0, 2), (35.0, 1), (70.0, 1), (30.0, 2)])
+def test_no_step_begins_that_would_overrun(monkeypatch, length: float, steps: int) -> None:
+    """A minute, in steps of so many seconds."""
+    now = 0.0
+    monkeypatch.setattr("foretell.training.progress.time.monotonic", lambda: now)
+    clock = Clock(1.0, before=0.0)
+    clock.start()
+    clock.tick()
+    done = 0
+    while clock.fraction() < 1.0:
+        now += length
+        done += 1
+        clock.tick()
+    assert done == steps
+
+
+def test_the_plan_of_a_run(tmp_path: Path) -> None:
+    model, plans = small_model(), []
+    config = settings(steps=6, minutes=5.0, recipe="frozen", accumulate=2, save_every=3)
+    with pytest.raises(Stop):
+        train(model, corpus(), config, tmp_path / "run", begin=plans.append, report=stop_at(5))
+    train(small_model(), corpus(), config, tmp_path / "run", begin=plans.append)
+    first, second = plans
+    assert second == replace(first, begun=3)
+    blocks, heads = corpus(), sum(p.numel() for p in model.head.parameters())
+    assert (first.documents, first.tokens) == (blocks.num_documents, blocks.num_tokens)
+    assert (first.steps, first.minutes, first.begun) == (6, 5.0, 0)
+    assert first.learns == {"heads": heads}
+    assert first.rests == sum(p.numel() for p in model.lm.parameters())
+    assert (first.device, first.precision, first.processes) == ("cpu", "float32", 1)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "steps", "proposed"),
+    [(2.4, None, None), (4.8, None, 16), (4.8, 25, None), (12.0, None, 6), (99.0, None, 2)],
+)
+def test_a_batch_with_which_enough_steps_fit(seconds: float, steps: int, proposed: int) -> None:
+    """Two minutes, batches of 32 shared by two passes: of multiples of 2, fifty fit."""
+    plan = Plan(1, 1, steps, 2.0, 0, 32, 2, 8, {}, 0, "cpu", "float32", 1)
+    assert plan.proposed_batch_size(seconds) == proposed
+    unlimited = replace(plan, minutes=None, steps=9)
+    assert unlimited.proposed_batch_size(seconds) is None
 
 
 def test_epochs_count_the_corpus(tmp_path: Path) -> None:

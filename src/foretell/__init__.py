@@ -4,9 +4,14 @@ Probe what a model already knows about its future tokens, train heads that predi
 several tokens per forward pass with unchanged output.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from foretell.errors import BackboneError, CheckpointError, ForetellError, HeadError, InputError
-from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
-from foretell.model import MTPModel, attach
+
+if TYPE_CHECKING:
+    from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
+    from foretell.model import MTPModel, attach
 
 __version__ = "0.1.0"
 
@@ -22,3 +27,22 @@ __all__ = [
     "SequentialHeads",
     "attach",
 ]
+
+_HOMES = {
+    "MTPModel": "foretell.model",
+    "ParallelHeads": "foretell.heads",
+    "ResidualHeads": "foretell.heads",
+    "SequentialHeads": "foretell.heads",
+    "attach": "foretell.model",
+}
+"""Imported when first asked for: torch takes seconds, and `foretell --help` does without it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias
 
 import numpy as np
 
@@ -215,13 +215,15 @@ def typed_command() -> str:
 
 
 def write_result(
-    path: str | Path,
+    path: str | Path | TextIO,
     command: str,
     settings: Mapping[str, Any],
     rows: Iterable[Mapping[str, Any]],
     provenance: Mapping[str, Any],
 ) -> None:
     """Write a result file, all of it or nothing: `path` is replaced when the new file is complete.
+
+    `path` may be an open file too, such as standard output.
 
     Numbers that are not finite become null, numpy's become Python's, and paths text. Folders that
     lack are made.
@@ -237,7 +239,10 @@ def write_result(
         "rows": [_checked_row(row, f"row {number}") for number, row in enumerate(rows, start=1)],
     }
     text = json.dumps(result, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-    replace_file(Path(path), text.encode("utf-8"), "result file", is_result)
+    if isinstance(path, str | Path):
+        replace_file(Path(path), text.encode("utf-8"), "result file", is_result)
+    else:
+        path.write(text)
 
 
 def read_result(path: str | Path) -> Result:

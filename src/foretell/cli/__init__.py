@@ -1,37 +1,66 @@
-"""The command line: parse, call, print. Everything it does can be done from Python."""
+"""The command line: parse, call, print. Everything it does can be done from Python.
 
+To parse, nothing is imported but `options` and `commands/`; a command imports its work as it runs.
+"""
+
+import inspect
 import logging
 import os
 import sys
 import warnings
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 from foretell import __version__
-from foretell.cli import (
-    bench,
-    demo,
-    distill,
-    evaluate,
-    export,
-    generate,
-    info,
-    probe,
-    report,
-    serve,
-    train,
-)
+from foretell.cli import options
+from foretell.cli.commands.bench import Bench
+from foretell.cli.commands.demo import Demo
+from foretell.cli.commands.distill import Distill
+from foretell.cli.commands.evaluate import Evaluate
+from foretell.cli.commands.export import Export, Import
+from foretell.cli.commands.generate import Generate
+from foretell.cli.commands.info import Info
+from foretell.cli.commands.probe import Probe
+from foretell.cli.commands.report import Report
+from foretell.cli.commands.serve import Serve
+from foretell.cli.commands.train import Train
 from foretell.errors import ForetellError
+
+COMMANDS: dict[str, type[options.Command]] = {
+    "demo": Demo,
+    "info": Info,
+    "probe": Probe,
+    "train": Train,
+    "distill": Distill,
+    "eval": Evaluate,
+    "generate": Generate,
+    "bench": Bench,
+    "serve": Serve,
+    "report": Report,
+    "export": Export,
+    "import": Import,
+}
+
+
+def _run(command: options.Command, version: bool) -> None:
+    """Do what was parsed. Where the result goes to standard output, people read the other one."""
+    from foretell.cli import common
+
+    common.console.stderr = getattr(command, "json", None) == options.STDOUT
+    command.run()
+
 
 app = typer.Typer(
     name="foretell",
     help="Multi-token prediction for any Hugging Face causal language model.\n\n"
     "MODEL is a Hub id (owner/name), a local Hugging Face or foretell directory, or one of the "
-    "bundled models: tiny (next-token training only), tiny-mtp (trained with three heads).",
-    add_completion=False,
+    "bundled models: tiny (next-token training only), tiny-mtp (trained with three heads).\n\n"
+    '\b\nExample: foretell generate tiny-mtp --prompt "def main(" --show-drafts',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
+    result_callback=_run,
 )
 
 
@@ -51,18 +80,26 @@ def _options(
     pass
 
 
-app.command("demo")(demo.demo)
-app.command("info")(info.info)
-app.command("probe")(probe.probe)
-app.command("train")(train.train)
-app.command("distill")(distill.distill)
-app.command("eval")(evaluate.evaluate)
-app.command("generate")(generate.generate)
-app.command("bench")(bench.bench)
-app.command("serve")(serve.serve)
-app.command("report")(report.report)
-app.command("export")(export.export)
-app.command("import")(export.import_)
+class _Command(TyperCommand):
+    """Names arguments by their metavar alone, as options are: no braces, no types of Python."""
+
+    def __init__(self, *arguments: Any, **facts: Any) -> None:
+        super().__init__(*arguments, **facts)
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                vars(parameter)["display_type_rich"] = lambda ctx: None
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+
+
+def _help(command: type[options.Command]) -> str:
+    """Its docstring, with lines of examples left as they are, to be copied."""
+    return (inspect.getdoc(command) or "").replace("\nExample:", "\n\b\nExample:")
+
+
+for _name, _kind in COMMANDS.items():
+    app.command(_name, cls=_Command, help=_help(_kind))(_kind)
 
 
 INTERRUPTED = 130

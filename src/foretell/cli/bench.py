@@ -1,11 +1,11 @@
 """`foretell bench`: decoding methods side by side."""
 
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-import typer
 
 from foretell.cli import common, drafting
+from foretell.cli.commands.bench import Bench
 from foretell.data import Bad
 from foretell.decoding import Drafter, LookupDrafter, ModelDrafter, Sampling
 from foretell.decoding.constraints import obeyed
@@ -13,6 +13,7 @@ from foretell.errors import InputError
 from foretell.evaluation import Foretell, SpeedTable, Transformers, compare
 from foretell.evaluation.methods import Method
 from foretell.evaluation.speed import share_by_length
+from foretell.evaluation.verdict import verdict_of_speed
 from foretell.model import MTPModel
 from foretell.provenance import near_ties
 
@@ -20,118 +21,73 @@ PROMPT_LOOKUP = 10
 """Tokens that prompt lookup drafts, ours and transformers'; its documentation uses 10."""
 
 
-def bench(
-    model: common.Model,
-    prompts: common.Prompts = "stdlib:held-out",
-    count: Annotated[int, typer.Option(help="How many prompts.")] = 20,
-    prompt_tokens: common.PromptTokens = 64,
-    max_new_tokens: common.MaxNewTokens = 128,
-    repeats: Annotated[int, typer.Option(help="Timings of each prompt; the median counts.")] = 3,
-    include_loops: Annotated[
-        bool,
-        typer.Option(
-            "--include-loops",
-            help="Measure to the end even where greedy decoding repeats itself, "
-            "which flatters every drafting method.",
-        ),
-    ] = False,
-    batch_size: Annotated[int, typer.Option(help="Prompts decoded at once.")] = 1,
-    temperature: drafting.Temperature = 0.0,
-    tree: Annotated[
-        str | None,
-        typer.Option(help="Draft trees from the heads too: 4,2,1 (children by depth), 12 (nodes)."),
-    ] = None,
-    draft_length: Annotated[
-        str | None,
-        typer.Option(
-            metavar="N|auto",
-            help="Draft so many tokens from the heads too, or auto: chosen while decoding.",
-        ),
-    ] = None,
-    draft_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Compare with this draft model.")
-    ] = None,
-    pass_width: drafting.PassWidth = None,
-    compiled: Annotated[
-        bool, typer.Option("--compile", help="Measure all of ours with a compiled step too.")
-    ] = False,
-    skip_bad: common.SkipBad = False,
-    seed: common.Seed = 0,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Compare plain decoding, drafts of all kinds and transformers' generate on the same prompts.
-
-    Greedy outputs are checked against plain decoding; those drawn at a temperature differ by their
-    random numbers. Unless told otherwise every method stops where the plain greedy continuation
-    begins to loop, since in a loop any draft is accepted. transformers drafts for one prompt at a
-    time only.
-
-    Example: foretell bench tiny-mtp
-    """
-    loaded = common.load_model(model, device, dtype, backbone, by_columns=pass_width is None)
-    tokenizer = common.tokenizer_of(model, loaded)
+def bench(asked: Bench) -> None:
+    """Do what `asked` says."""
+    loaded = common.load_model(
+        asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
+    )
+    tokenizer = common.tokenizer_of(asked.model, loaded)
     context = loaded.backbone.context
-    room = None if context is None else context - max_new_tokens
-    bad = Bad(skip_bad)
-    texts = common.load_prompts(prompts, tokenizer, prompt_tokens, count, seed, room=room, bad=bad)
-    common.show_bad(bad, prompts)
+    room = None if context is None else context - asked.max_new_tokens
+    bad = Bad(asked.skip_bad)
+    texts = common.load_prompts(
+        asked.prompts, tokenizer, asked.prompt_tokens, asked.count, asked.seed, room=room, bad=bad
+    )
+    common.show_bad(bad, asked.prompts)
     longest = max(text.shape[1] for text in texts)
-    loaded.backbone.require_room(longest + max_new_tokens, "prompts and their continuations")
+    loaded.backbone.require_room(longest + asked.max_new_tokens, "prompts and their continuations")
     draft = None
-    if draft_model is not None:
-        draft = drafting.load_draft_model(draft_model, loaded), draft_model
-    sampling = drafting.sampling(temperature, seed)
+    if asked.draft_model is not None:
+        draft = drafting.load_draft_model(asked.draft_model, loaded), asked.draft_model
+    sampling = drafting.sampling(asked.temperature, asked.seed)
     methods = methods_of(
         loaded,
         sampling=sampling,
-        compiled=compiled,
+        compiled=asked.compiled,
         draft=draft,
-        tree=tree,
-        draft_length=drafting.parse_length(draft_length),
-        pass_width=pass_width,
-        batch_size=batch_size,
+        tree=asked.tree,
+        draft_length=drafting.parse_length(asked.draft_length),
+        pass_width=asked.pass_width,
+        batch_size=asked.batch_size,
     )
     with common.progress_bar("Decoding") as progress:
         found = compare(
             methods,
             [text.to(loaded.backbone.device) for text in texts],
-            max_new_tokens=max_new_tokens,
-            repeats=repeats,
-            exclude_loops=not include_loops,
-            batch_size=batch_size,
+            max_new_tokens=asked.max_new_tokens,
+            repeats=asked.repeats,
+            exclude_loops=not asked.include_loops,
+            batch_size=asked.batch_size,
             progress=progress,
         )
-    what = title(f"{model} on {prompts}", temperature, batch_size)
-    show_speed([(model, found)], what, loaded.backbone.dtype)
+    what = title(f"{asked.model} on {asked.prompts}", asked.temperature, asked.batch_size)
+    show_speed([(asked.model, found)], what, loaded.backbone.dtype)
     for line in drafting.describe_config(loaded, sampling):
         common.console.print(line)
     settings = {
-        "prompts": prompts,
-        "count": count,
-        "prompt_tokens": prompt_tokens,
-        "max_new_tokens": max_new_tokens,
-        "repeats": repeats,
-        "batch_size": batch_size,
-        "temperature": temperature,
-        "tree": tree,
-        "draft_length": draft_length,
+        "prompts": asked.prompts,
+        "count": asked.count,
+        "prompt_tokens": asked.prompt_tokens,
+        "max_new_tokens": asked.max_new_tokens,
+        "repeats": asked.repeats,
+        "batch_size": asked.batch_size,
+        "temperature": asked.temperature,
+        "tree": asked.tree,
+        "draft_length": asked.draft_length,
         "draft_lengths": found.draft_lengths,
-        "pass_width": pass_width,
-        "draft_model": draft_model,
-        "compile": compiled,
+        "pass_width": asked.pass_width,
+        "draft_model": asked.draft_model,
+        "compile": asked.compiled,
         "prompt_lookup": PROMPT_LOOKUP,
-        "loops": "included" if include_loops else "excluded",
+        "loops": "included" if asked.include_loops else "excluded",
         "looped": found.looped,
         "dropped": found.dropped,
         "generation_config": obeyed(loaded.lm),
-        "skip_bad": skip_bad,
+        "skip_bad": asked.skip_bad,
         "bad_records": len(bad.found),
     }
-    rows = [{"model": model, **row} for row in found.rows]
-    common.save_json(json, "bench", loaded, seed, settings, rows)
+    rows = [{"model": asked.model, **row} for row in found.rows]
+    common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
 
 
 def methods_of(
@@ -217,6 +173,8 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dty
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "
                 f"begins ({table.dropped} prompts left out because that is at once)."
             )
+        if verdict := verdict_of_speed(table.rows):
+            common.console.print(f"{model}: {verdict}")
 
 
 def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:

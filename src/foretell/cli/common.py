@@ -1,9 +1,10 @@
-"""What the commands share: options, loading, tables, progress and result files."""
+"""What the commands share: loading, tables, progress and result files."""
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
@@ -15,6 +16,7 @@ from transformers.utils import logging as transformers_logging
 
 from foretell.adapters import base_of_adapters
 from foretell.backbone import isolates_documents
+from foretell.cli.options import STDOUT
 from foretell.data import (
     REFUSED,
     Bad,
@@ -30,71 +32,12 @@ from foretell.errors import InputError
 from foretell.hardware import is_slow, slowdown
 from foretell.loading import load_tokenizer, resolve
 from foretell.model import MTPModel
-from foretell.provenance import is_result, provenance, require_replaceable, write_result
+from foretell.provenance import provenance, write_result
 from foretell.training import TrainConfig
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="Hub id, directory, tiny or tiny-mtp.")]
-Data = Annotated[
-    str,
-    typer.Option(
-        help="Text to read: .txt, .md, .py, .jsonl or .parquet (field 'text', 'messages' with "
-        "roles, or 'prompt' and 'completion'), a directory of those, or hub:NAME:CONFIG:SPLIT; "
-        "stdlib:train and stdlib:held-out are Python's own standard library."
-    ),
-]
-Json = Annotated[
-    Path | None,
-    typer.Option(
-        "--json",
-        help="Write the result file here.",
-        callback=lambda path: _checked_result(path),
-    ),
-]
-Prompts = Annotated[
-    str, typer.Option(help="Texts or conversations to take prompts from; as --data of train.")
-]
-PromptTokens = Annotated[int, typer.Option(help="Length of a prompt cut from a text, at most.")]
-MaxNewTokens = Annotated[int, typer.Option(help="Tokens to add to a prompt, at most.")]
-BlockSize = Annotated[int, typer.Option(help="Tokens per row.")]
-SkipBad = Annotated[
-    bool,
-    typer.Option("--skip-bad", help="Go on past records that cannot be used, and count them."),
-]
-Seed = Annotated[
-    int, typer.Option(help="Seed of everything random.", callback=lambda seed: _checked_seed(seed))
-]
-BackboneAt = Annotated[
-    str | None,
-    typer.Option(
-        "--backbone",
-        metavar="MODEL",
-        help="Where the backbone of MODEL's heads lies, if not where they say.",
-    ),
-]
-Device = Annotated[str, typer.Option(help="Where to run: auto, cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[
-    str,
-    typer.Option(
-        help="Weights: auto (float32 on CPU, else as stored), float32, bfloat16, float16."
-    ),
-]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def _checked_seed(seed: int) -> int:
-    if not 0 <= seed < 2**32:
-        raise InputError(f"seed is {seed}; give one from 0 to {2**32 - 1}.")
-    return seed
-
-
-def _checked_result(path: Path | None) -> Path | None:
-    """Refuse a path that cannot be written to at once, and not when the work is done."""
-    if path is not None:
-        require_replaceable(path, "result file", is_result)
-    return path
 
 
 def pick_device(name: str) -> torch.device:
@@ -302,7 +245,21 @@ def save_json(
     if path is None:
         return
     origin = provenance(seed, model.backbone.device, model.backbone.dtype)
-    write_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
+    save_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
+
+
+def save_result(
+    path: Path,
+    command: str,
+    settings: dict[str, Any],
+    rows: Sequence[dict[str, Any]],
+    origin: dict[str, Any],
+) -> None:
+    """Write a result file, or to standard output where its path is `-`."""
+    if path == STDOUT:
+        write_result(sys.stdout, command, settings, rows, origin)
+        return
+    write_result(path, command, settings, rows, origin)
     console.print(f"Result file: {path}")
 
 

@@ -3,17 +3,17 @@
 import shutil
 import time
 from pathlib import Path
-from typing import Annotated
 
 import torch
-import typer
 
 from foretell.cli import common
 from foretell.cli.bench import methods_of, show_speed
+from foretell.cli.commands.demo import Demo
 from foretell.cli.drafting import method_name
 from foretell.cli.generate import counted, shown_steps
 from foretell.cli.probe_tables import show_depths
-from foretell.cli.train import build, show_result, training_bar
+from foretell.cli.train import build, show_result
+from foretell.cli.watching import training_bar
 from foretell.errors import ForetellError, InputError
 from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
 from foretell.hardware import is_slow
@@ -34,27 +34,14 @@ RESULTS = ("probe", "eval", "bench", "generate")
 PAGE = "report.html"
 
 
-def demo(
-    out: Annotated[
-        Path, typer.Option(help="Where to write the heads and the result files; replaced if there.")
-    ] = Path("foretell-demo"),
-    minutes: Annotated[float, typer.Option(help="How long to train the heads.")] = 2.0,
-    count: Annotated[int, typer.Option(help="Prompts to decode.")] = 6,
-    seed: common.Seed = 0,
-    json: common.Json = None,
-) -> None:
-    """Walk the whole way on the bundled models and Python's standard library: about five minutes.
-
-    Probe what tiny already knows, train heads on it, prove that decoding with them changes nothing,
-    and measure what they save; then the same with tiny-mtp, which was trained with its heads. A
-    page with figures shows it all at the end.
-    """
+def demo(asked: Demo) -> None:
+    """Do what `asked` says."""
     began = time.monotonic()
     common.quiet_transformers()
-    if count < 1:
-        raise InputError(f"count is {count}; decode at least 1 prompt.")
-    config = _training(minutes, seed)
-    out = local_path(out)
+    if asked.count < 1:
+        raise InputError(f"count is {asked.count}; decode at least 1 prompt.")
+    config = _training(asked.minutes, asked.seed)
+    out = local_path(asked.out)
     _fresh(out)
     tokenizer = load_tokenizer("tiny")
 
@@ -63,34 +50,37 @@ def demo(
     rows_of_text = common.load_blocks(HELD_OUT, tiny, tokenizer, 128)
     with common.progress_bar("Marginalizing") as progress:
         marginals = measure_marginals(
-            tiny, rows_of_text, depth=2, width=32, positions=512, seed=seed, progress=progress
+            tiny, rows_of_text, depth=2, width=32, positions=512, seed=asked.seed, progress=progress
         )
     show_depths(marginals, "Marginalization over 32 strings, held-out code")
     settings = {"data": HELD_OUT, "width": 32, "positions": 512, "block_size": 128}
     rows = [{"model": "tiny", **row} for row in marginals.rows()]
-    common.save_json(out / "probe.json", "probe", tiny, seed, settings, rows)
+    common.save_json(out / "probe.json", "probe", tiny, asked.seed, settings, rows)
 
-    _headline(2, f"Training heads on tiny, its own weights frozen ({minutes:g} minutes)")
+    _headline(2, f"Training heads on tiny, its own weights frozen ({asked.minutes:g} minutes)")
     trained = _train_heads(out, config)
     blocks = common.load_blocks(HELD_OUT, trained, tokenizer, 256)
     depths = measure_heads(trained, blocks, limit=64)
     show_depths(depths, "The new heads, held-out code")
     rows = [{"model": "tiny", **row} for row in depths.rows()]
-    common.save_json(out / "eval.json", "eval", trained, seed, {"data": HELD_OUT}, rows)
+    common.save_json(out / "eval.json", "eval", trained, asked.seed, {"data": HELD_OUT}, rows)
 
     _headline(3, "Decoding held-out prompts, every output checked against plain decoding")
     found = []
     for name, model in (("tiny", trained), ("tiny-mtp", common.load_model("tiny-mtp", "cpu"))):
-        found.append((name, _compare(name, model, count, seed)))
-    what = f"Python's standard library, held-out files, {count} prompts, greedy, batch 1"
+        found.append((name, _compare(name, model, asked.count, asked.seed)))
+    what = f"Python's standard library, held-out files, {asked.count} prompts, greedy, batch 1"
     show_speed(found, what, trained.backbone.dtype)
     rows = [{"model": name, **row} for name, table in found for row in table.rows]
     settings = {
-        "prompts": HELD_OUT, "count": count, "prompt_tokens": PROMPT_TOKENS, "max_new_tokens": 128,
-    }  # fmt: skip
-    common.save_json(out / "bench.json", "bench", trained, seed, settings, rows)
-    common.save_json(json, "demo", trained, seed, settings, rows)
-    _continue_one(out / "generate.json", "tiny", trained, seed)
+        "prompts": HELD_OUT,
+        "count": asked.count,
+        "prompt_tokens": PROMPT_TOKENS,
+        "max_new_tokens": 128,
+    }
+    common.save_json(out / "bench.json", "bench", trained, asked.seed, settings, rows)
+    common.save_json(asked.json, "demo", trained, asked.seed, settings, rows)
+    _continue_one(out / "generate.json", "tiny", trained, asked.seed)
     page = out / PAGE
     write_report([*(out / f"{name}.json" for name in RESULTS), out / "heads"], page)
     _verdict(found)
@@ -111,7 +101,7 @@ def _training(minutes: float, seed: int) -> TrainConfig:
 def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
     model = build("tiny", config, common.pick_device("cpu"))
     blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
-    with training_bar() as report:
+    with training_bar(config.minutes) as report:
         result = run_training(
             model, blocks, config, out / "heads", backbone_path="tiny", report=report
         )

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable, Mapping
 from textwrap import shorten
-from typing import Annotated, Any, Literal, cast
+from typing import Any, Literal, cast
 
-import typer
 from torch import Tensor
 
 from foretell.cli import common
@@ -29,63 +28,6 @@ from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import CheckpointError, InputError
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
-
-Temperature = Annotated[
-    float, typer.Option(help="Draw tokens at this temperature; 0 takes the likeliest.")
-]
-TopKOption = Annotated[int, typer.Option(help="Draw among so many likeliest tokens; 0: all.")]
-TopP = Annotated[float, typer.Option(help="Draw from the likeliest tokens of this probability.")]
-MinP = Annotated[
-    float,
-    typer.Option(help="Leave out tokens under this share of the likeliest one's probability."),
-]
-RepetitionPenalty = Annotated[
-    float | None,
-    typer.Option(
-        help="Divide the scores of tokens that are there already, also if greedy; by default as "
-        "the model's generation config says. 1: leave them.",
-    ),
-]
-DrafterName = Annotated[
-    str | None,
-    typer.Option(
-        "--drafter",
-        help="heads (default, where MODEL has some), none, lookup (copies from the text), "
-        "or a draft model: a directory, Hub id or bundled one.",
-    ),
-]
-DraftLength = Annotated[
-    str | None,
-    typer.Option(
-        metavar="N|auto",
-        help="Tokens per draft; by default all depths of the heads, else 4. auto: in every step as "
-        "many as bring most tokens per second, down to none.",
-    ),
-]
-Tree = Annotated[
-    str | None,
-    typer.Option(
-        help="Draft trees. 4,2,1: children of each node, by depth. 12: the 12 likeliest nodes."
-    ),
-]
-Rule = Annotated[
-    str | None,
-    typer.Option(
-        help="What is accepted. Lossless: speculative (default), exact. Lossy: top-k[:2], "
-        "distance[:1], typical[:0.09], minimum-block[:1]."
-    ),
-]
-PassWidth = Annotated[
-    int | None,
-    typer.Option(
-        metavar="N",
-        help="Make every pass N tokens wide, so that no near-tie depends on what is drafted.",
-    ),
-]
-Compile = Annotated[
-    bool,
-    typer.Option("--compile", help="Compile the step: minutes at first, then faster steps."),
-]
 
 DRAFT_LENGTH = 4
 """Tokens per draft of prompt lookup and of draft models, unless asked for otherwise."""

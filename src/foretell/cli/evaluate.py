@@ -1,17 +1,18 @@
 """`foretell eval`: what the heads predict on held-out text."""
 
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from foretell.cli import common
+from foretell.cli.commands.evaluate import Evaluate
 from foretell.cli.probe_tables import show_depths, shown
 from foretell.data import Bad
+from foretell.decoding.cache import decodes
 from foretell.errors import InputError
-from foretell.evaluation import DepthTable, measure_heads
+from foretell.evaluation import DepthTable, Verdict, measure_heads, verdict_of_depths
 from foretell.evaluation.harness import require_harness, run_harness
 from foretell.model import MTPModel
+from foretell.probe.prediction import measure_costs
 from foretell.provenance import read_result
 from foretell.tally import Means, estimate
 
@@ -20,67 +21,35 @@ BASELINE_FIELDS = (
 )  # fmt: skip
 
 
-def evaluate(
-    model: common.Model,
-    data: common.Data,
-    block_size: common.BlockSize = 256,
-    blocks: Annotated[int | None, typer.Option(help="Rows to read; all by default.")] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(
-            metavar="MODEL",
-            help="Compare next-token quality with this model, such as the one before training.",
-        ),
-    ] = None,
-    baselines: Annotated[
-        Path | None,
-        typer.Option(help="A result file of `foretell probe` on the same data to set beside."),
-    ] = None,
-    lm_eval: Annotated[
-        str | None,
-        typer.Option(metavar="TASKS", help="Run these tasks of lm-eval too, as in arc_easy,piqa."),
-    ] = None,
-    lm_eval_limit: Annotated[
-        int | None, typer.Option(help="Questions of each task of lm-eval; all by default.")
-    ] = None,
-    skip_bad: common.SkipBad = False,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Measure the heads on text they have not seen: accuracy by depth, agreement with the backbone,
-    what each acceptance rule would accept, and whether their confidence can be trusted.
-
-    Every figure has a confidence interval over documents.
-
-    Example: foretell eval tiny-mtp --data stdlib:held-out
-    """
-    if lm_eval is not None:
+def evaluate(asked: Evaluate) -> None:
+    """Do what `asked` says."""
+    if asked.lm_eval is not None:
         require_harness()
-    beside = [] if baselines is None else _baselines(baselines, data)
-    loaded = common.load_model(model, device, dtype, backbone)
-    bad = Bad(skip_bad)
-    found = _measure(model, loaded, data, block_size, blocks, bad)
-    common.show_bad(bad, data)
+    beside = [] if asked.baselines is None else _baselines(asked.baselines, asked.data)
+    loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
+    bad = Bad(asked.skip_bad)
+    found = _measure(asked.model, loaded, asked.data, asked.block_size, asked.blocks, bad)
+    common.show_bad(bad, asked.data)
     rows = [*_rows(found), {"table": "quality", "depth": 0, **_bits(found.bits())}, *beside]
-    rows = [{"model": model, **row} for row in rows]
+    rows = [{"model": asked.model, **row} for row in rows]
     rows[0]["bits_per_byte"] = found.bits_per_byte
-    show_depths(found, f"{model} on {data}")
+    show_depths(found, f"{asked.model} on {asked.data}")
     _show_rules(found)
     _show_calibration(found)
     _show_baselines(beside)
     common.console.print(f"Depth 0: {shown(_bits(found.bits()), 'bits_per_byte')} bits per byte")
-    if against is not None:
-        rows += _compare(model, found, against, data, block_size, blocks, skip_bad, device, dtype)
-    if lm_eval is not None:
-        rows += _harness(model, loaded, lm_eval, lm_eval_limit)
+    if asked.against is not None:
+        rows += _compare(asked, found)
+    if asked.lm_eval is not None:
+        rows += _harness(asked.model, loaded, asked.lm_eval, asked.lm_eval_limit)
+    if loaded.head is not None and decodes(loaded.backbone):
+        common.console.print(f"{asked.model}: {_verdict(loaded, found)}")
     settings = {
-        "data": data, "block_size": block_size, "blocks": blocks, "against": against,
-        "baselines": baselines, "lm_eval": lm_eval, "lm_eval_limit": lm_eval_limit,
-        "skip_bad": skip_bad, "bad_records": len(bad.found),
-    }  # fmt: skip
-    common.save_json(json, "eval", loaded, None, settings, rows)
+        **asked.told("data", "block_size", "blocks", "against", "baselines"),
+        **asked.told("lm_eval", "lm_eval_limit", "skip_bad"),
+        "bad_records": len(bad.found),
+    }
+    common.save_json(asked.json, "eval", loaded, None, settings, rows)
 
 
 def _measure(
@@ -116,32 +85,34 @@ def _baselines(path: Path, data: str) -> list[dict[str, Any]]:
     ]
 
 
-def _compare(
-    name: str,
-    found: DepthTable,
-    against: str,
-    data: str,
-    block_size: int,
-    limit: int | None,
-    skip_bad: bool,
-    device: str,
-    dtype: str,
-) -> list[dict[str, Any]]:
+def _compare(asked: Evaluate, found: DepthTable) -> list[dict[str, Any]]:
     """Bits per byte of the other model, and by how much this one's are more.
 
     Documents are drawn for both together, so that the interval is that of the difference.
     """
-    plain = common.load_model(against, device, dtype)
+    against = str(asked.against)
+    plain = common.load_model(against, asked.device, asked.dtype)
     plain.head = None
-    other = _measure(against, plain, data, block_size, limit, Bad(skip_bad))
+    other = _measure(
+        against, plain, asked.data, asked.block_size, asked.blocks, Bad(asked.skip_bad)
+    )
     rows = [{"model": against, "table": "quality", "depth": 0, **_bits(other.bits())}]
     text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
     if other.tally.groups == found.tally.groups:
         more = _bits(found.bits() - other.bits())
-        rows.append({"model": name, "table": "difference", "source": against, **more})
-        text += f"; {name} has {shown(more, 'bits_per_byte', signed=True)} more"
+        rows.append({"model": asked.model, "table": "difference", "source": against, **more})
+        text += f"; {asked.model} has {shown(more, 'bits_per_byte', signed=True)} more"
     common.console.print(text)
     return rows
+
+
+def _verdict(model: MTPModel, found: DepthTable) -> Verdict:
+    """What these heads should bring here; timed now, with a block like theirs."""
+    acceptance = [
+        float(found.tally.means("acceptance", method=found.method, depth=depth)[0])
+        for depth in range(1, found.depth + 1)
+    ]
+    return verdict_of_depths(acceptance, measure_costs(model, found.depth))
 
 
 def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[dict[str, Any]]:

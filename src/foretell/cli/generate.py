@@ -2,17 +2,18 @@
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-import typer
 from rich.color import ColorSystem
 from rich.style import Style
 from transformers import PreTrainedTokenizerBase
 
 from foretell.cli import common, drafting
+from foretell.cli.commands.generate import Generate
 from foretell.data import Document, read_documents
 from foretell.data.documents import RECORD_SUFFIXES, decode
 from foretell.data.tokenization import given_prompt, prompt_ids
@@ -26,138 +27,101 @@ DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
 
 
-def generate(
-    model: common.Model,
-    prompt: Annotated[
-        str | None, typer.Option(help="Text to continue; - reads standard input.")
-    ] = None,
-    prompt_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the text, or of one record (.jsonl) with the conversation."),
-    ] = None,
-    max_new_tokens: common.MaxNewTokens = 128,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(metavar="TEXT", help="End where this text is complete. Repeat for more."),
-    ] = None,
-    temperature: drafting.Temperature = 0.0,
-    top_k: drafting.TopKOption = 0,
-    top_p: drafting.TopP = 1.0,
-    min_p: drafting.MinP = 0.0,
-    repetition_penalty: drafting.RepetitionPenalty = None,
-    seed: common.Seed = 0,
-    drafter: drafting.DrafterName = None,
-    draft_length: drafting.DraftLength = None,
-    tree: drafting.Tree = None,
-    rule: drafting.Rule = None,
-    pass_width: drafting.PassWidth = None,
-    compiled: drafting.Compile = False,
-    show_drafts: Annotated[
-        bool, typer.Option("--show-drafts", help="Colour the tokens that were drafted.")
-    ] = False,
-    plain: Annotated[
-        bool, typer.Option("--plain", help="Decode without the heads, as --drafter none.")
-    ] = False,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Continue a prompt. The output is the backbone's own; drafts only make it come faster.
-
-    Greedy unless --temperature is given. The lossy rules change the output, and the last line says
-    so.
-
-    Example: foretell generate tiny-mtp --prompt "def main(" --show-drafts
-    """
-    document = _prompt(prompt, prompt_file)
-    shape, length = drafting.parse_tree(tree, pass_width), drafting.parse_length(draft_length)
-    accept = drafting.parse_rule(rule)
+def generate(asked: Generate) -> None:
+    """Do what `asked` says."""
+    document = _prompt(asked.prompt, asked.prompt_file)
+    shape = drafting.parse_tree(asked.tree, asked.pass_width)
+    length = drafting.parse_length(asked.draft_length)
+    accept = drafting.parse_rule(asked.rule)
     sampling = drafting.sampling(
-        temperature,
-        seed,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
+        asked.temperature,
+        asked.seed,
+        top_k=asked.top_k,
+        top_p=asked.top_p,
+        min_p=asked.min_p,
+        repetition_penalty=asked.repetition_penalty,
     )
-    loaded = common.load_model(model, device, dtype, backbone, by_columns=pass_width is None)
-    tokenizer = common.tokenizer_of(model, loaded)
+    loaded = common.load_model(
+        asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
+    )
+    tokenizer = common.tokenizer_of(asked.model, loaded)
+    chats = bool(tokenizer.chat_template and document.text) and _typed(asked) and not asked.raw
+    if chats:
+        document = replace(document, messages=({"role": "user", "content": document.text},))
     given = given_prompt(document, tokenizer)
     text = document.text if given is None else str(tokenizer.decode(given))
     ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
     if ids.shape[1] == 0:
         raise InputError("the prompt is empty; give at least one token.")
-    name = drafting.drafter_name(drafter, loaded, plain=plain)
+    name = drafting.drafter_name(asked.drafter, loaded, plain=asked.plain)
     stream = loaded.stream(
         ids,
         torch.ones_like(ids),
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=asked.max_new_tokens,
         stop_tokens={*loaded.stop_tokens, tokenizer.eos_token_id} - {None},
-        stop_strings=stop or None,
+        stop_strings=asked.stop or None,
         tokenizer=tokenizer,
         sampling=sampling,
         drafter=drafting.drafter(name, loaded, length, shape),
         draft_length="auto" if length == "auto" else None,
         rule=accept,
-        pass_width=pass_width,
-        compiled=compiled,
+        pass_width=asked.pass_width,
+        compiled=asked.compiled,
     )
-    printer = _Printer(tokenizer, ids[0].tolist(), show_drafts)
+    printer = _Printer(tokenizer, ids[0].tolist(), asked.show_drafts)
     steps: list[Step] = []
     for (step,) in stream:
         if not steps:  # not earlier: a prompt that is refused is not repeated
-            _write(text)
+            _write("" if chats else text)
         steps.append(step)
         printer.add(step)
     printer.finish()
     row = {
-        "model": model,
+        "model": asked.model,
         "method": drafting.method_name(name, loaded),
         **counted(steps),
         "batch": 1,
-        "temperature": temperature,
-        "compiled": compiled,
+        "temperature": asked.temperature,
+        "compiled": asked.compiled,
         "drafter": name,
-        "tree": tree,
+        "tree": asked.tree,
         "draft_length": length,
-        "pass_width": pass_width,
+        "pass_width": asked.pass_width,
     }
-    print(
+    common.console.stderr = True  # the text stays alone on standard output
+    common.console.print(
         f"{row['tokens']} tokens in {len(steps)} forward passes, "
         f"{row['tokens_per_forward']:.2f} per forward "
-        f"({drafting.describe(accept, temperature)})",
-        file=sys.stderr,
+        f"({drafting.describe(accept, asked.temperature)})",
     )
     for line in drafting.describe_config(loaded, sampling):
-        print(line, file=sys.stderr)
+        common.console.print(line)
     if loaded.backbone.max_length == ids.shape[1] + row["tokens"]:
-        print(
-            f"the text ends with the model's last position, {loaded.backbone.max_length}.",
-            file=sys.stderr,
+        common.console.print(
+            f"the text ends with the model's last position, {loaded.backbone.max_length}."
         )
     lengths = [step.drafted for step in steps[1:]]
     if length == "auto" and lengths:
-        print(drafting.describe_lengths(share_by_length(lengths)), file=sys.stderr)
+        common.console.print(drafting.describe_lengths(share_by_length(lengths)))
     shown = shown_steps(steps, tokenizer, ids[0].tolist())
     settings = {
         "prompt": text,
-        "max_new_tokens": max_new_tokens,
-        "stop": stop or list(loaded.stop_strings),
-        "top_k": top_k,
-        "top_p": top_p,
-        "min_p": min_p,
-        "repetition_penalty": repetition_penalty,
+        "max_new_tokens": asked.max_new_tokens,
+        "stop": asked.stop or list(loaded.stop_strings),
+        "top_k": asked.top_k,
+        "top_p": asked.top_p,
+        "min_p": asked.min_p,
+        "repetition_penalty": asked.repetition_penalty,
         "generation_config": obeyed(loaded.lm),
-        "rule": rule or "speculative",
+        "rule": asked.rule or "speculative",
         "lossless": accept.lossless,
         "text": "".join(piece for step in shown for piece in step["pieces"]),
         "token_ids": [token for step in steps for token in step.tokens],
         "draft_lengths": lengths,
         "steps": shown,
     }
-    drawn = None if sampling.greedy else seed
-    common.save_json(json, "generate", loaded, drawn, settings, [row])
+    drawn = None if sampling.greedy else asked.seed
+    common.save_json(asked.json, "generate", loaded, drawn, settings, [row])
 
 
 def counted(steps: Sequence[Step]) -> dict[str, Any]:
@@ -218,6 +182,12 @@ def _write(text: str) -> None:
     """Write text as it is, where rich would wrap lines and replace tabs."""
     common.console.file.write(text)
     common.console.file.flush()
+
+
+def _typed(asked: Generate) -> bool:
+    """Whether the prompt is text, and no record that says itself what it is."""
+    file = asked.prompt_file
+    return file is None or not file.name.lower().endswith(RECORD_SUFFIXES)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> Document:

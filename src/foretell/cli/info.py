@@ -1,32 +1,24 @@
 """`foretell info`: what was found in a model."""
 
 from foretell.cli import common
+from foretell.cli.commands.info import Info
 from foretell.decoding.cache import decodes, takes_masks
 from foretell.model import MTPModel
 
 
-def info(
-    model: common.Model,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "cpu",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Show what was found: family, shape, heads, and what the model can be used for.
-
-    Example: foretell info tiny-mtp
-    """
-    loaded = common.load_model(model, device, dtype, backbone)
+def info(asked: Info) -> None:
+    """Do what `asked` says."""
+    loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
     facts = _facts(loaded)
     for name, value in facts.items():
         common.console.print(f"{name:<22}{value}")
     row = {
-        "model": model,
+        "model": asked.model,
         "family": loaded.backbone.config.model_type,
         "head": loaded.head.config.kind if loaded.head else None,
         "depth": loaded.depth,
     }
-    common.save_json(json, "info", loaded, None, facts, [row])
+    common.save_json(asked.json, "info", loaded, None, facts, [row])
 
 
 def _facts(model: MTPModel) -> dict[str, str]:

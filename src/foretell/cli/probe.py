@@ -5,12 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from transformers import PreTrainedTokenizerBase
 
 from foretell.cli import common, drafting
+from foretell.cli.commands.probe import Probe
+from foretell.cli.options import STDOUT
 from foretell.cli.probe_tables import show_probe
 from foretell.data import Bad, Document, PackedBlocks, held_out_split, read_documents
 from foretell.data.tokenization import Tokenized, tokenize_all
@@ -37,84 +38,48 @@ TRAINED_ON = 4
 """Positions that linear probes learn from, for each that they are measured on."""
 
 
-def probe(
-    model: common.Model,
-    data: common.Data,
-    train_data: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DATA",
-            help="Text that n-grams and linear probes learn from; by default half of the "
-            "documents of --data, which are then not measured on.",
-        ),
-    ] = None,
-    depth: Annotated[int, typer.Option(help="Deepest depth K.")] = 2,
-    width: Annotated[
-        str,
-        typer.Option(
-            help="Strings summed over, per position and depth; 1024,32: by depth. As many as the "
-            "vocabulary has tokens make depth 1 exact."
-        ),
-    ] = "32",
-    positions: Annotated[int, typer.Option(help="Positions sampled from the text.")] = 512,
-    layer_positions: Annotated[
-        int, typer.Option(help="Positions at which layers are read; 0: leave the layers out.")
-    ] = 2048,
-    draft_model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="Measure this draft model too.")
-    ] = None,
-    block_size: common.BlockSize = 128,
-    skip_bad: common.SkipBad = False,
-    seed: common.Seed = 0,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Measure what the model already knows about its future tokens, without any training.
-
-    Depth k is the token k places after the next one. Its distribution is found by numerical
-    marginalization: summing over the likeliest strings in between. Simpler ways to draft are
-    measured at the same positions, then what each layer knows, and from all that is predicted what
-    heads would bring. With --json, a run that was stopped goes on where it was.
-
-    Example: foretell probe tiny --data stdlib:held-out --train-data stdlib:train
-    """
-    if depth < 1:
-        raise InputError(f"depth is {depth}; probe at least depth 1.")
-    if layer_positions < 0:
-        raise InputError(f"layer-positions is {layer_positions}; give 0 or more.")
-    marginals = Marginalization(depth, _widths(width))
-    loaded = common.load_model(model, device, dtype, backbone)
-    tokenizer = common.tokenizer_of(model, loaded)
-    bad = Bad(skip_bad)
-    texts = _texts(data, train_data, loaded, tokenizer, block_size, seed, bad)
-    common.show_bad(bad, data)
+def probe(asked: Probe) -> None:
+    """Do what `asked` says."""
+    if asked.depth < 1:
+        raise InputError(f"depth is {asked.depth}; probe at least depth 1.")
+    if asked.layer_positions < 0:
+        raise InputError(f"layer-positions is {asked.layer_positions}; give 0 or more.")
+    marginals = Marginalization(asked.depth, _widths(asked.width))
+    loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
+    tokenizer = common.tokenizer_of(asked.model, loaded)
+    bad = Bad(asked.skip_bad)
+    texts = _texts(
+        asked.data, asked.train_data, loaded, tokenizer, asked.block_size, asked.seed, bad
+    )
+    common.show_bad(bad, asked.data)
     settings = {
-        "data": data, "train_data": train_data, "depth": depth, "width": width,
-        "positions": positions, "layer_positions": layer_positions, "draft_model": draft_model,
-        "block_size": block_size, "skip_bad": skip_bad, "bad_records": len(bad.found),
-    }  # fmt: skip
-    methods = [marginals, *_baselines(loaded, texts, depth, draft_model)]
+        **asked.told("data", "train_data", "depth", "width", "positions", "layer_positions"),
+        **asked.told("draft_model", "block_size", "skip_bad"),
+        "bad_records": len(bad.found),
+    }
+    methods = [marginals, *_baselines(loaded, texts, asked.depth, asked.draft_model)]
     origin = {
         **settings,
         "model": loaded.fingerprint(),
-        "seed": seed,
+        "seed": asked.seed,
         "dtype": str(loaded.lm.dtype),
     }
-    journal = None if json is None else Journal(_partial(json), {**origin, "text": texts.digest})
+    journal = None
+    if asked.json is not None and asked.json != STDOUT:
+        journal = Journal(_partial(asked.json), {**origin, "text": texts.digest})
     with common.progress_bar("Marginalizing") as progress:
         found = measure(
-            loaded, texts.measured, methods, depth=depth, positions=positions, seed=seed,
+            loaded, texts.measured, methods,
+            depth=asked.depth, positions=asked.positions, seed=asked.seed,
             classes=TokenClasses(tokenizer), journal=journal, progress=progress,
         )  # fmt: skip
     layers = None
-    if layer_positions:
-        layers = _layers(loaded, texts, depth, layer_positions, seed)
-    prediction = _predict(loaded, found, layers, texts, depth)
-    rows = [{"model": model, **row} for row in _rows(found, layers, prediction)]
-    show_probe(f"{model} on {data}", rows, prediction)
-    common.save_json(json, "probe", loaded, seed, settings, rows)
+    if asked.layer_positions:
+        layers = _layers(loaded, texts, asked.depth, asked.layer_positions, asked.seed)
+    prediction = _predict(loaded, found, layers, texts, asked.depth)
+    rows = [{"model": asked.model, **row} for row in _rows(found, layers, prediction)]
+    show_probe(f"{asked.model} on {asked.data}", rows, prediction)
+    common.save_json(asked.json, "probe", loaded, asked.seed, settings, rows)
     if journal is not None:
         journal.remove()
 

@@ -5,106 +5,61 @@ import os
 import re
 import socket
 from dataclasses import asdict
-from typing import Annotated
-
-import typer
 
 from foretell.cli import common, drafting
+from foretell.cli.commands.serve import API_KEY, Serve
 from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
 from foretell.provenance import local_path
 
-API_KEY = "FORETELL_API_KEY"
-"""The variable that may hold it."""
 
-
-def serve(
-    model: common.Model,
-    host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0: all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen at; 0: any free one.")] = 8000,
-    model_name: Annotated[
-        str | None, typer.Option(help="What requests call the model; by default as MODEL.")
-    ] = None,
-    api_key: Annotated[
-        str | None,
-        typer.Option(envvar=API_KEY, help="Requests must bring it; better by the variable."),
-    ] = None,
-    cors: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="ORIGIN",
-            help="Let web pages from there ask: https://example.org, or * for any. Repeat for "
-            "more.",
-        ),
-    ] = None,
-    drafter: drafting.DrafterName = None,
-    draft_length: drafting.DraftLength = None,
-    tree: drafting.Tree = None,
-    max_batch: Annotated[int, typer.Option(help="Requests that are decoded together.")] = 16,
-    max_queue: Annotated[int, typer.Option(help="Requests that wait; more get a 429.")] = 256,
-    max_prompt_tokens: Annotated[int, typer.Option(help="Of a prompt; more get a 400.")] = 4096,
-    max_tokens: Annotated[int, typer.Option(help="That may be asked for; more get a 400.")] = 1024,
-    max_body_bytes: Annotated[int, typer.Option(help="Of a request; more get a 413.")] = 1024
-    * 1024,
-    grace_seconds: Annotated[
-        int, typer.Option(help="That running requests have when the server is told to stop.")
-    ] = 30,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    dtype: common.Dtype = "auto",
-    json: common.Json = None,
-) -> None:
-    """Serve MODEL with OpenAI's API, and a page that shows how its tokens come.
-
-    /v1/completions, /v1/chat/completions, /v1/models, /health, /metrics, and the page at /.
-    Requests that wait together are decoded as one batch. Every drafter is lossless here.
-
-    For trying a model out. Production traffic belongs on vLLM: export the heads with `foretell
-    export MODEL --to LAYOUT --out DIR` and serve DIR there.
-
-    Example: foretell serve tiny-mtp --port 8000
-    """
+def serve(asked: Serve) -> None:
+    """Do what `asked` says."""
     try:
         from foretell import serve as serving
     except ModuleNotFoundError as error:
         raise not_installed(str(error.name), "serve") from None
     limits = serving.Limits(
-        max_body_bytes=max_body_bytes,
-        max_prompt_tokens=max_prompt_tokens,
-        max_tokens=max_tokens,
-        max_batch=max_batch,
-        max_queue=max_queue,
-        grace_seconds=grace_seconds,
+        max_body_bytes=asked.max_body_bytes,
+        max_prompt_tokens=asked.max_prompt_tokens,
+        max_tokens=asked.max_tokens,
+        max_batch=asked.max_batch,
+        max_queue=asked.max_queue,
+        grace_seconds=asked.grace_seconds,
     )
-    shape, length = drafting.parse_tree(tree), drafting.parse_length(draft_length)
-    if api_key is not None and not api_key.strip():
+    shape, length = drafting.parse_tree(asked.tree), drafting.parse_length(asked.draft_length)
+    if asked.api_key is not None and not asked.api_key.strip():
         raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
-    origins = [_origin(each) for each in cors or ()]
-    if json is not None and api_key is not None and os.environ.get(API_KEY) != api_key:
+    origins = [_origin(each) for each in asked.cors or ()]
+    if (
+        asked.json is not None
+        and asked.api_key is not None
+        and os.environ.get(API_KEY) != asked.api_key
+    ):
         raise InputError(
             f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
         )
-    with _listen(host, port) as listening:
-        loaded = common.load_model(model, device, dtype, backbone)
-        name = drafting.drafter_name(drafter, loaded)
+    with _listen(asked.host, asked.port) as listening:
+        loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
+        name = drafting.drafter_name(asked.drafter, loaded)
         service = serving.Service(
             loaded,
-            common.tokenizer_of(model, loaded),
-            model_name or _name(model),
+            common.tokenizer_of(asked.model, loaded),
+            asked.model_name or _name(asked.model),
             drafting.drafter(name, loaded, length, shape),
             drafting.method_name(name, loaded),
             limits,
-            api_key,
+            asked.api_key,
             origins,
             auto_length=length == "auto",
         )
-        running = serving.server(service, host, port)
-        where = f"http://{_shown(host)}:{listening.getsockname()[1]}"
+        running = serving.server(service, asked.host, asked.port)
+        where = f"http://{_shown(asked.host)}:{listening.getsockname()[1]}"
         common.console.print(f"{service.name} at {where}/v1, the page at {where}/")
         common.console.print(serving.PRODUCTION)
-        if api_key is None and not _local(host):
+        if asked.api_key is None and not _local(asked.host):
             common.console.print(
-                f"Anybody who reaches {host} can use it; --api-key keeps others out."
+                f"Anybody who reaches {asked.host} can use it; --api-key keeps others out."
             )
         for line in drafting.describe_config(loaded, Sampling()):
             common.console.print(line)
@@ -115,8 +70,11 @@ def serve(
             "draft_length": length,
         }
         settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **asdict(limits)}
-        common.save_json(json, "serve", loaded, None, settings, [row])
-        running.run(sockets=[listening])
+        common.save_json(asked.json, "serve", loaded, None, settings, [row])
+        try:
+            running.run(sockets=[listening])
+        finally:
+            service.engine.close()  # told twice to stop, the application does not
 
 
 def _origin(text: str) -> str:

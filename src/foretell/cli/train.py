@@ -3,23 +3,21 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
 import yaml
 from accelerate import PartialState
-from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
-from rich.progress import Progress as Bar
 
 from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
+from foretell.cli.commands.train import Train
+from foretell.cli.watching import Watch, describe_interruption, describe_overrun, training_bar
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
-from foretell.formats import LAYOUTS, layout
-from foretell.heads import HEADS
-from foretell.heads.taps import TAPS
+from foretell.formats import layout
 from foretell.loading import (
     BUNDLED,
     load_causal_lm,
@@ -27,143 +25,83 @@ from foretell.loading import (
     resolve,
 )
 from foretell.model import MTPModel
-from foretell.training import Progress, TrainConfig, TrainResult
+from foretell.training import TrainConfig, TrainResult
 from foretell.training import train as run_training
 from foretell.training.config import merged
 
 DEPTH = 3
 """Of heads, where none is given."""
 
-FEW = 50
-"""Steps: in fewer the rate has hardly risen before it falls again."""
 
-
-def train(
-    model: common.Model,
-    data: common.Data,
-    out: Annotated[Path, typer.Option(help="Run directory; an unfinished run in it goes on.")],
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of settings; options given here win over it.")
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help="frozen: heads on the given weights (default). joint: heads and backbone. "
-            "lora: heads, and adapters on the backbone. native: the heads MODEL has. "
-            "pretrain: backbone and heads from scratch."
-        ),
-    ] = None,
-    head: Annotated[
-        str | None,
-        typer.Option(help=f"{', '.join(HEADS)} [parallel], or none (with pretrain)."),
-    ] = None,
-    depth: Annotated[int | None, typer.Option(help="Tokens beyond the next one. [3]")] = None,
-    tap: Annotated[
-        str | None, typer.Option(help=f"Hidden state read: {', '.join(TAPS)}, or a layer number.")
-    ] = None,
-    target: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="LAYOUT",
-            help="Train heads for `foretell export --to LAYOUT`: the kind, tap and details that "
-            f"its engines run: {', '.join(LAYOUTS)}.",
-        ),
-    ] = None,
-    loss: Annotated[
-        str | None,
-        typer.Option(help="sum over depths [default], mean (DeepSeek's λ/D), geometric (FastMTP)."),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(help="Stop after so many passes.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Stop after so many steps.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Stop after so long.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per step. [16]")] = None,
-    block_size: Annotated[int | None, typer.Option(help="Tokens per row. [256]")] = None,
-    optimizer: Annotated[str | None, typer.Option(help="adamw (default) or muon.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate of AdamW. [1e-3]")] = None,
-    precision: Annotated[
-        str | None, typer.Option(help="float32 (default), bf16-mixed or bf16.")
-    ] = None,
-    save_every: Annotated[int | None, typer.Option(help="Steps between checkpoints. [200]")] = None,
-    skip_bad: common.SkipBad = False,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything random. [0]")] = None,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            help="Any other setting, as in the YAML file: backbone_rate=0.1, head_warmup=100, "
-            "head.shared=true, objective.distill=backbone, lora.rank=8. Repeat for more; "
-            "docs/training.md has them all.",
-        ),
-    ] = None,
-    backbone: common.BackboneAt = None,
-    device: common.Device = "auto",
-    json: common.Json = None,
-) -> None:
-    """Train heads that predict further ahead, and save them to OUT/model.
-
-    Say when to stop with --epochs, --steps or --minutes. A run that was interrupted goes on when
-    the same command is given again. Under torchrun or accelerate launch it uses all processes.
-
-    Example: foretell train tiny --data stdlib:train --head sequential --minutes 2 --out runs/first
-    """
+def train(asked: Train) -> None:
+    """Do what `asked` says."""
     common.quiet_transformers()
     given = {
-        "recipe": recipe, "epochs": epochs, "steps": steps, "minutes": minutes,
-        "batch_size": batch_size, "block_size": block_size, "optimizer": optimizer,
-        "learning_rate": learning_rate, "precision": precision, "save_every": save_every,
-        "seed": seed, "head": _given(kind=head, depth=depth, tap=_tap(tap)),
-        "objective": _given(weights=loss),
-    }  # fmt: skip
-    if head == "none":
+        **asked.told("recipe", "epochs", "steps", "minutes", "batch_size", "block_size"),
+        **asked.told("optimizer", "learning_rate", "precision", "save_every", "seed"),
+        "head": _given(kind=asked.head, depth=asked.depth, tap=_tap(asked.tap)),
+        "objective": _given(weights=asked.loss),
+    }
+    if asked.head == "none":
         given["head"] = "none"
-    chosen = merged(_given(**given), _parse_settings(settings or []))
-    if target is not None:
-        chosen["head"] = head_for(target, chosen.get("head", {}))
-    run = TrainConfig.from_yaml(config, chosen) if config else TrainConfig.parse(chosen, "train")
-    with _processes(common.pick_device(device)) as where:
+    chosen = merged(_given(**given), _parse_settings(asked.settings or []))
+    if asked.target is not None:
+        chosen["head"] = head_for(asked.target, chosen.get("head", {}))
+    run = (
+        TrainConfig.from_yaml(asked.config, chosen)
+        if asked.config
+        else TrainConfig.parse(chosen, "train")
+    )
+    with _processes(common.pick_device(asked.device)) as where:
         if run.precision != "float32":
             common.warn_slow(torch.bfloat16, where, "use --precision float32")
-        built = build(model, run, where, backbone)
-        if target is not None:
-            require_layout(target, built)
+        built = build(asked.model, run, where, asked.backbone)
+        if asked.target is not None:
+            require_layout(asked.target, built)
         if not (decoded := decodes(built.backbone)):
             common.console.print(
                 f"Warning: {type(built.lm).__name__} can be trained with heads, but not decoded in "
                 f"drafts: {decoded.lacking}",
                 style="bold red",
             )
-        tokenizer = common.tokenizer_of(model, built)
-        bad = Bad(skip_bad)
-        blocks, held_out = common.load_corpus(data, built, tokenizer, run, bad)
-        common.show_bad(bad, data)
+        tokenizer = common.tokenizer_of(asked.model, built)
+        bad = Bad(asked.skip_bad)
+        blocks, held_out = common.load_corpus(asked.data, built, tokenizer, run, bad)
+        common.show_bad(bad, asked.data)
         known = len(bad.found)
-        with training_bar() as report:
-            result = run_training(
-                built,
-                blocks,
-                run,
-                out,
-                held_out=held_out,
-                tokenizer=tokenizer,
-                backbone_path=reference(model, built),
-                report=report,
-            )
+        try:
+            with training_bar(run.minutes) as show:
+                watch = Watch(built, show)
+                result = run_training(
+                    built,
+                    blocks,
+                    run,
+                    asked.out,
+                    held_out=held_out,
+                    tokenizer=tokenizer,
+                    backbone_path=reference(asked.model, built),
+                    begin=watch.begin,
+                    report=watch.report,
+                )
+        except KeyboardInterrupt:
+            if not common.console.quiet:
+                typer.echo(describe_interruption(asked.out), err=True)
+            raise
     if common.console.quiet:
         return
     if len(bad.found) > known:  # a stream is read while it is learned from
-        common.show_bad(bad, data)
+        common.show_bad(bad, asked.data)
     show_result(result)
-    warn_if_few(result.steps, run)
+    if overrun := describe_overrun(run.minutes, result.seconds):
+        common.console.print(overrun)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
-        {"model": model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
+        {"model": asked.model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
          "tokens": result.tokens, "seconds": result.seconds}
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
-    left_out = {"skip_bad": skip_bad, "bad_records": len(bad.found)}
-    common.save_json(json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
+    left_out = {"skip_bad": asked.skip_bad, "bad_records": len(bad.found)}
+    common.save_json(asked.json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
 
 
 @contextmanager
@@ -283,44 +221,6 @@ def show_result(result: TrainResult) -> None:
     for movement in result.movements:
         if movement.suspicious:
             common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
-
-
-def warn_if_few(steps: int, run: TrainConfig) -> None:
-    """Say so where the time allowed was too short to learn much in."""
-    if run.minutes is not None and steps < FEW:
-        common.console.print(
-            f"Warning: {steps} steps went into {run.minutes:g} minutes; heads need hundreds. Give "
-            "more --minutes, or make steps smaller: --batch-size, --block-size.",
-            style="bold red",
-        )
-
-
-@contextmanager
-def training_bar() -> Iterator[Any]:
-    """A bar with the loss of every depth; yields what `train` reports to."""
-    columns = (
-        TextColumn("Training"),
-        BarColumn(bar_width=10),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[numbers]}"),
-        TimeElapsedColumn(),
-    )
-    with Bar(*columns, console=common.console) as bar:
-        task = bar.add_task("train", total=1.0, numbers="")
-
-        def report(progress: Progress) -> None:
-            losses = " ".join(f"{loss:.2f}" for loss in progress.depth_losses)
-            if progress.held_out_losses:
-                measured = " ".join(f"{loss:.3f}" for loss in progress.held_out_losses)
-                bar.console.print(f"step {progress.step}: held-out loss by depth {measured} nats")
-            bar.update(
-                task,
-                completed=progress.fraction,
-                numbers=f"step {progress.step}, loss {losses}, "
-                f"{progress.tokens_per_second:,.0f} tokens/s",
-            )
-
-        yield report
 
 
 def _tap(name: str | None) -> str | int | None:

@@ -4,15 +4,19 @@ from foretell.evaluation.depths import DepthTable, measure_heads, measure_margin
 from foretell.evaluation.loops import loop_start
 from foretell.evaluation.methods import Foretell, Transformers
 from foretell.evaluation.speed import SpeedTable, acceptance_by_depth, compare
+from foretell.evaluation.verdict import Verdict, verdict_of_depths, verdict_of_speed
 
 __all__ = [
     "DepthTable",
     "Foretell",
     "SpeedTable",
     "Transformers",
+    "Verdict",
     "acceptance_by_depth",
     "compare",
     "loop_start",
     "measure_heads",
     "measure_marginals",
+    "verdict_of_depths",
+    "verdict_of_speed",
 ]

@@ -5,7 +5,7 @@ from foretell.formats.contract import Contract
 from foretell.formats.exporting import Exported, export
 from foretell.formats.files import Checkpoint
 from foretell.formats.importing import Imported, import_heads
-from foretell.formats.registry import LAYOUTS, layout, recognise
+from foretell.formats.registry import LAYOUTS, layout, layouts_for, recognise
 
 __all__ = [
     "LAYOUTS",
@@ -17,5 +17,6 @@ __all__ = [
     "export",
     "import_heads",
     "layout",
+    "layouts_for",
     "recognise",
 ]

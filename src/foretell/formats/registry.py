@@ -1,7 +1,7 @@
 """Every layout by its name."""
 
 from foretell.errors import CheckpointError, InputError
-from foretell.formats.base import Layout
+from foretell.formats.base import Layout, has_plain_norms
 from foretell.formats.deepseek_v3 import DeepSeekV3
 from foretell.formats.eagle import Eagle
 from foretell.formats.eagle3 import Eagle3
@@ -12,6 +12,7 @@ from foretell.formats.medusa import Medusa
 from foretell.formats.mimo import MiMo
 from foretell.formats.qwen import Qwen3Next, Qwen35
 from foretell.formats.vllm import Vllm
+from foretell.model import MTPModel
 
 CLASSES: tuple[type[Layout], ...] = (
     MiMo,
@@ -35,6 +36,21 @@ def layout(name: str) -> Layout:
     if name not in LAYOUTS:
         raise InputError(f"layout {name!r} is unknown; choose from {', '.join(LAYOUTS)}.")
     return LAYOUTS[name]
+
+
+def layouts_for(model: MTPModel) -> list[str]:
+    """The layouts that run heads as `model`'s are run, and can hold its backbone.
+
+    `export` looks at the weights too.
+    """
+    head, base = model.require_head().config, model.backbone.config.to_dict()
+    plain_norms = has_plain_norms(model.backbone)
+    return [
+        one.name
+        for one in LAYOUTS.values()
+        if not one.contract_of(head).differences(head, plain_norms)
+        and not one.refusals(model, base)
+    ]
 
 
 def recognise(base: Checkpoint) -> Layout:

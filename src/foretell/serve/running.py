@@ -1,9 +1,21 @@
 """Running the application until it is told to stop."""
 
+import logging
+from types import FrameType
+
 import uvicorn
 
 from foretell.serve.app import create_app
 from foretell.serve.service import Service
+
+
+class _Server(uvicorn.Server):
+    """Told to stop once more, drops what still runs, without a traceback for each request."""
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        if self.force_exit:
+            logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
 
 def server(service: Service, host: str, port: int) -> uvicorn.Server:
@@ -16,4 +28,4 @@ def server(service: Service, host: str, port: int) -> uvicorn.Server:
         server_header=False,
         timeout_graceful_shutdown=service.limits.grace_seconds,
     )
-    return uvicorn.Server(config)
+    return _Server(config)

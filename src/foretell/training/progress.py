@@ -3,7 +3,8 @@
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,9 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from foretell.errors import ForetellError, not_installed
 from foretell.training.processes import agreed
 from foretell.training.report import draw_curves
+
+FIRST = 10
+"""Steps of a process that are reported one by one, for people to see that it runs."""
 
 if TYPE_CHECKING:
     from foretell.training.trainer import MTPTrainer
@@ -50,6 +54,7 @@ class Clock:
         self.before = before
         self._started: float | None = None
         self._fraction = 0.0
+        self._ticks: list[float] = []
 
     def start(self) -> None:
         self._started = time.monotonic()
@@ -59,9 +64,16 @@ class Clock:
         return self.before + now
 
     def tick(self) -> None:
-        """Look at the clock, once per step: the schedule is the same in every process."""
-        if self.limit is not None:
-            self._fraction = agreed(self.seconds() / self.limit)
+        """Look at the clock, once per step: the schedule is the same in every process.
+
+        The time is up where one more step, as long as the shorter of the last two, would overrun.
+        """
+        if self.limit is None:
+            return
+        now = agreed(self.seconds() / self.limit)
+        self._ticks = [*self._ticks[-2:], now]
+        step = min((b - a for a, b in pairwise(self._ticks)), default=0.0)
+        self._fraction = now if now + step <= 1.0 else 1.0
 
     def fraction(self) -> float:
         """At the last tick."""
@@ -76,14 +88,16 @@ class Follow(TrainerCallback):
 
     def __init__(self, trainer: "MTPTrainer", report: Callable[[Progress], None] | None) -> None:
         self.trainer, self.report = trainer, report
-        self._since = (0, time.monotonic())
+        self._began = 0
+        self._since = self._shown = (0, time.monotonic())
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
     ) -> None:
         self.trainer.clock.start()
         self.trainer.clock.tick()
-        self._since = (state.global_step, time.monotonic())
+        self._began = state.global_step
+        self._since = self._shown = (state.global_step, time.monotonic())
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
@@ -92,13 +106,39 @@ class Follow(TrainerCallback):
             self.trainer.warm_up_heads()
 
     def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.clock.tick()
         if self.trainer.clock.fraction() >= 1.0:
             control.should_training_stop = True
         if control.should_training_stop or state.global_step >= state.max_steps:
             control.should_log = True  # what was learned since the last report
+        if not control.should_log and state.global_step - self._began <= FIRST:
+            shown, self._shown = self._shown, (state.global_step, time.monotonic())
+            rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
+            progress = self._progress(state, self.trainer.last_losses(), shown, rate)
+            if args.should_save and self.report is not None:
+                self.report(progress)
+
+    def _progress(
+        self,
+        state: TrainerState,
+        losses: tuple[float, ...],
+        since: tuple[int, float],
+        rate: float,
+    ) -> Progress:
+        """Where the run stands; its speed is that since a step and a time."""
+        trainer, (step, began) = self.trainer, since
+        tokens = (state.global_step - step) * trainer.tokens_per_step
+        return Progress(
+            step=state.global_step,
+            total_steps=trainer.total_steps,
+            fraction=trainer.done(state.global_step),
+            depth_losses=losses,
+            learning_rate=rate,
+            tokens_per_second=tokens / max(time.monotonic() - began, 1e-9),
+            seconds=trainer.clock.seconds(),
+        )
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -106,22 +146,14 @@ class Follow(TrainerCallback):
         logs = kwargs.get("logs") or {}
         if "learning_rate" not in logs:
             return
-        trainer, settings = self.trainer, self.trainer.settings
-        now, (step, since) = time.monotonic(), self._since
-        tokens = (state.global_step - step) * trainer.tokens_per_step
-        self._since = (state.global_step, now)
-        due = trainer.held_out is not None and settings.evaluate_every > 0
-        due = due and step // settings.evaluate_every < state.global_step // settings.evaluate_every
-        progress = Progress(
-            step=state.global_step,
-            total_steps=trainer.total_steps,
-            fraction=trainer.done(state.global_step),
-            depth_losses=trainer.latest,
-            learning_rate=float(logs["learning_rate"]),
-            tokens_per_second=tokens / max(now - since, 1e-9),
-            seconds=trainer.clock.seconds(),
-            held_out_losses=trainer.measure() if due else (),
-        )
+        trainer, every = self.trainer, self.trainer.settings.evaluate_every
+        since, self._since = self._since, (state.global_step, time.monotonic())
+        self._shown = self._since
+        due = trainer.held_out is not None and every > 0
+        due = due and since[0] // every < state.global_step // every
+        progress = self._progress(state, trainer.latest, since, float(logs["learning_rate"]))
+        if due:
+            progress = replace(progress, held_out_losses=trainer.measure())
         if not all(map(math.isfinite, progress.depth_losses)):
             raise ForetellError(
                 f"the loss is not finite at step {state.global_step} (by depth "

@@ -33,6 +33,7 @@ from foretell.training.config import TrainConfig
 from foretell.training.marginals import marginal_targets
 from foretell.training.optimizers import make_optimizer, make_schedule
 from foretell.training.order import EndlessOrder
+from foretell.training.plan import Plan
 from foretell.training.preparation import (
     check_blocks,
     check_loss,
@@ -90,6 +91,7 @@ def train(
     held_out: PackedBlocks | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     backbone_path: str | None = None,
+    begin: Callable[[Plan], None] | None = None,
     report: Callable[[Progress], None] | None = None,
 ) -> TrainResult:
     """Train `model` on `blocks` and save it to `out/model`; resume where `out` holds a checkpoint.
@@ -105,7 +107,9 @@ def train(
         tokenizer: saved with the model.
         backbone_path: where the backbone can be loaded from; then `frozen` stores heads alone.
             Adapters that are not merged need it.
-        report: called with the progress every `config.log_every` steps, by the main process.
+        begin: called with what is about to be done, before the first step, by the main process.
+        report: called with the progress, by the main process: after each of the first steps, and
+            then every `config.log_every` steps.
 
     Raises:
         BackboneError: the backbone lets documents that are packed in `blocks` attend to each other,
@@ -126,7 +130,7 @@ def train(
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
     run = RunDirectory(local_path(out))
     with run.held() if processes.is_main_process else nullcontext():
-        return _train(model, blocks, config, run, held_out, tokenizer, backbone_path, report)
+        return _train(model, blocks, config, run, held_out, tokenizer, backbone_path, begin, report)
 
 
 def _train(
@@ -137,6 +141,7 @@ def _train(
     held_out: PackedBlocks | None,
     tokenizer: PreTrainedTokenizerBase | None,
     backbone_path: str | None,
+    begin: Callable[[Plan], None] | None,
     report: Callable[[Progress], None] | None,
 ) -> TrainResult:
     """`train`, once what it was given is known to fit."""
@@ -162,6 +167,10 @@ def _train(
     trainer = MTPTrainer(
         model, blocks, config, run, clock, held_out, tokenizer, backbone_path, report
     )
+    if begin is not None and processes.is_main_process:
+        begun = resume.step if resume else 0
+        steps, number = trainer.total_steps, processes.num_processes
+        begin(Plan.of(model, blocks, config, steps=steps, begun=begun, processes=number))
     with compiled_blocks(model) if config.compile else nullcontext():
         outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
     seconds = clock.seconds()
@@ -384,6 +393,11 @@ class MTPTrainer(Trainer):
             self.latest = tuple(self.accelerator.reduce(total, reduction="mean").tolist())
             self._sums.clear()
         return self.latest
+
+    def last_losses(self) -> tuple[float, ...]:
+        """Depth losses of the last step alone, over all processes."""
+        latest = torch.stack(self._sums[-self.settings.accumulate :]).sum(0)
+        return tuple(self.accelerator.reduce(latest, reduction="mean").tolist())
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """As transformers does, with the loss of every depth."""

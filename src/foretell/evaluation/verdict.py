@@ -1,0 +1,128 @@
+"""Whether heads pay on a machine, and what would have to be true for it.
+
+A step with a draft of g tokens emits τ tokens and takes as long as c plain steps, so that heads pay
+where τ > c. With the same acceptance α at every depth τ is 1 + α + … + α^g (Leviathan et al. 2023,
+arXiv 2211.17192, equation 1), and the α at which that is c is the break-even.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from foretell.probe.prediction import Costs, speedup, tokens_per_forward
+
+CLOSE = 0.03
+"""Speed-ups that are nearer to 1 than this are called even."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What heads bring on a machine.
+
+    Attributes:
+        length: g, tokens per draft.
+        tokens_per_forward: τ.
+        cost: c, of a step in plain steps.
+        measured: whether τ and c come from decoding; otherwise from held-out text and timed passes.
+    """
+
+    length: int
+    tokens_per_forward: float
+    cost: float
+    measured: bool
+
+    @property
+    def speedup(self) -> float:
+        """Over plain decoding."""
+        return self.tokens_per_forward / self.cost
+
+    @property
+    def acceptance(self) -> float:
+        """α, as if it were the same at every depth."""
+        return _acceptance(self.tokens_per_forward, self.length)
+
+    @property
+    def break_even(self) -> float | None:
+        """The α from which on such drafts pay; None where not even 1 would do."""
+        return None if self.cost > self.length + 1 else _acceptance(self.cost, self.length)
+
+    def __str__(self) -> str:
+        """One sentence: whether they pay, what it takes, and what to do next."""
+        return f"{self._outcome()}: {self._balance()}; {self._condition()}; {self._advice()}."
+
+    def _outcome(self) -> str:
+        if abs(self.speedup - 1.0) < CLOSE:
+            found = "break even" if self.measured else "should break even"
+        elif self.speedup > 1.0:
+            found = "pay" if self.measured else "should pay"
+        else:
+            found = "do not pay" if self.measured else "would not pay"
+        return f"These heads {found} on this machine ({self.speedup:.2f}× plain decoding)"
+
+    def _balance(self) -> str:
+        drafted = f"{self.length} token{'s' * (self.length != 1)}"
+        return (
+            f"a step that drafts {drafted} takes as long as {self.cost:.2f} plain ones and gives "
+            f"{self.tokens_per_forward:.2f} tokens"
+        )
+
+    def _condition(self) -> str:
+        if self.break_even is None:
+            return "not even drafts that are always accepted would pay at that cost"
+        return (
+            f"break-even is at {100 * self.break_even:.0f} % accepted per depth, and "
+            f"{100 * self.acceptance:.0f} % are"
+        )
+
+    def _advice(self) -> str:
+        if self.break_even is None:
+            return "draft fewer tokens, or decode where wide passes cost less, as on a GPU"
+        if self.speedup > 1.0 + CLOSE:
+            if self.measured:
+                return "use them, and try --draft-length auto"
+            return "check it with `foretell bench`"
+        return (
+            "train longer or on the model's own words (`foretell distill`), or draft fewer tokens"
+        )
+
+
+def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
+    """Of the rows of one model in a comparison: the fastest way to decode with its heads.
+
+    None where none was measured.
+    """
+    rows = list(rows)
+    heads = [row for row in rows if row.get("drafter") == "heads" and "speedup" in row]
+    if not heads:
+        return None
+    best = max(heads, key=lambda row: float(row["speedup"]))
+    depths = [
+        int(row["depth"])
+        for row in rows
+        if row["method"] == best["method"] and row.get("acceptance") is not None
+    ]
+    tokens = float(best["tokens_per_forward"])
+    return Verdict(max(depths, default=1), tokens, tokens / float(best["speedup"]), measured=True)
+
+
+def verdict_of_depths(acceptance: Sequence[float], costs: Costs) -> Verdict:
+    """Of held-out text, at the draft length that is best on this machine.
+
+    Args:
+        acceptance: A_1…A_K, the share of positions at which the first k drafted tokens all stand.
+        costs: of passes over 1…K+1 tokens, and of drafting one.
+    """
+    lengths = range(1, len(acceptance) + 1)
+    best = max(lengths, key=lambda length: speedup(acceptance, costs, length))
+    tokens = tokens_per_forward(acceptance, best)
+    return Verdict(best, tokens, costs.relative(best), measured=False)
+
+
+def _acceptance(tokens: float, length: int) -> float:
+    """The α in 0…1 with 1 + α + … + α^`length` = `tokens`, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        reached = sum(middle**depth for depth in range(length + 1))
+        low, high = (middle, high) if reached < tokens else (low, middle)
+    return high
