@@ -4,19 +4,18 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from foretell.adapters import Adapters, adapters_inside
 from foretell.backbone import (
     Ability,
-    Backbone,
     BackboneOutput,
     fingerprint,
     rehearses,
@@ -34,28 +33,10 @@ from foretell.checkpoint import (
     replacing,
     write_heads,
 )
-from foretell.decoding import (
-    AcceptanceRule,
-    AutoLength,
-    Batch,
-    Drafter,
-    Generation,
-    Measured,
-    NoDrafter,
-    Sampling,
-    SpeculativeSampling,
-    Step,
-    Stop,
-    StopStrings,
-    StopTokens,
-    decode,
-    drafter_for,
-    store_by_rows,
-)
-from foretell.decoding.cache import decodes, keeps_blocks, takes_masks
-from foretell.decoding.passes import capacity
-from foretell.decoding.sampling import WIDEST
+from foretell.decoding import store_by_rows
+from foretell.decoding.cache import decodes, keeps_blocks
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
+from foretell.generation import Generating
 from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretell.loading import cast_parameters, load_causal_lm, resolve
 from foretell.objective import (
@@ -87,7 +68,7 @@ class MTPOutput:
     depth_losses: Tensor
 
 
-class MTPModel(nn.Module):
+class MTPModel(Generating):
     """A causal language model with heads that predict further ahead.
 
     Build one with `attach` or `MTPModel.from_pretrained`. Without a head it is the backbone alone,
@@ -103,15 +84,11 @@ class MTPModel(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
-        super().__init__()
-        self.lm = model
-        self.backbone = Backbone(model)
+        super().__init__(model)
         self.backbone_trains = True
         self.adapters: Adapters | None = None
         self._base_fingerprint: str | None = None
-        self.tokenizer_path: str | None = None
         self.depth_by_depth = True
-        self._measured: dict[tuple[Any, ...], Measured] = {}  # for draft length auto
         self.head = None if head is None else self._build(head)
 
     def _build(self, config: HeadConfig) -> Head:
@@ -150,22 +127,6 @@ class MTPModel(nn.Module):
         if self.head is None:
             raise HeadError("the model has no heads; train some with `foretell train`.")
         return self.head
-
-    def require_fit(self) -> None:
-        """Check that the head lies where the backbone does, in a type no narrower.
-
-        Raises:
-            HeadError: `to` moved one of them and not the other.
-        """
-        if self.head is None:
-            return
-        own, backbone = next(self.head.parameters()), self.backbone
-        wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
-        if own.device != backbone.device or not wide:
-            raise HeadError(
-                f"the heads are {own.dtype} on {own.device}, the backbone {backbone.dtype} on "
-                f"{backbone.device}: move or cast the MTPModel, not one of its parts."
-            )
 
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
@@ -383,181 +344,6 @@ class MTPModel(nn.Module):
         parts = [*tables, *([] if self.head is None else [self.head])]
         found = {id(p): p for part in parts for p in part.parameters()}
         return [parameter for parameter in found.values() if parameter.requires_grad]
-
-    # -- decoding -------------------------------------------------------------------------------
-
-    def stream(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int,
-        stop_tokens: Collection[int] | None = None,
-        stop_strings: Sequence[str] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        sampling: Sampling | None = None,
-        drafter: Drafter | None = None,
-        draft_length: int | Literal["auto"] | None = None,
-        rule: AcceptanceRule | None = None,
-        pass_width: int | None = None,
-        compiled: bool = False,
-    ) -> Iterator[tuple[Step, ...]]:
-        """`generate`, one step at a time. Puts the model into evaluation mode.
-
-        What transformers' `generate` takes from the model's generation config counts here too:
-        penalties, tokens that are suppressed or forced, stop strings, padding. Only how tokens are
-        drawn does not: `do_sample`, `temperature` and the like of a checkpoint are left out, and
-        `sampling` says it.
-
-        Args:
-            input_ids: (B, T), the prompts.
-            attention_mask: (B, T), 0 where a prompt is padded, on either side. By default what
-                transformers infers: padded where the generation config's padding token stands,
-                unless that ends texts too.
-            max_new_tokens: how many tokens to emit, per row.
-            stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
-                model's generation config. `()` ends nowhere earlier.
-            stop_strings: end after the token with which one of these is complete; by default those
-                of the model's generation config.
-            tokenizer: for `stop_strings`.
-            sampling: how tokens are chosen; greedily by default.
-            drafter: what proposes tokens; by default the model's heads, or nothing without heads.
-            draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
-                every step of any drafter as long as brings most tokens per second, down to 0;
-                what earlier calls like this one have measured counts (see `auto_length`).
-            rule: what of a draft is accepted; by default what leaves the output as it is.
-            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
-                what is drafted cannot change how near-ties are rounded; longer drafts are cut.
-            compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
-        """
-        self.require_fit()
-        stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        stop_strings = self.stop_strings if stop_strings is None else stop_strings
-        if stop_strings and tokenizer is None:
-            raise InputError(
-                f"stop strings ({', '.join(map(repr, stop_strings))}) need the tokenizer too."
-            )
-        stops: list[Stop] = [StopTokens(stop_tokens)]
-        if tokenizer is not None and stop_strings:
-            stops.append(StopStrings(stop_strings, tokenizer))
-        if pass_width is not None and not 1 <= pass_width <= WIDEST:
-            raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
-        if attention_mask is None:
-            attention_mask = self._inferred_mask(input_ids, stop_tokens or self.stop_tokens)
-        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
-        if drafter is None:
-            fixed = None if draft_length == "auto" else draft_length
-            drafter = (
-                NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
-            )
-            drafter.measured = self._measured  # another drafter in every call, of the same heads
-        elif draft_length not in (None, "auto"):
-            raise InputError("a drafter that is given has its own draft length.")
-        if (shape := getattr(drafter, "shape", None)) is not None:
-            masked = takes_masks(self.backbone, capacity(batch) + shape.size)
-            if not masked:
-                raise BackboneError(
-                    f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask "
-                    f"that tells branches apart ({masked.lacking}); draft chains."
-                )
-        sampling, length = sampling or Sampling(), None
-        if draft_length == "auto":
-            length = self.auto_length(drafter, batch, sampling, pass_width, compiled)
-        if any(module.training for module in self.modules()):  # eval() takes far longer to see
-            self.eval()
-        return decode(
-            self.backbone,
-            batch,
-            drafter,
-            rule or SpeculativeSampling(),
-            sampling,
-            length=length,
-            pass_width=pass_width,
-            compiled=compiled,
-        )
-
-    def auto_length(
-        self,
-        drafter: Drafter,
-        batch: Batch,
-        sampling: Sampling,
-        pass_width: int | None = None,
-        compiled: bool = False,
-    ) -> AutoLength:
-        """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
-
-        They are alike with the same drafter, which remembers it, as many rows, about the same
-        temperature, passes as wide, and compiled or not as these. The model's heads remember it
-        where no drafter was given.
-        """
-        warmth = (sampling.greedy, round(sampling.temperature, 1))
-        alike = (id(self.backbone), batch.rows, warmth, pass_width, compiled)
-        measured = drafter.measured.setdefault(alike, Measured())
-        return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
-
-    @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The end-of-sequence tokens of the model's generation config."""
-        ids = getattr(self.lm.generation_config, "eos_token_id", None)
-        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings of the model's generation config."""
-        strings = getattr(self.lm.generation_config, "stop_strings", None) or ()
-        return (strings,) if isinstance(strings, str) else tuple(strings)
-
-    @property
-    def _padding(self) -> int | None:
-        return getattr(self.lm.generation_config, "pad_token_id", None)
-
-    def _inferred_mask(self, input_ids: Tensor, ends: Collection[int]) -> Tensor | None:
-        """The attention mask of prompts without one, as transformers infers it."""
-        if self._padding is None or self._padding in ends or input_ids.ndim != 2:
-            return None
-        mask = input_ids != self._padding
-        if bool((mask.int().diff(dim=1).abs().sum(1) > 1).any()):
-            raise InputError(
-                f"a prompt has the padding token {self._padding} in its middle, where transformers "
-                "would not read it; give the attention mask."
-            )
-        return mask
-
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-    ) -> Generation:
-        """Continue prompts: the backbone's own tokens, in fewer forward passes.
-
-        The arguments are those of `stream`. As in transformers a text may become longer than the
-        model was built for, which is logged once; it ends where the model has no more positions
-        (`Generation.full`).
-
-        Raises:
-            InputError: a prompt that is empty or longer than the context, or an option out of its
-                range.
-            BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
-            HeadError: see `require_fit`.
-        """
-        if attention_mask is None:
-            ends = options.get("stop_tokens") or self.stop_tokens
-            attention_mask = self._inferred_mask(input_ids, ends)
-        steps = list(self.stream(input_ids, attention_mask, **options))
-        continuations = [
-            [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
-        ]
-        fill = next(iter([self._padding] if self._padding is not None else self.stop_tokens), 0)
-        longest = max(map(len, continuations))
-        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = seen.bool().sum(1).tolist()
-        filled = [row + [fill] * (longest - len(row)) for row in continuations]
-        sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)
-        return Generation(sequences, continuations, steps, self._full(prompts, continuations))
-
-    def _full(self, prompts: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[bool]:
-        """Which rows, of so many tokens and what followed, fill the model's last position."""
-        most = self.backbone.max_length
-        rows = zip(prompts, continuations, strict=True)
-        return [most is not None and length + len(new) >= most for length, new in rows]
 
     # -- saving and loading ---------------------------------------------------------------------
 

@@ -82,7 +82,7 @@ def bench(
     loaded.backbone.require_room(longest + max_new_tokens, "prompts and their continuations")
     draft = None
     if draft_model is not None:
-        draft = drafting.load_draft_model(draft_model, loaded), draft_model
+        draft = loaded.draft_model(draft_model), draft_model
     sampling = drafting.sampling(temperature, seed)
     methods = methods_of(
         loaded,

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from transformers import PreTrainedTokenizerBase
 
-from foretell.cli import common, drafting
+from foretell.cli import common
 from foretell.cli.probe_tables import show_probe
 from foretell.data import Bad, Document, PackedBlocks, held_out_split, read_documents
 from foretell.data.tokenization import Tokenized, tokenize_all
@@ -185,7 +185,7 @@ def _baselines(model: MTPModel, texts: _Texts, depth: int, draft_model: str | No
         methods.append(NGrams(counts))
     methods += [PromptLookup(), RepeatLast()]
     if draft_model is not None:
-        draft = drafting.load_draft_model(draft_model, model)
+        draft = model.draft_model(draft_model)
         methods.append(DraftModel(draft.backbone, vocab_size))
     return methods
 
