@@ -31,6 +31,7 @@ from foretell.cli.common import load_prompts
 from foretell.decoding import (
     Batch,
     Committed,
+    DecodeOptions,
     Draft,
     Drafter,
     LookupDrafter,
@@ -38,7 +39,6 @@ from foretell.decoding import (
     ModelDrafter,
     NoDrafter,
     Sampling,
-    SpeculativeSampling,
     StopStrings,
     StopTokens,
     TreeShape,
@@ -328,8 +328,8 @@ def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
     stops = [StopTokens(stop_tokens), StopStrings(stop_strings, letters())]
     batch = Batch(model.backbone, rows, mask, new, stops)
     helped = Helped(drafter(family, name), texts)
-    rule, greedy = SpeculativeSampling(), Sampling()
-    steps = list(decode(model.backbone, batch, helped, rule, greedy, length=Told(limits)))
+    options = DecodeOptions(drafter=helped)
+    steps = list(decode(model.backbone, batch, options, length=Told(limits)))
 
     for length, row in zip(lengths, zip(*steps, strict=True), strict=True):
         found = [token for step in row for token in step.tokens]
@@ -346,7 +346,8 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
     batch = Batch(model.backbone, rows, mask, limits)
     one, sampling = drafter("llama", name), Sampling(temperature=1.0)
     sizes, steps = [], []
-    for step in decode(model.backbone, batch, one, SpeculativeSampling(), sampling):
+    options = DecodeOptions(drafter=one, sampling=sampling)
+    for step in decode(model.backbone, batch, options):
         sizes.append(len(batch.present))
         steps.append(step)
         assert len(step) == 4
@@ -357,7 +358,8 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
         assert drawn == batch.continuations[row]
         assert len(drawn) == limit
         own = Batch(model.backbone, torch.tensor([prompt(lengths[row])]), None, limit)
-        work = decode(model.backbone, own, one, SpeculativeSampling(), replace(sampling, seeds=row))
+        alone = replace(options, sampling=replace(sampling, seeds=row))
+        work = decode(model.backbone, own, alone)
         assert [token for (step,) in work for token in step.tokens] == drawn
 
 

@@ -17,10 +17,10 @@ import families
 import foretell as ft
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     LookupDrafter,
     NoDrafter,
     Sampling,
-    SpeculativeSampling,
     StopTokens,
     decode,
 )
@@ -160,7 +160,7 @@ def test_a_row_taken_up_again_goes_on_where_it_was() -> None:
         again = torch.cat([ROW, torch.tensor([whole[:5]])], dim=1)
         stops = [StopTokens(HALF)]
         batch = Batch(model.backbone, again, None, NEW - 5, stops, prompt_lengths=[ROW.shape[1]])
-        steps = decode(model.backbone, batch, NoDrafter(), SpeculativeSampling(), Sampling())
+        steps = decode(model.backbone, batch, DecodeOptions())
         assert [token for (step,) in steps for token in step.tokens] == whole[5:]
 
 

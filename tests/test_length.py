@@ -14,11 +14,10 @@ from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
     Batch,
+    DecodeOptions,
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
-    Sampling,
-    SpeculativeSampling,
     Step,
     TreeShape,
     decode,
@@ -62,7 +61,7 @@ class CheckedWhereAsked(Checked):
 
 def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
     batch = Batch(model.backbone, row, None, NEW)
-    work = decode(model.backbone, batch, drafter, SpeculativeSampling(), Sampling(), length=length)
+    work = decode(model.backbone, batch, DecodeOptions(drafter=drafter), length=length)
     return [steps[0] for steps in work]
 
 
@@ -369,7 +368,7 @@ def test_auto_is_an_option_of_generate() -> None:
     assert max(step.drafted for step in fixed.row_steps) == 2
     assert len(result.draft_lengths) == result.forwards - 1
     assert result.draft_lengths[:3] == [0, 0, 0]
-    (measured,) = model._measured.values()
+    (measured,) = model._measured["heads"].values()
     assert measured.worth is None
     model.generate(row, max_new_tokens=NEW, draft_length="auto")
     assert measured.worth is not None  # the next text learns from this one

@@ -23,6 +23,7 @@ from foretell.backbone import Ability, Backbone
 from foretell.backbone.rotary import document_reach
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     Drafter,
     Exact,
     LookupDrafter,
@@ -185,7 +186,7 @@ def test_rows_read_anew_can_be_ended_from_outside() -> None:
     batch = Batch(model("phi3").backbone, ids, mask, NEW)
     assert batch.rereads
     backbone, found = model("phi3").backbone, [[] for _ in LENGTHS]
-    for steps in decode(backbone, batch, NoDrafter(), Exact(), Sampling()):
+    for steps in decode(backbone, batch, DecodeOptions(rule=Exact())):
         for row, step in enumerate(steps):
             found[row] += step.tokens
         if len(found[1]) == 3:

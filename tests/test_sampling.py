@@ -31,6 +31,7 @@ import foretell as ft
 from foretell.backbone import Backbone
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     Draft,
     Exact,
     LookupDrafter,
@@ -352,7 +353,7 @@ def test_nor_on_where_they_end(kind: str, shape: TreeShape | None) -> None:
     def drawn(rows: slice) -> list[list[int]]:
         batch = Batch(backbone, torch.tensor(texts[rows]), None, limits[rows])
         sampling = Sampling(temperature=1.0, seeds=list(seeds[rows]))
-        list(decode(backbone, batch, one, SpeculativeSampling(), sampling))
+        list(decode(backbone, batch, DecodeOptions(drafter=one, sampling=sampling)))
         return batch.continuations
 
     together = drawn(slice(None))

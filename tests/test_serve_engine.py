@@ -14,7 +14,7 @@ import torch
 
 import families
 import foretell as ft
-from foretell.decoding import Batch, NoDrafter, Sampling, StopTokens, drafter_for
+from foretell.decoding import Batch, DecodeOptions, NoDrafter, Sampling, StopTokens, drafter_for
 from foretell.errors import InputError
 from foretell.serve import Engine, Job, Limits, Metrics, Progress, Settings
 from foretell.serve.jobs import Closed, QueueFull
@@ -115,7 +115,11 @@ def test_lengths_are_chosen_by_what_earlier_batches_measured() -> None:
         assert [row.all() for row in rows] == [alone(model, row) for row in rows]
     two = Batch(model.backbone, torch.tensor([prompt(0), prompt(1)]), None, 60)
     greedily, warm = (
-        model.auto_length(engine.drafter, two, Sampling(temperature=temperature)).measured
+        DecodeOptions(
+            sampling=Sampling(temperature=temperature), drafter=engine.drafter, auto_length=True
+        )
+        .lengths(model.backbone, two)
+        .measured
         for temperature in (0.0, 0.5)
     )
     assert greedily.worth is not None
