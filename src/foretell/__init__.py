@@ -7,6 +7,7 @@ several tokens per forward pass with unchanged output.
 from foretell.errors import BackboneError, CheckpointError, ForetellError, HeadError, InputError
 from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
 from foretell.model import MTPModel, attach
+from foretell.patching import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -21,4 +22,6 @@ __all__ = [
     "ResidualHeads",
     "SequentialHeads",
     "attach",
+    "patch",
+    "unpatch",
 ]

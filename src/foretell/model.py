@@ -5,11 +5,14 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from tempfile import TemporaryDirectory
+from typing import Any, Self, cast
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -49,23 +52,30 @@ from foretell.objective import (
     depth_by_depth,
 )
 from foretell.provenance import local_path
-from foretell.targets import depth_targets, tokens_ahead
+from foretell.targets import IGNORE, depth_targets, tokens_ahead
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class MTPOutput:
-    """What a training step returns.
+    """What a pass of the model returns.
 
     Attributes:
         loss: the weighted sum, a scalar.
         depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
             depth learns from a teacher.
+        unembed: computes `logits`.
     """
 
     loss: Tensor
     depth_losses: Tensor
+    unembed: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V), the backbone's own; computed when asked for, since training needs none."""
+        return self.unembed()
 
 
 class MTPModel(Generating):
@@ -230,6 +240,7 @@ class MTPModel(Generating):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
         objective: ObjectiveConfig | None = None,
         weights: Sequence[float] | None = None,
@@ -238,12 +249,14 @@ class MTPModel(Generating):
         trunk: BackboneOutput | None = None,
         passes: int = 1,
     ) -> MTPOutput:
-        """The training loss of depths 0…K.
+        """The training loss of depths 0…K, and the backbone's logits.
 
         Args:
             input_ids: (B, T).
             position_ids: (B, T), restarting at every packed document; None: a row is one document.
-            labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are.
+            labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are that are
+                no padding.
+            attention_mask: (B, T), 0 where a row is padded; None: nowhere.
             objective: what is learned; by default Gloeckle's sum.
             weights: of depths 0…K, by default the objective's at the start of a run. Depth 0 counts
                 nothing where the backbone is frozen.
@@ -267,8 +280,10 @@ class MTPModel(Generating):
             )
         if not self.backbone_trains:
             weights[0] = 0.0
-        output = self._trunk(input_ids, position_ids) if trunk is None else trunk
-        labels = input_ids if labels is None else labels
+        output = trunk or self._trunk(input_ids, position_ids, attention_mask)
+        if labels is None:
+            seen = attention_mask
+            labels = input_ids if seen is None else input_ids.masked_fill(seen == 0, IGNORE)
         targets = [
             Target(
                 depth_targets(labels, depth, position_ids).flatten(),
@@ -279,13 +294,17 @@ class MTPModel(Generating):
             for depth in range(self.depth + 1)
         ]
         loss, depth_losses = self._losses(input_ids, output, targets, weights)
-        return MTPOutput(loss + self.backbone.auxiliary_loss(output) / passes, depth_losses)
+        loss = loss + self.backbone.auxiliary_loss(output) / passes
+        return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
 
-    def _trunk(self, input_ids: Tensor, position_ids: Tensor | None) -> BackboneOutput:
+    def _trunk(
+        self, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> BackboneOutput:
         """The backbone's pass, with gradients where it learns."""
         with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
             return self.backbone(
                 input_ids,
+                attention_mask=attention_mask,
                 position_ids=position_ids,
                 layers=self.layers,
                 auxiliary=torch.is_grad_enabled(),
@@ -355,7 +374,8 @@ class MTPModel(Generating):
         backbone: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
-    ) -> "MTPModel":
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+    ) -> Self:
         """Load a foretell directory, or a plain checkpoint without heads.
 
         Args:
@@ -365,12 +385,16 @@ class MTPModel(Generating):
             dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
                 has its own already.
             device: where to put the model.
+            device_map: the same in transformers' words; `"auto"` is the first accelerator, or the
+                CPU. Heads need their backbone on one device.
 
         Raises:
             CheckpointError: a file is missing, truncated or foreign, or the backbone is another
                 one.
-            InputError: there is no model at `path`, or `dtype` is no type for one.
+            InputError: there is no model at `path`, `dtype` is no type for one, or `device_map`
+                spreads it.
         """
+        device = _one_device(device, device_map)
         wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
@@ -436,6 +460,48 @@ class MTPModel(Generating):
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        backbone_path: str | None = None,
+        tokenizer: Any = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> str:
+        """Save the model and upload it to the Hub, where `from_pretrained` finds it again.
+
+        Args:
+            repo_id: `owner/name`; made where there is none.
+            backbone_path: the Hub id of the backbone: then only the heads are uploaded.
+            tokenizer: uploaded beside the backbone.
+            private: whether a repository that is made is.
+            token: of an account; by default the one that is logged in.
+            **options: of `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`,
+                `create_pr`, …
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            CheckpointError: see `require_savable`.
+            InputError: `backbone_path` is a directory, which nobody else has.
+        """
+        if backbone_path is not None and local_path(backbone_path).exists():
+            raise InputError(
+                f"backbone_path is {backbone_path}, a directory of this machine; name the Hub id "
+                "of the backbone, or leave it out to upload that too."
+            )
+        self.require_savable(backbone_path)
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as place:
+            directory = Path(place) / "model"
+            self.save_pretrained(directory, backbone_path=backbone_path, tokenizer=tokenizer)
+            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **options)
+        return str(done.commit_url)
+
     def require_savable(self, backbone_path: str | Path | None = None) -> None:
         """Check that `save_pretrained` could write the model, and load it again.
 
@@ -476,6 +542,28 @@ class MTPModel(Generating):
                 + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
             )
         self.require_head().load_state_dict(given)
+
+
+def _one_device(
+    device: torch.device | str | None,
+    device_map: str | int | torch.device | Mapping[str, Any] | None,
+) -> torch.device | str | None:
+    """The device that both name, or None."""
+    if device_map is None:
+        return device
+    if device is not None:
+        raise InputError("device and device_map say the same; give one of them.")
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    spread = len(set(places)) != 1 or places[0] in ("disk", "meta")
+    if spread or (isinstance(places[0], str) and places[0].startswith("balanced")):
+        raise InputError(
+            f"device_map is {device_map!r}; heads need their backbone on one device: name it, or "
+            '"auto".'
+        )
+    if places[0] == "auto":
+        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        return found or torch.device("cpu")
+    return torch.device(places[0])
 
 
 def _full_path(backbone_path: str | Path | None) -> str | None:
@@ -546,24 +634,33 @@ def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else str(tuple(tensor.shape))
 
 
-def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **options: Any) -> MTPModel:
+def attach(
+    model: PreTrainedModel | str | Path, head: str | HeadConfig = "parallel", **options: Any
+) -> MTPModel:
     """Put new heads on a causal language model.
 
     Where the model can then be trained and not decoded, a warning is logged.
 
     Args:
-        model: any `AutoModelForCausalLM`; it is used as it is.
+        model: any `AutoModelForCausalLM`, used as it is; or where one lies: a directory, a Hub id
+            or a bundled model, loaded in the type it is stored in.
         head: a head's kind, or its config.
         **options: fields of the head's config, such as `depth=3`, where `head` is a kind.
 
     Raises:
         BackboneError: the model lacks a property that heads need.
-        InputError: the head is unknown or told something it cannot do.
+        InputError: the head is unknown or told something it cannot do, or there is no such model.
+        CheckpointError: the model cannot be loaded.
     """
     if isinstance(head, str):
         head = head_class(head).Config.from_dict(options)
     elif options:
         raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
-    attached = MTPModel(model, head)
+    if isinstance(model, (str, Path)):
+        place = resolve(model)
+        attached = MTPModel(load_causal_lm(place), head)
+        attached.tokenizer_path = place
+    else:
+        attached = MTPModel(model, head)
     attached.warn_if_not_decoded()
     return attached

@@ -124,6 +124,16 @@ class Generating(nn.Module):
         return True
 
     @property
+    def input_modalities(self) -> Any:
+        """Text; pipelines print it."""
+        return self.lm.input_modalities
+
+    @property
+    def output_modalities(self) -> Any:
+        """Text; pipelines print it."""
+        return self.lm.output_modalities
+
+    @property
     def stop_tokens(self) -> tuple[int, ...]:
         """The end-of-sequence tokens of the model's generation config."""
         return stop_tokens(self.generation_config)
