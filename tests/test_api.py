@@ -18,6 +18,8 @@ def test_the_public_names_are_these() -> None:
         "ResidualHeads",
         "SequentialHeads",
         "attach",
+        "patch",
+        "unpatch",
     ]
     for name in ft.__all__:
         assert getattr(ft, name).__module__.startswith("foretell.")
