@@ -95,7 +95,7 @@ def prompt(seed: int, length: int = 7) -> list[int]:
 def alone(model: ft.MTPModel, row: Row) -> list[int]:
     """The same by itself, without drafts."""
     ids = torch.tensor([row.prompt])
-    return model.generate(ids, max_new_tokens=row.tokens, drafter=NoDrafter()).new_tokens
+    return model.decode(ids, max_new_tokens=row.tokens, drafter=NoDrafter()).new_tokens
 
 
 def test_rows_of_any_length_say_what_each_says_alone(model: ft.MTPModel) -> None:
@@ -210,7 +210,7 @@ def test_a_seed_gives_the_same_text_whatever_the_neighbours(model: ft.MTPModel) 
     assert len({tuple(text) for text in (first, *others)}) == 3
     sampling = Sampling(temperature=1.0, top_p=0.95, seeds=0)
     ids = torch.tensor([prompt(1)])
-    assert model.generate(ids, max_new_tokens=12, sampling=sampling).new_tokens == first
+    assert model.decode(ids, max_new_tokens=12, sampling=sampling).new_tokens == first
 
 
 def test_cancelled_rows_end_and_their_neighbours_go_on(model: ft.MTPModel) -> None:
