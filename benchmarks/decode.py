@@ -79,7 +79,7 @@ def measure(
         model,
         sampling=drafting.sampling(temperature, arguments.seed),
         compiled=arguments.compile,
-        draft=(drafting.load_draft_model(draft, model), draft) if draft else None,
+        draft=(model.draft_model(draft), draft) if draft else None,
         tree=arguments.tree,
         draft_length=arguments.draft_length,
         batch_size=batch,

@@ -40,7 +40,7 @@ def continuations(name: str, rule: str, draws: int, batch: int) -> Tensor:
     kind, found = name.split()[0], []
     owner = toy.model(kind if kind in toy.HEADS else "parallel")
     for first in range(0, draws, batch):
-        result = owner.generate(
+        result = owner.decode(
             torch.tensor([toy.PROMPT]).expand(min(batch, draws - first), -1),
             max_new_tokens=toy.LENGTH,
             sampling=replace(toy.SAMPLED, seeds=first),

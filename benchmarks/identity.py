@@ -72,7 +72,7 @@ def measure(
         if config is not None:
             fit(model, torch.cat([row[:, -new_tokens:] for row in expected]), steps)
         drafter = DRAFTERS[name]() if config is None else None
-        results = [model.generate(t, max_new_tokens=new_tokens, drafter=drafter) for t in texts]
+        results = [model.decode(t, max_new_tokens=new_tokens, drafter=drafter) for t in texts]
         forwards = sum(result.forwards for result in results)
         same = sum(torch.equal(r.sequences, e) for r, e in zip(results, expected, strict=True))
         rows.append(

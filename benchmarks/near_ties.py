@@ -75,7 +75,7 @@ class Found:
 def reference(model: MTPModel, prompt: Tensor, count: int, width: int | None = None) -> Reference:
     """Decode one token at a time, in passes of one token or of some width."""
     rule = Watching()
-    result = model.generate(
+    result = model.decode(
         prompt,
         max_new_tokens=count,
         stop_tokens=(),
@@ -111,7 +111,7 @@ def measure(
     for name, drafter in ways.items():
         for start in range(0, len(prompts), batch):
             rows, mask = together(prompts[start : start + batch])
-            result = model.generate(
+            result = model.decode(
                 rows,
                 mask,
                 max_new_tokens=count,

@@ -183,7 +183,7 @@ def offline(arguments: argparse.Namespace) -> list[Expected]:
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     ):
         options: dict[str, Any] = {"max_new_tokens": max(LENGTHS), "drafter": NoDrafter()}
-        said = model.generate(prompt, **options).new_tokens
+        said = model.decode(prompt, **options).new_tokens
         texts = {n: tokenizer.decode(said[:n], skip_special_tokens=True) for n in LENGTHS}
         expected.append(Expected(prompt[0].tolist(), texts))
     return expected

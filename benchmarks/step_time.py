@@ -79,9 +79,7 @@ def measure(model: MTPModel, prompts: Sequence[Tensor], new_tokens: int, batch: 
     def decode(drafter: Drafter) -> tuple[int, float]:
         tokens, began = 0, time.perf_counter()
         for rows in together:
-            result = model.generate(
-                rows, max_new_tokens=new_tokens, stop_tokens=(), drafter=drafter
-            )
+            result = model.decode(rows, max_new_tokens=new_tokens, stop_tokens=(), drafter=drafter)
             tokens += sum(map(len, result.continuations))
         _wait(device)
         return tokens, time.perf_counter() - began

@@ -42,7 +42,7 @@ def offline(prompt: str, tokens: int) -> str:
     """What the model says greedily, by itself."""
     model, tokenizer = tiny("offline")
     ids = torch.tensor([prompt_ids(tokenizer, prompt)])
-    found = model.generate(ids, max_new_tokens=tokens).new_tokens
+    found = model.decode(ids, max_new_tokens=tokens).new_tokens
     return str(tokenizer.decode(found, skip_special_tokens=True))
 
 

@@ -115,7 +115,7 @@ def test_caches_of_other_kinds_take_drafts_back(family: str) -> None:
         drafters.append(ModelDrafter(model.backbone, draft_model, 2, shape))
     assert (len(drafters) == 3) == (family == "glm_moe_dsa")
     for drafter in drafters:
-        found = model.generate(rows, mask, max_new_tokens=8, drafter=drafter)
+        found = model.decode(rows, mask, max_new_tokens=8, drafter=drafter)
         assert found.continuations == expected
 
 
@@ -130,7 +130,7 @@ def test_what_trains_and_does_not_decode_is_told_when_attached(caplog) -> None:
     said = "MambaForCausalLM can be trained with heads, but not decoded in drafts: "
     assert record.getMessage() == said + reason
     with pytest.raises(BackboneError, match="cannot be decoded in drafts"):
-        model.generate(families.prompt(), max_new_tokens=2)
+        model.decode(families.prompt(), max_new_tokens=2)
 
 
 def test_the_command_line_tells_it_too(tmp_path) -> None:

@@ -18,6 +18,8 @@ def test_the_public_names_are_these() -> None:
         "ResidualHeads",
         "SequentialHeads",
         "attach",
+        "patch",
+        "unpatch",
     ]
     for name in ft.__all__:
         assert getattr(ft, name).__module__.startswith("foretell.")
@@ -43,7 +45,7 @@ def test_the_design_page_works_as_written(tmp_path: Path) -> None:
     assert (model.depth, other.depth) == (3, 2)
 
     for attached in (model, other):
-        result = attached.generate(input_ids, attention_mask=mask, max_new_tokens=10)
+        result = attached.decode(input_ids, attention_mask=mask, max_new_tokens=10)
         assert torch.equal(result.sequences, plain)
         assert result.tokens_per_forward == 10 / len(result.steps)
         assert result.steps[0][0].drafted == 0
@@ -52,12 +54,12 @@ def test_the_design_page_works_as_written(tmp_path: Path) -> None:
 
         attached.save_pretrained(tmp_path / "model")
         again = ft.MTPModel.from_pretrained(tmp_path / "model")
-        assert torch.equal(again.generate(input_ids, max_new_tokens=10).sequences, plain)
+        assert torch.equal(again.decode(input_ids, max_new_tokens=10).sequences, plain)
         assert again.depth == attached.depth
 
     hf_model.save_pretrained(tmp_path / "plain")
     without = ft.MTPModel.from_pretrained(tmp_path / "plain")
     assert without.head is None
-    result = without.generate(input_ids, max_new_tokens=10)
+    result = without.decode(input_ids, max_new_tokens=10)
     assert torch.equal(result.sequences, plain)
     assert result.tokens_per_forward == 1

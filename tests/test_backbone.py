@@ -236,7 +236,7 @@ def test_heads_that_would_need_a_call_that_cannot_be_rehearsed_are_refused(tmp_p
         row = families.prompt(1, 20)
         own = lm.generate(row, max_new_tokens=30, do_sample=False)
         drafter = NowAndThen(model)
-        assert torch.equal(model.generate(row, max_new_tokens=30, drafter=drafter).sequences, own)
+        assert torch.equal(model.decode(row, max_new_tokens=30, drafter=drafter).sequences, own)
         assert drafter.sizes == {0, 1, 2}
     with pytest.raises(BackboneError, match=f"kept states.*{reason}.*cache_gb"):
         StateCache(tmp_path / "states", ft.attach(lm, depth=1), 4, 16, limit=1 << 30)
@@ -357,7 +357,7 @@ def test_a_model_whose_blocks_hide_their_number_is_refused() -> None:
         ft.attach(lm, "parallel", depth=1)
     with pytest.raises(BackboneError, match="cannot carry sequential heads"):
         ft.attach(lm, "sequential", depth=1)
-    ft.attach(lm, "residual", depth=1).generate(families.prompt(), max_new_tokens=4)
+    ft.attach(lm, "residual", depth=1).decode(families.prompt(), max_new_tokens=4)
 
 
 class _Hidden(int):

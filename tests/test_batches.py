@@ -31,6 +31,7 @@ from foretell.cli.common import load_prompts
 from foretell.decoding import (
     Batch,
     Committed,
+    DecodeOptions,
     Draft,
     Drafter,
     LookupDrafter,
@@ -38,7 +39,6 @@ from foretell.decoding import (
     ModelDrafter,
     NoDrafter,
     Sampling,
-    SpeculativeSampling,
     StopStrings,
     StopTokens,
     TreeShape,
@@ -103,7 +103,7 @@ def alone(family: str, length: int) -> list[int]:
     """What transformers' own `generate` makes of the prompt of that length."""
     model, row = lm(family), torch.tensor([prompt(length)])
     new = min(NEW, (attached(family, "none").backbone.max_length or NEW + length) - length)
-    out = model.generate(
+    out = model.decode(
         row, attention_mask=torch.ones_like(row), max_new_tokens=new, do_sample=False
     )
     return out[0, length:].tolist()
@@ -205,12 +205,12 @@ def test_what_a_batch_has_read_is_given_back_when_it_ends(name: str, compiled: b
         options = {"max_new_tokens": NEW, "drafter": one, "compiled": compiled}
         patch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
         if compiled:  # torch.compile leaves cycles of its own
-            model.generate(rows, mask, **options)
+            model.decode(rows, mask, **options)
             alive.clear()
         gc.collect()
         gc.disable()
         try:
-            model.generate(rows, mask, **options)
+            model.decode(rows, mask, **options)
             del one, options
             assert alive
             assert not [layer for layer in alive if layer() is not None]
@@ -246,7 +246,7 @@ def test_a_row_is_continued_as_alone(family: str, name: str) -> None:
     said = {}
     for length in LENGTHS[:3]:
         one = Helped(drafter(family, name), {length: texts[length]})
-        result = model.generate(torch.tensor([prompt(length)]), max_new_tokens=NEW, drafter=one)
+        result = model.decode(torch.tensor([prompt(length)]), max_new_tokens=NEW, drafter=one)
         assert result.new_tokens == texts[length]
         said |= one.said
     for size in (3, 8):
@@ -254,7 +254,7 @@ def test_a_row_is_continued_as_alone(family: str, name: str) -> None:
             lengths = list(LENGTHS[:size])
             rows, mask = padded(lengths, side)
             many = Helped(drafter(family, name), texts)
-            result = model.generate(rows, mask, max_new_tokens=NEW, drafter=many)
+            result = model.decode(rows, mask, max_new_tokens=NEW, drafter=many)
             assert result.continuations == [texts[length] for length in lengths]
             assert torch.equal(result.sequences[:, : rows.shape[1]], rows)
             assert result.sequences[:, rows.shape[1] :].tolist() == result.continuations
@@ -294,9 +294,9 @@ def test_a_stop_string_that_no_token_writes_is_refused() -> None:
     model, row = attached("llama", "none"), torch.tensor([prompt(5)])
     for string in ("abx", "x", "", "a b"):
         with pytest.raises(ft.InputError, match=f"stop string '{string}' can never appear"):
-            model.generate(row, max_new_tokens=4, stop_strings=["ab", string], tokenizer=letters())
+            model.decode(row, max_new_tokens=4, stop_strings=["ab", string], tokenizer=letters())
     with pytest.raises(ft.InputError, match="need the tokenizer too"):
-        model.generate(row, max_new_tokens=4, stop_strings=["ab"])
+        model.decode(row, max_new_tokens=4, stop_strings=["ab"])
 
 
 @settings(max_examples=50)
@@ -328,8 +328,8 @@ def test_every_row_ends_where_it_would_alone(data: st.DataObject) -> None:
     stops = [StopTokens(stop_tokens), StopStrings(stop_strings, letters())]
     batch = Batch(model.backbone, rows, mask, new, stops)
     helped = Helped(drafter(family, name), texts)
-    rule, greedy = SpeculativeSampling(), Sampling()
-    steps = list(decode(model.backbone, batch, helped, rule, greedy, length=Told(limits)))
+    options = DecodeOptions(drafter=helped)
+    steps = list(decode(model.backbone, batch, options, length=Told(limits)))
 
     for length, row in zip(lengths, zip(*steps, strict=True), strict=True):
         found = [token for step in row for token in step.tokens]
@@ -346,7 +346,8 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
     batch = Batch(model.backbone, rows, mask, limits)
     one, sampling = drafter("llama", name), Sampling(temperature=1.0)
     sizes, steps = [], []
-    for step in decode(model.backbone, batch, one, SpeculativeSampling(), sampling):
+    options = DecodeOptions(drafter=one, sampling=sampling)
+    for step in decode(model.backbone, batch, options):
         sizes.append(len(batch.present))
         steps.append(step)
         assert len(step) == 4
@@ -357,7 +358,8 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
         assert drawn == batch.continuations[row]
         assert len(drawn) == limit
         own = Batch(model.backbone, torch.tensor([prompt(lengths[row])]), None, limit)
-        work = decode(model.backbone, own, one, SpeculativeSampling(), replace(sampling, seeds=row))
+        alone = replace(options, sampling=replace(sampling, seeds=row))
+        work = decode(model.backbone, own, alone)
         assert [token for (step,) in work for token in step.tokens] == drawn
 
 
@@ -368,10 +370,10 @@ def test_a_row_that_has_ended_may_stay_beside_heads_of_one_depth(kind: str) -> N
     own = ft.attach(model.lm, kind, depth=1).eval()
     rows, mask = padded(lengths, "right")
     alone = [
-        own.generate(torch.tensor([prompt(length)]), max_new_tokens=limit, drafter=NoDrafter())
+        own.decode(torch.tensor([prompt(length)]), max_new_tokens=limit, drafter=NoDrafter())
         for length, limit in zip(lengths, limits, strict=True)
     ]
-    batch = own.generate(rows, mask, max_new_tokens=limits, pass_width=2)
+    batch = own.decode(rows, mask, max_new_tokens=limits, pass_width=2)
     assert batch.continuations == [one.new_tokens for one in alone]
 
 
@@ -407,8 +409,8 @@ def test_real_weights_continue_real_prompts_as_in_transformers(
         ModelDrafter(model.backbone, model.backbone, 3, TreeShape(widths=(2, 2))),
     ):
         options = {"max_new_tokens": new, "stop_tokens": (), "drafter": one}
-        assert model.generate(rows, mask, **options).continuations == expected
-        assert model.generate(found[0], **options).new_tokens == expected[0]
+        assert model.decode(rows, mask, **options).continuations == expected
+        assert model.decode(found[0], **options).new_tokens == expected[0]
 
 
 @pytest.mark.parametrize("read", [[6, 6], [6, 4]])
@@ -451,7 +453,7 @@ def test_slots_are_set_aside_for_drafts_of_rows_that_have_ended(monkeypatch, spa
     monkeypatch.setattr(SlottedLayer, "grow", noted)
     monkeypatch.setattr(passes, "DRAFT_SLOTS", spare)
     rows = torch.tensor([prompt(9)] * 5)
-    result = attached("llama", "none").generate(
+    result = attached("llama", "none").decode(
         rows, drafter=ForTheFirst(), rule=MinimumBlock(3), max_new_tokens=NEW
     )
     assert not result.steps[-1][0].tokens
@@ -514,7 +516,7 @@ def test_a_draft_model_of_a_shorter_context_drafts_for_those_it_can_read(shape) 
     def run(rows: Tensor, mask: Tensor | None, seeds: list[int]):
         sampling = Sampling(temperature=0.5, seeds=seeds)
         drafter = ModelDrafter(model.backbone, small, DEPTH, shape)
-        return model.generate(rows, mask, max_new_tokens=NEW, drafter=drafter, sampling=sampling)
+        return model.decode(rows, mask, max_new_tokens=NEW, drafter=drafter, sampling=sampling)
 
     together = run(rows, mask, seeds)
     for number, length in enumerate(lengths):
@@ -571,5 +573,5 @@ def test_windows_are_tried_behind_their_end(family: str, masked: bool, behind: s
         expected.append(own[0, length:].tolist())
     rows, mask = padded(lengths, "left")
     for proposes in (None, LookupDrafter(4, 1)):
-        result = model.generate(rows, mask, max_new_tokens=24, drafter=proposes)
+        result = model.decode(rows, mask, max_new_tokens=24, drafter=proposes)
         assert result.continuations == expected

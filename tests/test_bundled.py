@@ -130,8 +130,8 @@ def test_greedy_output_is_the_backbones_own() -> None:
     model = loaded("tiny-mtp")
     drafted = accepted = 0
     for prompt in load_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 48, 5, seed=0):
-        with_heads = model.generate(prompt, max_new_tokens=48)
-        plain = model.generate(prompt, max_new_tokens=48, drafter=NoDrafter())
+        with_heads = model.decode(prompt, max_new_tokens=48)
+        plain = model.decode(prompt, max_new_tokens=48, drafter=NoDrafter())
         own = model.lm.generate(
             prompt,
             attention_mask=torch.ones_like(prompt),

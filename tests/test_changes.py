@@ -75,10 +75,10 @@ ADAPTED = {
 @pytest.mark.filterwarnings("ignore:Setting `save_embedding_layers`")
 def test_what_changed_is_what_is_used(change: str) -> None:
     model = ft.attach(families.build("llama"), "sequential", depth=2)
-    before = model.generate(PROMPT, max_new_tokens=12).sequences  # everything was used once
+    before = model.decode(PROMPT, max_new_tokens=12).sequences  # everything was used once
     (CHANGES | ADAPTED)[change](model)
     expected = model.lm.generate(PROMPT, max_new_tokens=12, do_sample=False)
-    assert torch.equal(model.generate(PROMPT, max_new_tokens=12).sequences, expected)
+    assert torch.equal(model.decode(PROMPT, max_new_tokens=12).sequences, expected)
     if change not in ("narrower", "all narrower", "fewer tokens"):
         assert not torch.equal(before, expected)
     logits = model.lm(TOKENS).logits
@@ -110,7 +110,7 @@ def test_what_changed_is_what_learns(tmp_path: Path) -> None:
 def test_another_number_of_blocks_is_refused() -> None:
     model = ft.attach(families.build("llama"), depth=1)
     model.lm.model.layers = model.lm.model.layers[:-1]
-    for use in (model, lambda t: model.generate(t, max_new_tokens=2)):
+    for use in (model, lambda t: model.decode(t, max_new_tokens=2)):
         with pytest.raises(ft.BackboneError, match=r"4 decoder blocks .* has 3 now; attach"):
             use(PROMPT)
 
@@ -119,7 +119,7 @@ def test_another_number_of_blocks_is_refused() -> None:
 def test_heads_that_went_elsewhere_alone_are_refused(to: torch.dtype | str) -> None:
     model = ft.attach(families.build("llama"), depth=1)
     model.head.to(to)
-    for use in (model, lambda t: model.generate(t, max_new_tokens=2)):
+    for use in (model, lambda t: model.decode(t, max_new_tokens=2)):
         with pytest.raises(ft.HeadError, match=r"the heads are .* move or cast the MTPModel"):
             use(PROMPT)
 

@@ -708,7 +708,7 @@ def test_bench_compiles_all_of_ours(place: Path) -> None:
 
 def expected_steps(place: Path, ids: torch.Tensor, plain: bool) -> list[Step]:
     model = ft.MTPModel.from_pretrained(place / ("plain" if plain else "whole"))
-    return model.generate(ids, max_new_tokens=16, stop_tokens=(0,)).row_steps
+    return model.decode(ids, max_new_tokens=16, stop_tokens=(0,)).row_steps
 
 
 @pytest.mark.parametrize("options", [("--plain",), ()])
@@ -717,7 +717,7 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
     options = (*options, "--max-new-tokens", "16", "--json", str(path))
     ran = run("generate", place / "whole", "--prompt", prompt, *options)
     ids = torch.tensor([TOKENIZER(prompt)["input_ids"]])
-    expected = ft.MTPModel.from_pretrained(place / "plain", dtype=torch.float32).generate(
+    expected = ft.MTPModel.from_pretrained(place / "plain", dtype=torch.float32).decode(
         ids, max_new_tokens=16, stop_tokens=(0,)
     )
     text = TOKENIZER.decode(expected.new_tokens)

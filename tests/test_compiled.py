@@ -101,7 +101,7 @@ def test_a_compiled_step_changes_no_token(small_llama, name: str, rows: int) -> 
     model = ft.attach(small_llama, kind, depth=2).eval()
     tokens, mask = batch(rows)
     steps, compiled = (
-        model.generate(
+        model.decode(
             tokens, mask, max_new_tokens=NEW, drafter=drafter(model, name), compiled=compiled
         ).steps
         for compiled in (False, True)
@@ -121,7 +121,7 @@ def test_a_compiled_step_follows_changed_weights_and_other_models(small_llama) -
             for weight in turn.parameters():
                 weight.normal_()
         steps, compiled = (
-            turn.generate(tokens, mask, max_new_tokens=NEW, compiled=compiled).steps
+            turn.decode(tokens, mask, max_new_tokens=NEW, compiled=compiled).steps
             for compiled in (False, True)
         )
         assert compiled == steps
@@ -139,7 +139,7 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
         for weight in model.parameters():
             weight.normal_()
     steps, compiled = (
-        model.generate(tokens, max_new_tokens=24, compiled=compiled).steps
+        model.decode(tokens, max_new_tokens=24, compiled=compiled).steps
         for compiled in (False, True)
     )
     tokens_of = [[token for (step,) in some for token in step.tokens] for some in (steps, compiled)]
@@ -163,13 +163,13 @@ def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, m
         return given
 
     new = [8, 24, 40]
-    expected = model.generate(tokens, mask, max_new_tokens=new).continuations
+    expected = model.decode(tokens, mask, max_new_tokens=new).continuations
     monkeypatch.setattr(slotted.SlottedPast, "enter", entered)
-    result = model.generate(tokens, mask, max_new_tokens=new, compiled=True)
+    result = model.decode(tokens, mask, max_new_tokens=new, compiled=True)
     assert result.continuations == expected
     assert {16, 24, 32, 40} <= slots
     assert rows == {2, 3}
-    short = model.generate(tokens, mask, max_new_tokens=8, compiled=True).continuations
+    short = model.decode(tokens, mask, max_new_tokens=8, compiled=True).continuations
     assert short == [row[:8] for row in expected]
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2
 
@@ -204,7 +204,7 @@ def test_a_shape_comes_back_after_slots_were_added(small_llama, monkeypatch) -> 
     monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     steps, compiled = (
-        model.generate(
+        model.decode(
             tokens,
             max_new_tokens=8,
             stop_tokens=(),
@@ -222,7 +222,7 @@ def test_too_many_shapes_run_uncompiled(small_llama, monkeypatch) -> None:
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     drafter = Unsteady([1, 2, 3, 4])
     steps, compiled = (
-        model.generate(
+        model.decode(
             tokens, max_new_tokens=12, stop_tokens=(), drafter=drafter, compiled=compiled
         ).steps
         for compiled in (False, True)
@@ -240,7 +240,7 @@ def test_lookup_has_two_shapes(small_llama, widths) -> None:
     for compiled in (False, True):
         widths.clear()
         found.append(
-            model.generate(
+            model.decode(
                 tokens, mask, max_new_tokens=20, stop_tokens=(), drafter=LookupDrafter(5, 1),
                 compiled=compiled,
             ).steps
@@ -258,7 +258,7 @@ def test_lengths_are_chosen_in_a_compiled_step_too(small_llama, monkeypatch) -> 
     """Steps that compile are known as such, and none does in the second text."""
     model, tokens = ft.attach(small_llama, "parallel", depth=1).eval(), torch.tensor([[3] * 8])
     options = {"max_new_tokens": 40, "stop_tokens": (), "draft_length": "auto"}
-    expected, record = model.generate(tokens, **options).continuations, AutoLength.record
+    expected, record = model.decode(tokens, **options).continuations, AutoLength.record
     compiling: list[list[bool]] = []
 
     def noted(auto: AutoLength, steps: list[Step], seconds: float, compiled: bool) -> None:
@@ -268,12 +268,12 @@ def test_lengths_are_chosen_in_a_compiled_step_too(small_llama, monkeypatch) -> 
     monkeypatch.setattr(AutoLength, "record", noted)
     for _ in range(2):
         compiling.append([])
-        result = model.generate(tokens, **options, compiled=True)
+        result = model.decode(tokens, **options, compiled=True)
         assert result.continuations == expected
         assert set(result.draft_lengths) == {0, 1}
     assert 0 < sum(compiling[0]) <= torch._dynamo.utils.counters["stats"]["unique_graphs"]
     assert not any(compiling[1])
-    uncompiled, compiled = model._measured.values()  # each learns apart
+    uncompiled, compiled = model._measured["heads"].values()  # each learns apart
     assert uncompiled is not compiled
     assert compiled.costs
 
@@ -288,7 +288,7 @@ def test_a_chosen_length_is_the_width_of_its_pass(small_llama, widths, monkeypat
     monkeypatch.setattr(AutoLength, "choose", chosen)
     for module in (passes, parallel):  # the shapes alone
         monkeypatch.setattr(module, "compile_fixed", lambda function, backbone: function)
-    result = model.generate(
+    result = model.decode(
         tokens, max_new_tokens=20, stop_tokens=(), draft_length="auto", compiled=True
     )
     assert set(result.draft_lengths) == {0, 1, 2, 3}
@@ -303,7 +303,7 @@ def test_compiled_streams_may_take_turns(small_llama, other: Drafter | None) -> 
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     drawn(model)
     options = [{"max_new_tokens": 8, "drafter": other}, {"max_new_tokens": 24}]
-    expected = [model.generate(tokens, stop_tokens=(), **given).steps for given in options]
+    expected = [model.decode(tokens, stop_tokens=(), **given).steps for given in options]
     streams = [model.stream(tokens, stop_tokens=(), **given, compiled=True) for given in options]
     found: list[list[tuple[Step, ...]]] = [[], []]
     for turn in itertools.zip_longest(*streams):

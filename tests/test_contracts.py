@@ -100,7 +100,7 @@ def test_a_rollout_drafts_what_the_module_says_step_by_step(family: str, contrac
     own = model.lm.generate(row, attention_mask=torch.ones_like(row), max_new_tokens=NEW)
     continuation = own[0, 9:].tolist()
     checked = Checked(model, continuation, 9)
-    result = model.generate(row, max_new_tokens=NEW, drafter=checked)
+    result = model.decode(row, max_new_tokens=NEW, drafter=checked)
     assert result.new_tokens == continuation
     assert checked.rounds > 2
     assert {step.accepted for step in result.row_steps} >= {0, 1, 2, 3}
@@ -109,16 +109,16 @@ def test_a_rollout_drafts_what_the_module_says_step_by_step(family: str, contrac
 def test_rows_of_different_lengths_roll_out_as_they_do_alone() -> None:
     model = chain("llama", "mimo", "token")
     rows = [families.prompt(1, length, seed=length) for length in (1, 6, 11)]
-    alone = [model.generate(row, max_new_tokens=NEW) for row in rows]
+    alone = [model.decode(row, max_new_tokens=NEW) for row in rows]
     padded = torch.zeros(3, 11, dtype=torch.long)
     mask = torch.zeros_like(padded)
     for number, row in enumerate(rows):
         padded[number, -row.shape[1] :], mask[number, -row.shape[1] :] = row[0], 1
-    together = model.generate(padded, mask, max_new_tokens=NEW)
+    together = model.decode(padded, mask, max_new_tokens=NEW)
     assert together.continuations == [one.new_tokens for one in alone]
     stop = alone[1].new_tokens[3]  # the second row ends, the others go on
-    stopped = [model.generate(row, max_new_tokens=NEW, stop_tokens=[stop]) for row in rows]
-    ended = model.generate(padded, mask, max_new_tokens=NEW, stop_tokens=[stop])
+    stopped = [model.decode(row, max_new_tokens=NEW, stop_tokens=[stop]) for row in rows]
+    ended = model.decode(padded, mask, max_new_tokens=NEW, stop_tokens=[stop])
     assert ended.continuations == [one.new_tokens for one in stopped]
     assert len({len(row) for row in ended.continuations}) > 1
     for number, one in enumerate(alone):
@@ -133,7 +133,7 @@ def test_what_is_drafted_by_depth_is_what_was_trained(contract: str) -> None:
     for length in (2, 9):
         row = families.prompt(1, length)
         output = model.backbone(row, layers=model.layers)
-        steps = model.generate(row[:, :-1], max_new_tokens=6)
+        steps = model.decode(row[:, :-1], max_new_tokens=6)
         whole = torch.cat([row[:, :-1], torch.tensor([steps.new_tokens])], dim=1)
         output = model.backbone(whole, layers=model.layers)
         hidden = model.depth_hidden(whole, output)
@@ -157,7 +157,7 @@ def drafter_log(model: ft.MTPModel, row: Tensor) -> list[int]:
             log.append(draft.tokens[0].tolist())
             return draft
 
-    model.generate(row, max_new_tokens=6, drafter=Noted())
+    model.decode(row, max_new_tokens=6, drafter=Noted())
     return log[0]
 
 

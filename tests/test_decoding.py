@@ -175,7 +175,7 @@ def test_greedy_output_is_that_of_transformers(family: str, shape: str) -> None:
     turn = SERVED.index(family) + [*SHAPES].index(shape)
     for number in range(3) if plain else [turn % 3]:
         row = prompts(family)[number]
-        result = model.generate(row, torch.ones_like(row), max_new_tokens=NEW)
+        result = model.decode(row, torch.ones_like(row), max_new_tokens=NEW)
         assert result.new_tokens == reference(family, number)
         assert torch.equal(result.sequences[:, : row.shape[1]], row)
         assert result.sequences[0, row.shape[1] :].tolist() == result.new_tokens
@@ -192,7 +192,7 @@ def test_a_drafter_that_is_right_or_half_right_changes_nothing(family: str, righ
     model = attached(family, "plain")
     row = prompts(family)[1]
     oracle = Oracle(row, reference(family, 1), [5], [right])
-    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    result = model.decode(row, max_new_tokens=NEW, drafter=oracle)
     assert result.new_tokens == reference(family, 1)
     check_steps(result.row_steps, NEW)
     assert [(s.drafted, s.accepted) for s in result.row_steps[1:]] == oracle.expected
@@ -212,7 +212,7 @@ def test_whatever_is_drafted_the_output_is_the_backbones(
 ) -> None:
     row = prompts(family)[number]
     oracle = Oracle(row, reference(family, number), lengths, right)
-    result = attached(family, "plain").generate(row, max_new_tokens=new, drafter=oracle)
+    result = attached(family, "plain").decode(row, max_new_tokens=new, drafter=oracle)
     assert result.new_tokens == reference(family, number)[:new]
     check_steps(result.row_steps, new)
     assert [(s.drafted, s.accepted) for s in result.row_steps[1:]] == oracle.expected
@@ -235,7 +235,7 @@ def test_drafts_are_what_a_pass_over_the_whole_row_says(family: str, shape: str)
     row, checked = prompts(family)[1], Checked(model)
     lengths, right = [depth, depth, depth, depth, 0], list(range(depth + 1))
     oracle = Oracle(row, reference(family, 1), lengths, right, inner=checked)
-    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    result = model.decode(row, max_new_tokens=NEW, drafter=oracle)
     assert result.new_tokens == reference(family, 1)
     assert checked.drafts > depth
     assert {step.accepted for step in result.row_steps} >= {0, 1, depth}
@@ -281,7 +281,7 @@ def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None)
     for number, row in enumerate(prompts(family)):
         inner = ModelDrafter(model.backbone, Backbone(twin), 4, shape)
         checked = CheckedModel(inner, 1 if shape is None else 2)
-        result = model.generate(row, max_new_tokens=NEW, drafter=checked)
+        result = model.decode(row, max_new_tokens=NEW, drafter=checked)
         assert result.new_tokens == reference(family, number)
         accepted |= {step.accepted for step in result.row_steps[1:-1]}
     assert len(accepted) > 1
@@ -298,7 +298,7 @@ def test_a_draft_model_drafts_what_it_says(family: str, shape: TreeShape | None)
 def test_drafts_are_right_after_any_history(family, shape, number, lengths, right) -> None:
     model, row = attached(family, shape), prompts(family)[number]
     oracle = Oracle(row, reference(family, number), lengths, right, inner=Checked(model))
-    result = model.generate(row, max_new_tokens=NEW, drafter=oracle)
+    result = model.decode(row, max_new_tokens=NEW, drafter=oracle)
     assert result.new_tokens == reference(family, number)
 
 
@@ -315,7 +315,7 @@ def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
         loss.backward()
         optimizer.step()
     row = text[:, :20]
-    result = model.generate(row, max_new_tokens=25, drafter=Checked(model.eval()))
+    result = model.decode(row, max_new_tokens=25, drafter=Checked(model.eval()))
     own = model.lm.generate(
         row, attention_mask=torch.ones_like(row), max_new_tokens=25, do_sample=False
     )
@@ -331,7 +331,7 @@ def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_exactly_as_many_tokens_as_asked_for(shape: str, new: int) -> None:
     row = prompts("llama")[1]
-    result = attached("llama", shape).generate(row, max_new_tokens=new)
+    result = attached("llama", shape).decode(row, max_new_tokens=new)
     assert result.new_tokens == reference("llama", 1)[:new]
     check_steps(result.row_steps, new)
 
@@ -344,7 +344,7 @@ def test_nothing_follows_a_stop_token(place: int, length: int) -> None:
     stop = words[place]
     place = words.index(stop)
     oracle = Oracle(row, words, [length], [length])
-    result = attached("llama", "plain").generate(
+    result = attached("llama", "plain").decode(
         row, max_new_tokens=NEW, stop_tokens={stop}, drafter=oracle
     )
     assert result.new_tokens == words[: place + 1]
@@ -368,18 +368,18 @@ def short_context(family: str) -> ft.MTPModel:
 def test_learned_positions_fill_up_to_the_last_one(family: str, correct: int) -> None:
     model = short_context(family)
     row = families.prompt(1, 13)
-    plain = model.generate(row, max_new_tokens=100, drafter=NoDrafter())
+    plain = model.decode(row, max_new_tokens=100, drafter=NoDrafter())
     assert plain.sequences.shape == (1, 24)
     assert plain.full == [True]
-    assert model.generate(row, max_new_tokens=100).new_tokens == plain.new_tokens
+    assert model.decode(row, max_new_tokens=100).new_tokens == plain.new_tokens
     oracle = Oracle(row, plain.new_tokens, [5], [correct])
-    result = model.generate(row, max_new_tokens=100, drafter=oracle)
+    result = model.decode(row, max_new_tokens=100, drafter=oracle)
     assert result.new_tokens == plain.new_tokens
     check_steps(result.row_steps, 11)
-    assert model.generate(row[:, :1].repeat(1, 23), max_new_tokens=5).sequences.shape == (1, 24)
+    assert model.decode(row[:, :1].repeat(1, 23), max_new_tokens=5).sequences.shape == (1, 24)
     for length in (24, 25):
         with pytest.raises(InputError, match=f"prompt has {length} tokens.*context 24; shorten"):
-            model.generate(row[:, :1].repeat(1, length), max_new_tokens=1)
+            model.decode(row[:, :1].repeat(1, length), max_new_tokens=1)
 
 
 @pytest.mark.parametrize("family", ["qwen3_next", "lfm2"])
@@ -402,7 +402,7 @@ def test_what_is_restored_is_not_read_ever_longer(family: str, monkeypatch) -> N
 
     row, new = prompts(family)[1], 60
     monkeypatch.setattr(Backbone, "__call__", recorded)
-    result = model.generate(row, max_new_tokens=new, stop_tokens=(), drafter=Wrong())
+    result = model.decode(row, max_new_tokens=new, stop_tokens=(), drafter=Wrong())
     assert result.new_tokens == reference(family, 1, new)
     assert max(widths[1:]) <= 16 + 1 + Wrong.longest
     assert sum(step.drafted > 0 for step in result.row_steps) > new // 2
@@ -420,7 +420,7 @@ def test_nor_by_sequential_heads_that_keep_a_state(monkeypatch) -> None:
     row, new = prompts("lfm2_conv")[1], 60
     monkeypatch.setattr(Backbone, "block_call", recorded)
     checked = Checked(model)
-    result = model.generate(row, max_new_tokens=new, stop_tokens=(), drafter=checked)
+    result = model.decode(row, max_new_tokens=new, stop_tokens=(), drafter=checked)
     assert result.new_tokens == reference("lfm2_conv", 1, new)
     assert checked.drafts > new
     assert max(widths) <= 16 + 2 * (model.depth + 1)
@@ -457,7 +457,7 @@ def test_a_tree_that_cannot_be_verified_is_refused(family: str) -> None:
 @pytest.mark.parametrize("shape", ["plain", "trunk"])
 def test_a_prompt_that_cannot_be_continued_is_refused(row, options, message, shape: str) -> None:
     with pytest.raises(InputError, match=message) as caught:
-        attached("llama", shape).generate(row, **{"max_new_tokens": 4, **options})
+        attached("llama", shape).decode(row, **{"max_new_tokens": 4, **options})
     assert "\n" not in str(caught.value)
 
 
@@ -465,7 +465,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused(row, options, message, sha
 @pytest.mark.parametrize("family", RECURRENT)
 def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) -> None:
     with pytest.raises(BackboneError) as caught:
-        attached(family, shape).generate(families.prompt(), max_new_tokens=4)
+        attached(family, shape).decode(families.prompt(), max_new_tokens=4)
     message = str(caught.value)
     assert RECURRENT[family] in message
     assert "\n" not in message
@@ -524,8 +524,8 @@ def test_decoding_leaves_no_trace() -> None:
     model, row = attached("gemma2", "sequential"), prompts("gemma2")[1]
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     kept = row.clone()
-    first = model.generate(row, max_new_tokens=6)
-    second = model.generate(row, max_new_tokens=6)
+    first = model.decode(row, max_new_tokens=6)
+    second = model.decode(row, max_new_tokens=6)
     assert first.steps == second.steps
     assert torch.equal(row, kept)
     after = model.state_dict()
@@ -535,14 +535,14 @@ def test_decoding_leaves_no_trace() -> None:
 
 def test_streams_may_take_turns_and_end_in_any_order() -> None:
     model, row = attached("llama", "trunk"), prompts("llama")[1]
-    expected = model.generate(row, max_new_tokens=8).steps
+    expected = model.decode(row, max_new_tokens=8).steps
     first = model.stream(row, max_new_tokens=4)
     second = model.stream(row, max_new_tokens=8, drafter=NoDrafter())
     found = [list(next(stream)[0].tokens) for stream in (first, second)]
     for stream, tokens in zip((first, second), found, strict=True):
         tokens += [token for (step,) in stream for token in step.tokens]
     assert found == [reference("llama", 1)[:4], reference("llama", 1)[:8]]
-    assert model.generate(row, max_new_tokens=8).steps == expected
+    assert model.decode(row, max_new_tokens=8).steps == expected
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
@@ -561,10 +561,10 @@ def test_real_weights_decode_as_in_transformers(data_dir: Path, shape: str) -> N
             do_sample=False,
             eos_token_id=None,
         )
-        result = model.generate(row, max_new_tokens=60)
+        result = model.decode(row, max_new_tokens=60)
         assert torch.equal(result.sequences, own)
         oracle = Oracle(row, own[0, row.shape[1] :].tolist(), [4], [4, 0, 2])
-        again = model.generate(row, max_new_tokens=60, drafter=oracle)
+        again = model.decode(row, max_new_tokens=60, drafter=oracle)
         assert torch.equal(again.sequences, own)
         assert again.tokens_per_forward > 2
 
@@ -580,5 +580,5 @@ def test_generation_ends_where_the_model_says(eos: int | list[int]) -> None:
     model = ft.attach(lm, "parallel", depth=3)
     expected = lm.generate(prompt, do_sample=False, max_new_tokens=24)
     assert expected.shape[1] < 9 + 24
-    assert torch.equal(model.generate(prompt, max_new_tokens=24).sequences, expected)
-    assert len(model.generate(prompt, max_new_tokens=24, stop_tokens=()).new_tokens) == 24
+    assert torch.equal(model.decode(prompt, max_new_tokens=24).sequences, expected)
+    assert len(model.decode(prompt, max_new_tokens=24, stop_tokens=()).new_tokens) == 24

@@ -53,7 +53,7 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
     assert ordered != prompts()
     assert [record["tokens"][: record["prompt_tokens"]] for record in found] == ordered
     for prompt, record in zip(ordered, found, strict=True):
-        alone = tiny.generate(torch.tensor([prompt]), max_new_tokens=12)
+        alone = tiny.decode(torch.tensor([prompt]), max_new_tokens=12)
         assert record["tokens"] == alone.sequences[0].tolist()
         assert record["text"] == TOKENIZER.decode(record["tokens"])
     assert written == sum(len(r["tokens"]) - r["prompt_tokens"] for r in found)
@@ -84,7 +84,7 @@ def test_the_models_generation_config_counts_as_in_generate(
     sampling = Sampling(max_new_tokens=16)
     try:
         ends = {*tiny.stop_tokens, TOKENIZER.eos_token_id}
-        own_words = tiny.generate(
+        own_words = tiny.decode(
             rows, mask, max_new_tokens=16, tokenizer=TOKENIZER, stop_tokens=ends
         ).continuations
         Continuations(tmp_path / "a.jsonl", tiny, TOKENIZER, some, sampling).write()
@@ -110,7 +110,7 @@ def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(
     tiny: MTPModel, tmp_path: Path
 ) -> None:
     (prompt,) = prompts(1)
-    greedy = tiny.generate(torch.tensor([prompt]), max_new_tokens=12).new_tokens
+    greedy = tiny.decode(torch.tensor([prompt]), max_new_tokens=12).new_tokens
     at = next(n for n in range(2, 12) if greedy[n] not in greedy[:n])
     ending = load_tokenizer("tiny")
     ending.eos_token = ending.convert_ids_to_tokens(greedy[at])

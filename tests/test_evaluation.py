@@ -489,7 +489,7 @@ def test_the_real_methods_agree_and_count_their_passes() -> None:
     assert names == ["plain", "parallel", "x"]
     assert Transformers(model).name == "transformers"
     assert Transformers(model, lookup=3).name == "transformers-prompt-lookup"
-    expected = model.generate(prompt, max_new_tokens=12, drafter=NoDrafter())
+    expected = model.decode(prompt, max_new_tokens=12, drafter=NoDrafter())
     assert plain.rows == expected.continuations
 
 

@@ -326,7 +326,7 @@ def test_transformers_own_mtp_runs_what_is_exported_for_it(tmp_path: Path) -> No
         setattr(lm.generation_config, field, None)
     model = ft.MTPModel(lm, layout("transformers").head(1))
     row = families.prompt(1, 9)
-    text = model.generate(row, max_new_tokens=40, drafter=None, draft_length=1).sequences
+    text = model.decode(row, max_new_tokens=40, drafter=None, draft_length=1).sequences
     model.freeze_backbone()
     optimizer = torch.optim.AdamW(model.head.parameters(), lr=5e-3)
     for _ in range(25):
@@ -335,7 +335,7 @@ def test_transformers_own_mtp_runs_what_is_exported_for_it(tmp_path: Path) -> No
         optimizer.step()
     model.eval().save_pretrained(tmp_path / "model")
     export(tmp_path / "model", "transformers", tmp_path / "out")
-    own = model.generate(row, max_new_tokens=30)
+    own = model.decode(row, max_new_tokens=30)
     assert 0 < sum(step.accepted for step in own.row_steps) < len(own.row_steps)
     plain = load_causal_lm(tmp_path / "out")
     passes = []

@@ -17,10 +17,10 @@ import families
 import foretell as ft
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     LookupDrafter,
     NoDrafter,
     Sampling,
-    SpeculativeSampling,
     StopTokens,
     decode,
 )
@@ -91,7 +91,7 @@ def test_it_is_obeyed_as_transformers_obeys_it(name: str) -> None:
         assert torch.equal(own, bare) == (name == "drawn")
         for drafter in (None, LookupDrafter(3), NoDrafter()):
             assert torch.equal(
-                model.generate(row, max_new_tokens=NEW, drafter=drafter).sequences, own
+                model.decode(row, max_new_tokens=NEW, drafter=drafter).sequences, own
             )
 
 
@@ -108,7 +108,7 @@ def test_every_row_has_its_own(family: str, name: str) -> None:
     mask = torch.tensor([[1] * 30, [0] * 25 + [1] * 5])
     with asking(model, pad_token_id=100, **ASKED[name]):
         own = [theirs(model, row)[0, row.shape[1] :].tolist() for row in (ROW, short)]
-        found = model.generate(rows, mask, max_new_tokens=NEW).continuations
+        found = model.decode(rows, mask, max_new_tokens=NEW).continuations
         assert found == [row[: len(mine)] for row, mine in zip(own, found, strict=True)]
         assert all(set(row[len(mine) :]) <= {100} for row, mine in zip(own, found, strict=True))
 
@@ -137,7 +137,7 @@ def test_what_is_asked_for_takes_its_place() -> None:
     with asking(model, repetition_penalty=1.7):
         for penalty in (1.0, 3.0):
             sampling = Sampling(repetition_penalty=penalty)
-            found = model.generate(ROW, max_new_tokens=NEW, sampling=sampling).sequences
+            found = model.decode(ROW, max_new_tokens=NEW, sampling=sampling).sequences
             assert torch.equal(found, theirs(model, ROW, repetition_penalty=penalty))
             assert torch.equal(found, bare) == (penalty == 1)
 
@@ -146,7 +146,7 @@ def test_drawn_tokens_obey_it_too() -> None:
     model = attached("llama")
     with asking(model, suppress_tokens=HALF):
         sampling = Sampling(temperature=2.0)
-        found = model.generate(ROW.expand(20, -1), max_new_tokens=5, sampling=sampling)
+        found = model.decode(ROW.expand(20, -1), max_new_tokens=5, sampling=sampling)
     drawn = [token for row in found.continuations for token in row]
     assert min(drawn) >= 50
     assert len(set(drawn)) > 10
@@ -156,11 +156,11 @@ def test_a_row_taken_up_again_goes_on_where_it_was() -> None:
     """What counts from the prompt on does so in the server's batches that are begun anew."""
     model = attached("llama")
     with asking(model, min_new_tokens=12, begin_suppress_tokens=HALF, eos_token_id=HALF):
-        whole = model.generate(ROW, max_new_tokens=NEW).new_tokens
+        whole = model.decode(ROW, max_new_tokens=NEW).new_tokens
         again = torch.cat([ROW, torch.tensor([whole[:5]])], dim=1)
         stops = [StopTokens(HALF)]
         batch = Batch(model.backbone, again, None, NEW - 5, stops, prompt_lengths=[ROW.shape[1]])
-        steps = decode(model.backbone, batch, NoDrafter(), SpeculativeSampling(), Sampling())
+        steps = decode(model.backbone, batch, DecodeOptions())
         assert [token for (step,) in steps for token in step.tokens] == whole[5:]
 
 
@@ -176,7 +176,7 @@ def test_a_row_taken_up_again_goes_on_where_it_was() -> None:
 def test_what_drafts_cannot_follow_is_refused(options: dict[str, Any], message: str) -> None:
     model = attached("llama")
     with asking(model, **options), pytest.raises(InputError, match=message):
-        model.generate(ROW, max_new_tokens=2)
+        model.decode(ROW, max_new_tokens=2)
 
 
 # -- padding --------------------------------------------------------------------------------------
@@ -187,18 +187,17 @@ def test_padding_without_a_mask_is_inferred_as_there() -> None:
     short[short == 9] = 10
     rows = torch.cat([ROW.masked_fill(ROW == 9, 10), pad(short, (25, 0), value=9)])
     with asking(model, pad_token_id=9, eos_token_id=7):
-        found = model.generate(rows, max_new_tokens=NEW, drafter=LookupDrafter(3))
+        found = model.decode(rows, max_new_tokens=NEW, drafter=LookupDrafter(3))
         assert torch.equal(found.sequences, theirs(model, rows))
-        alone = model.generate(short, max_new_tokens=NEW).new_tokens
+        alone = model.decode(short, max_new_tokens=NEW).new_tokens
         assert found.continuations[1] == alone
         assert (
-            model.generate(rows, torch.ones_like(rows), max_new_tokens=NEW).continuations[1]
-            != alone
+            model.decode(rows, torch.ones_like(rows), max_new_tokens=NEW).continuations[1] != alone
         )
         middle = torch.tensor([[3, 9, 4]])
         with pytest.raises(InputError, match="the padding token 9 in its middle"):
-            model.generate(middle, max_new_tokens=2)
-        assert model.generate(middle, torch.ones_like(middle), max_new_tokens=2).new_tokens
+            model.decode(middle, max_new_tokens=2)
+        assert model.decode(middle, torch.ones_like(middle), max_new_tokens=2).new_tokens
 
 
 @pytest.mark.parametrize("ends", [9, [7, 9]])
@@ -206,7 +205,7 @@ def test_padding_that_also_ends_texts_is_read_as_there(ends: Any) -> None:
     model = attached("llama")
     rows = torch.tensor([[3, 5, 9, 4, 6], [9, 9, 9, 4, 6]])
     with asking(model, pad_token_id=9, eos_token_id=ends):
-        assert torch.equal(model.generate(rows, max_new_tokens=NEW).sequences, theirs(model, rows))
+        assert torch.equal(model.decode(rows, max_new_tokens=NEW).sequences, theirs(model, rows))
 
 
 @pytest.mark.parametrize("padding", [None, 9])
@@ -216,7 +215,7 @@ def test_rows_are_filled_up_as_there(padding: int | None) -> None:
     ends = theirs(model, rows)[0, 12].item()  # the first row ends early
     with asking(model, pad_token_id=padding, eos_token_id=[ends, 100]):
         own = theirs(model, rows, torch.ones_like(rows))
-        found = model.generate(rows, torch.ones_like(rows), max_new_tokens=NEW)
+        found = model.decode(rows, torch.ones_like(rows), max_new_tokens=NEW)
         assert len({len(row) for row in found.continuations}) > 1
         assert torch.equal(found.sequences, own)
 
@@ -227,16 +226,16 @@ def test_rows_are_filled_up_as_there(padding: int | None) -> None:
 def test_its_stop_strings_end_texts() -> None:
     model, tokenizer = ft.MTPModel.from_pretrained("tiny"), load_tokenizer("tiny")
     row = torch.tensor([tokenizer("def main(")["input_ids"]])
-    bare = model.generate(row, max_new_tokens=24).new_tokens
+    bare = model.decode(row, max_new_tokens=24).new_tokens
     string = tokenizer.decode(bare[10:12])
     with asking(model, stop_strings=[string]):
-        found = model.generate(row, max_new_tokens=24, tokenizer=tokenizer).sequences
+        found = model.decode(row, max_new_tokens=24, tokenizer=tokenizer).sequences
         own = theirs(model, row, torch.ones_like(row), max_new_tokens=24, tokenizer=tokenizer)
         assert torch.equal(found, own)
         assert found.shape[1] < row.shape[1] + 24
         with pytest.raises(InputError, match="need the tokenizer too"):
-            model.generate(row, max_new_tokens=24)
-        nowhere = model.generate(row, max_new_tokens=24, stop_strings=())
+            model.decode(row, max_new_tokens=24)
+        nowhere = model.decode(row, max_new_tokens=24, stop_strings=())
         assert nowhere.new_tokens == bare
 
 

@@ -49,10 +49,10 @@ def test_near_ties_fall_the_same_way_whatever_is_drafted(family: str, dtype: tor
     for lengths in ([9], [3, 20, 11]):
         rows, mask = rows_of(lengths)
         options = {"max_new_tokens": NEW, "pass_width": WIDTH}
-        plain = model.generate(rows, mask, drafter=NoDrafter(), **options)
+        plain = model.decode(rows, mask, drafter=NoDrafter(), **options)
         assert plain.tokens_per_forward == 1
         for drafter in drafters(model):
-            result = model.generate(rows, mask, drafter=drafter, **options)
+            result = model.decode(rows, mask, drafter=drafter, **options)
             assert result.continuations == plain.continuations
             assert max(step.drafted for step in result.row_steps) <= min(drafter.longest, WIDTH - 1)
         assert result.tokens_per_forward > 1.5  # the model drafts for itself, not in one width
@@ -64,7 +64,7 @@ def test_otherwise_they_need_not() -> None:
     for seed in range(8):
         row = families.prompt(1, 9, seed)
         found = [
-            model.generate(row, max_new_tokens=NEW, drafter=drafter).new_tokens
+            model.decode(row, max_new_tokens=NEW, drafter=drafter).new_tokens
             for drafter in (NoDrafter(), *drafters(model))
         ]
         changed += any(tokens != found[0] for tokens in found)
@@ -77,8 +77,8 @@ def test_the_bundled_model_in_half_precision(dtype: torch.dtype) -> None:
     for text in TEXTS:
         row = torch.tensor([tokenizer(text)["input_ids"]])
         options = {"max_new_tokens": 24, "stop_tokens": (), "pass_width": WIDTH}
-        plain = model.generate(row, drafter=NoDrafter(), **options)
-        heads = model.generate(row, **options)
+        plain = model.decode(row, drafter=NoDrafter(), **options)
+        heads = model.decode(row, **options)
         assert heads.new_tokens == plain.new_tokens
         assert heads.tokens_per_forward > 1
 
@@ -87,7 +87,7 @@ def test_the_bundled_model_in_half_precision(dtype: torch.dtype) -> None:
 def test_experts_whose_matrices_depend_on_all_tokens_are_refused(family: str) -> None:
     model = ft.attach(families.build(family), depth=2).eval()
     with pytest.raises(BackboneError, match="depends on the other tokens of the pass") as caught:
-        model.generate(families.prompt(), max_new_tokens=4, pass_width=4)
+        model.decode(families.prompt(), max_new_tokens=4, pass_width=4)
     assert type(model.lm).__name__ in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -95,13 +95,13 @@ def test_experts_whose_matrices_depend_on_all_tokens_are_refused(family: str) ->
 def test_what_cannot_be_one_width_is_refused() -> None:
     model, row = nearly_tied("llama", torch.float32), families.prompt()
     with pytest.raises(InputError, match="pass_width is 0"):
-        model.generate(row, max_new_tokens=4, pass_width=0)
+        model.decode(row, max_new_tokens=4, pass_width=0)
     tree = drafter_for(model.backbone, model.require_head(), None, TreeShape(nodes=4))
     with pytest.raises(InputError, match="chains, not trees"):
-        model.generate(row, max_new_tokens=4, pass_width=5, drafter=tree)
+        model.decode(row, max_new_tokens=4, pass_width=5, drafter=tree)
     hybrid = ft.attach(families.build("qwen3_next"), depth=2).eval()
     with pytest.raises(BackboneError, match="Qwen3NextForCausalLM cannot be decoded in passes"):
-        hybrid.generate(row, max_new_tokens=4, pass_width=4)
+        hybrid.decode(row, max_new_tokens=4, pass_width=4)
 
 
 def test_a_padded_draft_counts_as_before() -> None:

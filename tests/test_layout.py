@@ -25,10 +25,10 @@ def test_small_float32_matrices_change_their_order_and_nothing_else():
 def test_a_model_decodes_and_saves_as_before(small_llama, tmp_path):
     model = ft.attach(small_llama, "parallel", depth=2).eval()
     ids = torch.tensor([[3, 1, 4, 1, 5]])
-    before, lm = model.generate(ids, max_new_tokens=12), model.lm
+    before, lm = model.decode(ids, max_new_tokens=12), model.lm
     weights = {name: value.clone() for name, value in lm.state_dict().items()}
     store_by_columns(lm)
-    assert model.generate(ids, max_new_tokens=12).steps == before.steps
+    assert model.decode(ids, max_new_tokens=12).steps == before.steps
     model.save_pretrained(tmp_path)
     again = ft.MTPModel.from_pretrained(tmp_path).lm.state_dict()
     assert all(torch.equal(value, again[name]) for name, value in weights.items())

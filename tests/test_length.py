@@ -14,11 +14,10 @@ from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
     Batch,
+    DecodeOptions,
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
-    Sampling,
-    SpeculativeSampling,
     Step,
     TreeShape,
     decode,
@@ -62,7 +61,7 @@ class CheckedWhereAsked(Checked):
 
 def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
     batch = Batch(model.backbone, row, None, NEW)
-    work = decode(model.backbone, batch, drafter, SpeculativeSampling(), Sampling(), length=length)
+    work = decode(model.backbone, batch, DecodeOptions(drafter=drafter), length=length)
     return [steps[0] for steps in work]
 
 
@@ -279,15 +278,15 @@ def test_a_drafter_of_no_use_is_not_asked() -> None:
             return super().draft(committed, limit)
 
     asked, options = Asked(), {"max_new_tokens": NEW, "draft_length": "auto"}
-    model.generate(row, drafter=asked, **options)
+    model.decode(row, drafter=asked, **options)
     assert asked.times == NEW - 1
     (measured,) = asked.measured.values()
     measured.costs[1], measured.accepted[0] = deque([2.0] * 5), deque([False] * 20)
     measured.worth, measured.interval, measured.waited = False, 192, 100
-    assert model.generate(row, drafter=asked, **options).new_tokens == reference("llama", 1)
+    assert model.decode(row, drafter=asked, **options).new_tokens == reference("llama", 1)
     assert asked.times == NEW - 1
     measured.waited = 190
-    model.generate(row, drafter=asked, **options)
+    model.decode(row, drafter=asked, **options)
     assert NEW - 1 < asked.times <= NEW - 1 + 2 * HOLD
 
 
@@ -323,7 +322,7 @@ def test_rows_that_are_decoded_one_by_one_are_timed_apart(monkeypatch) -> None:
 
     monkeypatch.setattr(AutoLength, "record", noted)
     rows = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [1, 6, 1, 8]])
-    attached("lfm2", "trunk").generate(rows, max_new_tokens=6, draft_length="auto")
+    attached("lfm2", "trunk").decode(rows, max_new_tokens=6, draft_length="auto")
     assert timed == [0, 0, 0]
     assert margins == {1.0}
 
@@ -361,29 +360,29 @@ def test_it_notices_that_drafts_have_become_good() -> None:
 
 def test_auto_is_an_option_of_generate() -> None:
     model, row = attached("llama", "trunk"), prompts("llama")[1]
-    result = model.generate(row, max_new_tokens=NEW, draft_length="auto")
+    result = model.decode(row, max_new_tokens=NEW, draft_length="auto")
     assert result.new_tokens == reference("llama", 1)
     assert {step.drafted for step in result.row_steps} > {0}
-    fixed = model.generate(row, max_new_tokens=NEW, draft_length=2)
+    fixed = model.decode(row, max_new_tokens=NEW, draft_length=2)
     assert fixed.new_tokens == reference("llama", 1)
     assert max(step.drafted for step in fixed.row_steps) == 2
     assert len(result.draft_lengths) == result.forwards - 1
     assert result.draft_lengths[:3] == [0, 0, 0]
-    (measured,) = model._measured.values()
+    (measured,) = model._measured["heads"].values()
     assert measured.worth is None
-    model.generate(row, max_new_tokens=NEW, draft_length="auto")
+    model.decode(row, max_new_tokens=NEW, draft_length="auto")
     assert measured.worth is not None  # the next text learns from this one
     assert set(result.draft_lengths) > {0}
     for wrong in (0, 4, -1):
         with pytest.raises(InputError, match="draft length"):
-            model.generate(row, max_new_tokens=NEW, draft_length=wrong)
+            model.decode(row, max_new_tokens=NEW, draft_length=wrong)
     with pytest.raises(InputError, match="its own draft length"):
-        model.generate(row, max_new_tokens=NEW, draft_length=2, drafter=NoDrafter())
+        model.decode(row, max_new_tokens=NEW, draft_length=2, drafter=NoDrafter())
 
 
 def test_auto_without_anything_that_drafts_is_plain_decoding() -> None:
     model, row = attached("llama", "plain"), prompts("llama")[1]
-    result = model.generate(row, max_new_tokens=60, draft_length="auto")
+    result = model.decode(row, max_new_tokens=60, draft_length="auto")
     assert len(result.new_tokens) == 60
     assert set(result.draft_lengths) == {0}
 
@@ -395,12 +394,12 @@ def test_what_was_measured_belongs_to_the_drafter() -> None:
     bad = ModelDrafter(model.backbone, ft.MTPModel(families.build("llama", seed=1)).backbone, 2)
     for drafter in (good, bad):
         for _ in range(2):
-            model.generate(row, max_new_tokens=NEW, draft_length="auto", drafter=drafter)
+            model.decode(row, max_new_tokens=NEW, draft_length="auto", drafter=drafter)
     stood = []
     for drafter in (good, bad):
         (measured,) = drafter.measured.values()
         stood.append([all(measured.accepted[0]), any(measured.accepted[0])])
     assert stood == [[True, True], [False, False]]
     other = ft.MTPModel(families.build("llama", seed=2))  # whose steps cost something else
-    other.generate(row, max_new_tokens=NEW, draft_length="auto", drafter=good)
+    other.decode(row, max_new_tokens=NEW, draft_length="auto", drafter=good)
     assert len(good.measured) == 2

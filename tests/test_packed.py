@@ -111,7 +111,7 @@ def test_heads_on_packed_weights(tmp_path: Path, form: str) -> None:
     }
     assert all(p.requires_grad and p.isfinite().all() for p in own.values())
     expected = backbone.generate(TOKENS[:, :8], max_new_tokens=16, do_sample=False)
-    assert torch.equal(model.generate(TOKENS[:, :8], max_new_tokens=16).sequences, expected)
+    assert torch.equal(model.decode(TOKENS[:, :8], max_new_tokens=16).sequences, expected)
     config = settings(recipe="frozen", head=HEAD, steps=3)
     result = train(model, corpus(), config, tmp_path / "run", backbone_path="a/base")
     assert not any(movement.suspicious for movement in result.movements)

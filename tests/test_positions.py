@@ -23,6 +23,7 @@ from foretell.backbone import Ability, Backbone
 from foretell.backbone.rotary import document_reach
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     Drafter,
     Exact,
     LookupDrafter,
@@ -145,7 +146,7 @@ def drafter(name: str, kind: str) -> Drafter | None:
 
 def generate(name: str, kind: str, ids: Tensor, mask: Tensor | None, **options: Any) -> Generation:
     heads = kind if kind in ("parallel", "sequential", "rollout") else "none"
-    return model(name, heads).generate(
+    return model(name, heads).decode(
         ids, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter(name, kind), **options
     )
 
@@ -185,7 +186,7 @@ def test_rows_read_anew_can_be_ended_from_outside() -> None:
     batch = Batch(model("phi3").backbone, ids, mask, NEW)
     assert batch.rereads
     backbone, found = model("phi3").backbone, [[] for _ in LENGTHS]
-    for steps in decode(backbone, batch, NoDrafter(), Exact(), Sampling()):
+    for steps in decode(backbone, batch, DecodeOptions(rule=Exact())):
         for row, step in enumerate(steps):
             found[row] += step.tokens
         if len(found[1]) == 3:
@@ -249,7 +250,7 @@ def test_other_families_are_left_alone(family: str) -> None:
 def test_the_models_own_embeddings_see_nothing_of_it() -> None:
     """A long text of ours does not change what the model itself says of a shorter one later."""
     ours = ft.MTPModel(build("llama dynamic"))
-    ours.generate(rows()[-1], max_new_tokens=40, stop_tokens=())
+    ours.decode(rows()[-1], max_new_tokens=40, stop_tokens=())
     row = rows()[2]
     said = ours.lm.generate(
         row, max_new_tokens=NEW, do_sample=False, pad_token_id=0,
@@ -344,14 +345,14 @@ def test_a_text_ends_with_the_last_position_and_says_so(name: str) -> None:
     ids = torch.randint(1, families.VOCAB, (2, 36))
     mask = torch.ones_like(ids)
     mask[1, :20] = 0
-    found = end.generate(ids, mask, max_new_tokens=10, stop_tokens=())
+    found = end.decode(ids, mask, max_new_tokens=10, stop_tokens=())
     assert [len(new) for new in found.continuations] == [4, 10]
     assert found.full == [True, False]
     end.lm.generation_config.pad_token_id = 0
     ids[1, :20] = 0  # transformers infers the mask from it
-    assert end.generate(ids, max_new_tokens=10, stop_tokens=()).full[1] is False
+    assert end.decode(ids, max_new_tokens=10, stop_tokens=()).full[1] is False
     with pytest.raises(InputError, match="context 40; shorten"):
-        end.generate(ids.new_ones(1, 40), max_new_tokens=1)
+        end.decode(ids.new_ones(1, 40), max_new_tokens=1)
 
 
 ENDLESS: dict[str, tuple[dict[str, Any], int]] = {
@@ -384,7 +385,7 @@ def test_rotary_embeddings_do_not_end(name: str) -> None:
     )  # fmt: skip
     backbone = Backbone(scaled(name))
     assert (backbone.max_length, backbone.context) == (None, ENDLESS[name][1])
-    found = ft.MTPModel(scaled(name)).generate(row, max_new_tokens=90, stop_tokens=())
+    found = ft.MTPModel(scaled(name)).decode(row, max_new_tokens=90, stop_tokens=())
     assert found.sequences.tolist() == said.tolist()
     assert found.full == [False]
 
@@ -393,9 +394,9 @@ def test_a_text_longer_than_a_model_was_built_for_is_logged_once(caplog) -> None
     ft.backbone.warn_longer.cache_clear()
     endless = ft.MTPModel(scaled("default"))
     with caplog.at_level(logging.WARNING, "foretell"):
-        endless.generate(rows()[0], max_new_tokens=4, stop_tokens=())
+        endless.decode(rows()[0], max_new_tokens=4, stop_tokens=())
         assert not caplog.messages
         for _ in range(2):
-            endless.generate(rows()[0], max_new_tokens=NEW + SWITCH, stop_tokens=())
+            endless.decode(rows()[0], max_new_tokens=NEW + SWITCH, stop_tokens=())
     (message,) = caplog.messages
     assert f"longer than the {SWITCH} tokens that Qwen3ForCausalLM was built for" in message

@@ -324,7 +324,7 @@ def test_what_saves_time_or_memory_changes_no_result(tmp_path: Path, head: str, 
         assert not (tmp_path / str(value) / ".states").exists()
     for name, tensor in trained[0].items():
         torch.testing.assert_close(trained[1][name], tensor, rtol=2e-3, atol=2e-4)
-    result = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
+    result = model.decode(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
     assert len(result.new_tokens) == 8
 
 

@@ -31,6 +31,7 @@ import foretell as ft
 from foretell.backbone import Backbone
 from foretell.decoding import (
     Batch,
+    DecodeOptions,
     Draft,
     Exact,
     LookupDrafter,
@@ -156,7 +157,7 @@ def draws(
     prompts = torch.tensor([PROMPT]).expand(rows, -1)
     counts = torch.zeros(V**LENGTH, dtype=torch.long)
     for first in range(0, count, rows):
-        result = owner.generate(
+        result = owner.decode(
             prompts,
             max_new_tokens=LENGTH,
             sampling=replace(sampling, seeds=first),
@@ -234,7 +235,7 @@ def test_draws_follow_it_where_drafts_never_or_always_stand(name, low, high, rul
     counts = torch.zeros(V**LENGTH, dtype=torch.long)
     for first in range(0, 6000, 1000):
         sampling = replace(SAMPLED, seeds=first)
-        result = model("parallel").generate(
+        result = model("parallel").decode(
             prompts, max_new_tokens=LENGTH, sampling=sampling, drafter=source, rule=RULES[rule]
         )
         counts += numbered(result.sequences[:, len(PROMPT) :])
@@ -291,7 +292,7 @@ def test_draws_of_chosen_lengths_follow_it_too(name: str, monkeypatch) -> None:
     owner = disturbed(ft.MTPModel(toy(0), HEADS[name]), 3)  # which has measured nothing yet
     found, lengths = [], set()
     for first in range(0, 6000, 1000):
-        result = owner.generate(
+        result = owner.decode(
             torch.tensor([PROMPT]).expand(1000, -1),
             max_new_tokens=2 * LENGTH,  # so that a text does not end meanwhile
             sampling=replace(SAMPLED, seeds=first),
@@ -319,11 +320,11 @@ def test_a_row_does_not_depend_on_its_neighbours(name: str) -> None:
     prompts = torch.tensor([[0] * (width - len(text)) + text for text in texts])
     mask = torch.tensor([[0] * (width - len(text)) + [1] * len(text) for text in texts])
     options = {"max_new_tokens": 12, "drafter": drafter(name)}
-    together = owner.generate(
+    together = owner.decode(
         prompts, mask, sampling=Sampling(temperature=1.0, seeds=[7, 8, 9]), **options
     )
     for row, text in enumerate(texts):
-        alone = owner.generate(
+        alone = owner.decode(
             torch.tensor([text]), sampling=Sampling(temperature=1.0, seeds=7 + row), **options
         )
         assert alone.new_tokens == together.continuations[row]
@@ -352,7 +353,7 @@ def test_nor_on_where_they_end(kind: str, shape: TreeShape | None) -> None:
     def drawn(rows: slice) -> list[list[int]]:
         batch = Batch(backbone, torch.tensor(texts[rows]), None, limits[rows])
         sampling = Sampling(temperature=1.0, seeds=list(seeds[rows]))
-        list(decode(backbone, batch, one, SpeculativeSampling(), sampling))
+        list(decode(backbone, batch, DecodeOptions(drafter=one, sampling=sampling)))
         return batch.continuations
 
     together = drawn(slice(None))
@@ -373,7 +374,7 @@ class NoTwos(LogitsProcessor):
 def test_processors_that_read_the_text_see_every_branch(name: str) -> None:
     owner = model(name if name in HEADS else "parallel")
     prompt = torch.tensor([PROMPT])
-    drawn = owner.generate(
+    drawn = owner.decode(
         prompt.expand(50, -1),
         max_new_tokens=10,
         sampling=Sampling(temperature=1.0, processors=[NoTwos()]),
@@ -388,7 +389,7 @@ def test_processors_that_read_the_text_see_every_branch(name: str) -> None:
         own = owner.lm.generate(
             prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=10, **options
         )
-        result = owner.generate(prompt, max_new_tokens=10, sampling=sampling, drafter=drafter(name))
+        result = owner.decode(prompt, max_new_tokens=10, sampling=sampling, drafter=drafter(name))
         assert torch.equal(result.sequences, own)
 
 
@@ -405,7 +406,7 @@ def test_only_what_the_warpers_leave_is_drawn(options) -> None:
         "top_p": set(order[:1]) if probabilities.max() >= 0.3 else set(order[:2]),
     }[next(iter(options))]
     sampling = Sampling(temperature=1.0, **options)
-    drawn = owner.generate(prompt.expand(300, -1), max_new_tokens=1, sampling=sampling)
+    drawn = owner.decode(prompt.expand(300, -1), max_new_tokens=1, sampling=sampling)
     assert set(drawn.sequences[:, -1].tolist()) == allowed
 
 
@@ -431,7 +432,7 @@ def test_settings_out_of_range_are_refused(wrong) -> None:
 
 def test_as_many_seeds_as_rows() -> None:
     with pytest.raises(InputError, match="2 seeds were given for 3 rows"):
-        model("parallel").generate(
+        model("parallel").decode(
             torch.tensor([PROMPT]).expand(3, -1),
             max_new_tokens=2,
             sampling=Sampling(temperature=1.0, seeds=[1, 2]),
@@ -461,12 +462,12 @@ def test_processors_that_know_more_than_a_rows_tokens_are_refused() -> None:
     owner, rows = ft.MTPModel(families.build("llama")).eval(), torch.tensor([PROMPT, PROMPT])
     by_call = UnbatchedClassifierFreeGuidanceLogitsProcessor(1.5, owner.lm)
     with pytest.raises(InputError, match=r"Unbatched.* on the whole batch, once for every token"):
-        owner.generate(rows[:1], max_new_tokens=2, sampling=Sampling(processors=[by_call]))
+        owner.decode(rows[:1], max_new_tokens=2, sampling=Sampling(processors=[by_call]))
     constrained = PrefixConstrainedLogitsProcessor(lambda row, tokens: [len(tokens) % 5], 1)
     sampling = Sampling(processors=[constrained])
     with pytest.raises(InputError, match=r"PrefixConstrained.* has to know its row"):
-        owner.generate(rows, max_new_tokens=2, sampling=sampling)
-    alone = owner.generate(rows[:1], max_new_tokens=6, sampling=sampling, drafter=LookupDrafter(2))
+        owner.decode(rows, max_new_tokens=2, sampling=sampling)
+    alone = owner.decode(rows[:1], max_new_tokens=6, sampling=sampling, drafter=LookupDrafter(2))
     assert alone.new_tokens == [(len(PROMPT) + n) % 5 for n in range(6)]
 
 
@@ -496,7 +497,7 @@ def test_no_draft_is_deeper_than_there_are_random_numbers() -> None:
     assert [len(next(stream)) for _ in range(2)] == [1, 1]
     assert limits == [255]
     with pytest.raises(InputError, match="a pass is 1 to 256 tokens wide"):
-        owner.generate(prompt, max_new_tokens=2, pass_width=257)
+        owner.decode(prompt, max_new_tokens=2, pass_width=257)
     shared = ft.attach(families.build("llama"), "sequential", depth=2, shared=True)
     with pytest.raises(InputError, match="draft length 256: a draft is at most 255 tokens long"):
         drafter_for(shared.backbone, shared.require_head(), 256)
@@ -511,10 +512,9 @@ def test_a_dynamic_tree_has_at_most_the_nodes_that_there_are(name: str) -> None:
     else:
         wide = drafter_for(backbone, owner.require_head(), 2, shape)
     prompt = torch.tensor([PROMPT])
-    result = owner.generate(prompt, max_new_tokens=9, drafter=wide)
+    result = owner.decode(prompt, max_new_tokens=9, drafter=wide)
     assert (
-        result.new_tokens
-        == owner.generate(prompt, max_new_tokens=9, drafter=NoDrafter()).new_tokens
+        result.new_tokens == owner.decode(prompt, max_new_tokens=9, drafter=NoDrafter()).new_tokens
     )
 
 

@@ -14,7 +14,7 @@ import torch
 
 import families
 import foretell as ft
-from foretell.decoding import Batch, NoDrafter, Sampling, StopTokens, drafter_for
+from foretell.decoding import Batch, DecodeOptions, NoDrafter, Sampling, StopTokens, drafter_for
 from foretell.errors import InputError
 from foretell.serve import Engine, Job, Limits, Metrics, Progress, Settings
 from foretell.serve.jobs import Closed, QueueFull
@@ -95,7 +95,7 @@ def prompt(seed: int, length: int = 7) -> list[int]:
 def alone(model: ft.MTPModel, row: Row) -> list[int]:
     """The same by itself, without drafts."""
     ids = torch.tensor([row.prompt])
-    return model.generate(ids, max_new_tokens=row.tokens, drafter=NoDrafter()).new_tokens
+    return model.decode(ids, max_new_tokens=row.tokens, drafter=NoDrafter()).new_tokens
 
 
 def test_rows_of_any_length_say_what_each_says_alone(model: ft.MTPModel) -> None:
@@ -115,7 +115,11 @@ def test_lengths_are_chosen_by_what_earlier_batches_measured() -> None:
         assert [row.all() for row in rows] == [alone(model, row) for row in rows]
     two = Batch(model.backbone, torch.tensor([prompt(0), prompt(1)]), None, 60)
     greedily, warm = (
-        model.auto_length(engine.drafter, two, Sampling(temperature=temperature)).measured
+        DecodeOptions(
+            sampling=Sampling(temperature=temperature), drafter=engine.drafter, auto_length=True
+        )
+        .lengths(model.backbone, two)
+        .measured
         for temperature in (0.0, 0.5)
     )
     assert greedily.worth is not None
@@ -206,7 +210,7 @@ def test_a_seed_gives_the_same_text_whatever_the_neighbours(model: ft.MTPModel) 
     assert len({tuple(text) for text in (first, *others)}) == 3
     sampling = Sampling(temperature=1.0, top_p=0.95, seeds=0)
     ids = torch.tensor([prompt(1)])
-    assert model.generate(ids, max_new_tokens=12, sampling=sampling).new_tokens == first
+    assert model.decode(ids, max_new_tokens=12, sampling=sampling).new_tokens == first
 
 
 def test_cancelled_rows_end_and_their_neighbours_go_on(model: ft.MTPModel) -> None:

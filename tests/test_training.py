@@ -666,7 +666,7 @@ def test_heads_learn_in_float32_on_a_half_precision_backbone(head: str, tmp_path
         moved = (parameter != before[f"head.{name}"].float()).float().mean()
         assert moved > 0.9, name
     assert all(torch.equal(p, before[f"lm.{name}"]) for name, p in model.lm.named_parameters())
-    result = model.generate(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
+    result = model.decode(torch.tensor([[1, 2, 3]]), max_new_tokens=8, stop_tokens=())
     assert len(result.new_tokens) == 8
 
 

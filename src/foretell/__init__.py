@@ -12,6 +12,7 @@ from foretell.errors import BackboneError, CheckpointError, ForetellError, HeadE
 if TYPE_CHECKING:
     from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
     from foretell.model import MTPModel, attach
+    from foretell.patching import patch, unpatch
 
 __version__ = "0.1.0"
 
@@ -26,6 +27,8 @@ __all__ = [
     "ResidualHeads",
     "SequentialHeads",
     "attach",
+    "patch",
+    "unpatch",
 ]
 
 _HOMES = {
@@ -34,6 +37,8 @@ _HOMES = {
     "ResidualHeads": "foretell.heads",
     "SequentialHeads": "foretell.heads",
     "attach": "foretell.model",
+    "patch": "foretell.patching",
+    "unpatch": "foretell.patching",
 }
 """Imported when first asked for: torch takes seconds, and `foretell --help` does without it."""
 

@@ -4,19 +4,21 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
 import logging
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from tempfile import TemporaryDirectory
+from typing import Any, Self, cast
 
 import torch
+from huggingface_hub import HfApi
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from foretell.adapters import Adapters, adapters_inside
 from foretell.backbone import (
     Ability,
-    Backbone,
     BackboneOutput,
     fingerprint,
     rehearses,
@@ -34,28 +36,10 @@ from foretell.checkpoint import (
     replacing,
     write_heads,
 )
-from foretell.decoding import (
-    AcceptanceRule,
-    AutoLength,
-    Batch,
-    Drafter,
-    Generation,
-    Measured,
-    NoDrafter,
-    Sampling,
-    SpeculativeSampling,
-    Step,
-    Stop,
-    StopStrings,
-    StopTokens,
-    decode,
-    drafter_for,
-    store_by_rows,
-)
-from foretell.decoding.cache import decodes, keeps_blocks, takes_masks
-from foretell.decoding.passes import capacity
-from foretell.decoding.sampling import WIDEST
+from foretell.decoding import store_by_rows
+from foretell.decoding.cache import decodes, keeps_blocks
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
+from foretell.generation import Generating
 from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
 from foretell.loading import cast_parameters, load_causal_lm, resolve
 from foretell.objective import (
@@ -68,26 +52,33 @@ from foretell.objective import (
     depth_by_depth,
 )
 from foretell.provenance import local_path
-from foretell.targets import depth_targets, tokens_ahead
+from foretell.targets import IGNORE, depth_targets, tokens_ahead
 
 log = logging.getLogger(__name__)
 
 
 @dataclass
 class MTPOutput:
-    """What a training step returns.
+    """What a pass of the model returns.
 
     Attributes:
         loss: the weighted sum, a scalar.
         depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
             depth learns from a teacher.
+        unembed: computes `logits`.
     """
 
     loss: Tensor
     depth_losses: Tensor
+    unembed: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V), the backbone's own; computed when asked for, since training needs none."""
+        return self.unembed()
 
 
-class MTPModel(nn.Module):
+class MTPModel(Generating):
     """A causal language model with heads that predict further ahead.
 
     Build one with `attach` or `MTPModel.from_pretrained`. Without a head it is the backbone alone,
@@ -103,15 +94,11 @@ class MTPModel(nn.Module):
     """
 
     def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
-        super().__init__()
-        self.lm = model
-        self.backbone = Backbone(model)
+        super().__init__(model)
         self.backbone_trains = True
         self.adapters: Adapters | None = None
         self._base_fingerprint: str | None = None
-        self.tokenizer_path: str | None = None
         self.depth_by_depth = True
-        self._measured: dict[tuple[Any, ...], Measured] = {}  # for draft length auto
         self.head = None if head is None else self._build(head)
 
     def _build(self, config: HeadConfig) -> Head:
@@ -150,22 +137,6 @@ class MTPModel(nn.Module):
         if self.head is None:
             raise HeadError("the model has no heads; train some with `foretell train`.")
         return self.head
-
-    def require_fit(self) -> None:
-        """Check that the head lies where the backbone does, in a type no narrower.
-
-        Raises:
-            HeadError: `to` moved one of them and not the other.
-        """
-        if self.head is None:
-            return
-        own, backbone = next(self.head.parameters()), self.backbone
-        wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
-        if own.device != backbone.device or not wide:
-            raise HeadError(
-                f"the heads are {own.dtype} on {own.device}, the backbone {backbone.dtype} on "
-                f"{backbone.device}: move or cast the MTPModel, not one of its parts."
-            )
 
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
@@ -269,6 +240,7 @@ class MTPModel(nn.Module):
         input_ids: Tensor,
         position_ids: Tensor | None = None,
         labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
         *,
         objective: ObjectiveConfig | None = None,
         weights: Sequence[float] | None = None,
@@ -277,12 +249,14 @@ class MTPModel(nn.Module):
         trunk: BackboneOutput | None = None,
         passes: int = 1,
     ) -> MTPOutput:
-        """The training loss of depths 0…K.
+        """The training loss of depths 0…K, and the backbone's logits.
 
         Args:
             input_ids: (B, T).
             position_ids: (B, T), restarting at every packed document; None: a row is one document.
-            labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are.
+            labels: (B, T) not shifted, `IGNORE` where a token is no target; None: all are that are
+                no padding.
+            attention_mask: (B, T), 0 where a row is padded; None: nowhere.
             objective: what is learned; by default Gloeckle's sum.
             weights: of depths 0…K, by default the objective's at the start of a run. Depth 0 counts
                 nothing where the backbone is frozen.
@@ -306,8 +280,10 @@ class MTPModel(nn.Module):
             )
         if not self.backbone_trains:
             weights[0] = 0.0
-        output = self._trunk(input_ids, position_ids) if trunk is None else trunk
-        labels = input_ids if labels is None else labels
+        output = trunk or self._trunk(input_ids, position_ids, attention_mask)
+        if labels is None:
+            seen = attention_mask
+            labels = input_ids if seen is None else input_ids.masked_fill(seen == 0, IGNORE)
         targets = [
             Target(
                 depth_targets(labels, depth, position_ids).flatten(),
@@ -318,13 +294,17 @@ class MTPModel(nn.Module):
             for depth in range(self.depth + 1)
         ]
         loss, depth_losses = self._losses(input_ids, output, targets, weights)
-        return MTPOutput(loss + self.backbone.auxiliary_loss(output) / passes, depth_losses)
+        loss = loss + self.backbone.auxiliary_loss(output) / passes
+        return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
 
-    def _trunk(self, input_ids: Tensor, position_ids: Tensor | None) -> BackboneOutput:
+    def _trunk(
+        self, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> BackboneOutput:
         """The backbone's pass, with gradients where it learns."""
         with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
             return self.backbone(
                 input_ids,
+                attention_mask=attention_mask,
                 position_ids=position_ids,
                 layers=self.layers,
                 auxiliary=torch.is_grad_enabled(),
@@ -384,181 +364,6 @@ class MTPModel(nn.Module):
         found = {id(p): p for part in parts for p in part.parameters()}
         return [parameter for parameter in found.values() if parameter.requires_grad]
 
-    # -- decoding -------------------------------------------------------------------------------
-
-    def stream(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor | None = None,
-        *,
-        max_new_tokens: int,
-        stop_tokens: Collection[int] | None = None,
-        stop_strings: Sequence[str] | None = None,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-        sampling: Sampling | None = None,
-        drafter: Drafter | None = None,
-        draft_length: int | Literal["auto"] | None = None,
-        rule: AcceptanceRule | None = None,
-        pass_width: int | None = None,
-        compiled: bool = False,
-    ) -> Iterator[tuple[Step, ...]]:
-        """`generate`, one step at a time. Puts the model into evaluation mode.
-
-        What transformers' `generate` takes from the model's generation config counts here too:
-        penalties, tokens that are suppressed or forced, stop strings, padding. Only how tokens are
-        drawn does not: `do_sample`, `temperature` and the like of a checkpoint are left out, and
-        `sampling` says it.
-
-        Args:
-            input_ids: (B, T), the prompts.
-            attention_mask: (B, T), 0 where a prompt is padded, on either side. By default what
-                transformers infers: padded where the generation config's padding token stands,
-                unless that ends texts too.
-            max_new_tokens: how many tokens to emit, per row.
-            stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
-                model's generation config. `()` ends nowhere earlier.
-            stop_strings: end after the token with which one of these is complete; by default those
-                of the model's generation config.
-            tokenizer: for `stop_strings`.
-            sampling: how tokens are chosen; greedily by default.
-            drafter: what proposes tokens; by default the model's heads, or nothing without heads.
-            draft_length: how many tokens the heads draft, by default one per depth; `"auto"` has
-                every step of any drafter as long as brings most tokens per second, down to 0;
-                what earlier calls like this one have measured counts (see `auto_length`).
-            rule: what of a draft is accepted; by default what leaves the output as it is.
-            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
-                what is drafted cannot change how near-ties are rounded; longer drafts are cut.
-            compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
-        """
-        self.require_fit()
-        stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        stop_strings = self.stop_strings if stop_strings is None else stop_strings
-        if stop_strings and tokenizer is None:
-            raise InputError(
-                f"stop strings ({', '.join(map(repr, stop_strings))}) need the tokenizer too."
-            )
-        stops: list[Stop] = [StopTokens(stop_tokens)]
-        if tokenizer is not None and stop_strings:
-            stops.append(StopStrings(stop_strings, tokenizer))
-        if pass_width is not None and not 1 <= pass_width <= WIDEST:
-            raise InputError(f"pass_width is {pass_width}; a pass is 1 to {WIDEST} tokens wide.")
-        if attention_mask is None:
-            attention_mask = self._inferred_mask(input_ids, stop_tokens or self.stop_tokens)
-        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
-        if drafter is None:
-            fixed = None if draft_length == "auto" else draft_length
-            drafter = (
-                NoDrafter() if self.head is None else drafter_for(self.backbone, self.head, fixed)
-            )
-            drafter.measured = self._measured  # another drafter in every call, of the same heads
-        elif draft_length not in (None, "auto"):
-            raise InputError("a drafter that is given has its own draft length.")
-        if (shape := getattr(drafter, "shape", None)) is not None:
-            masked = takes_masks(self.backbone, capacity(batch) + shape.size)
-            if not masked:
-                raise BackboneError(
-                    f"{type(self.lm).__name__} cannot verify trees: it takes no attention mask "
-                    f"that tells branches apart ({masked.lacking}); draft chains."
-                )
-        sampling, length = sampling or Sampling(), None
-        if draft_length == "auto":
-            length = self.auto_length(drafter, batch, sampling, pass_width, compiled)
-        if any(module.training for module in self.modules()):  # eval() takes far longer to see
-            self.eval()
-        return decode(
-            self.backbone,
-            batch,
-            drafter,
-            rule or SpeculativeSampling(),
-            sampling,
-            length=length,
-            pass_width=pass_width,
-            compiled=compiled,
-        )
-
-    def auto_length(
-        self,
-        drafter: Drafter,
-        batch: Batch,
-        sampling: Sampling,
-        pass_width: int | None = None,
-        compiled: bool = False,
-    ) -> AutoLength:
-        """What chooses the draft lengths of a batch, by what earlier ones like it have measured.
-
-        They are alike with the same drafter, which remembers it, as many rows, about the same
-        temperature, passes as wide, and compiled or not as these. The model's heads remember it
-        where no drafter was given.
-        """
-        warmth = (sampling.greedy, round(sampling.temperature, 1))
-        alike = (id(self.backbone), batch.rows, warmth, pass_width, compiled)
-        measured = drafter.measured.setdefault(alike, Measured())
-        return AutoLength(drafter.longest, measured, batch.rows, max(batch.room))
-
-    @property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """The end-of-sequence tokens of the model's generation config."""
-        ids = getattr(self.lm.generation_config, "eos_token_id", None)
-        return () if ids is None else (ids,) if isinstance(ids, int) else tuple(ids)
-
-    @property
-    def stop_strings(self) -> tuple[str, ...]:
-        """The stop strings of the model's generation config."""
-        strings = getattr(self.lm.generation_config, "stop_strings", None) or ()
-        return (strings,) if isinstance(strings, str) else tuple(strings)
-
-    @property
-    def _padding(self) -> int | None:
-        return getattr(self.lm.generation_config, "pad_token_id", None)
-
-    def _inferred_mask(self, input_ids: Tensor, ends: Collection[int]) -> Tensor | None:
-        """The attention mask of prompts without one, as transformers infers it."""
-        if self._padding is None or self._padding in ends or input_ids.ndim != 2:
-            return None
-        mask = input_ids != self._padding
-        if bool((mask.int().diff(dim=1).abs().sum(1) > 1).any()):
-            raise InputError(
-                f"a prompt has the padding token {self._padding} in its middle, where transformers "
-                "would not read it; give the attention mask."
-            )
-        return mask
-
-    def generate(
-        self, input_ids: Tensor, attention_mask: Tensor | None = None, **options: Any
-    ) -> Generation:
-        """Continue prompts: the backbone's own tokens, in fewer forward passes.
-
-        The arguments are those of `stream`. As in transformers a text may become longer than the
-        model was built for, which is logged once; it ends where the model has no more positions
-        (`Generation.full`).
-
-        Raises:
-            InputError: a prompt that is empty or longer than the context, or an option out of its
-                range.
-            BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
-            HeadError: see `require_fit`.
-        """
-        if attention_mask is None:
-            ends = options.get("stop_tokens") or self.stop_tokens
-            attention_mask = self._inferred_mask(input_ids, ends)
-        steps = list(self.stream(input_ids, attention_mask, **options))
-        continuations = [
-            [token for step in row for token in step.tokens] for row in zip(*steps, strict=True)
-        ]
-        fill = next(iter([self._padding] if self._padding is not None else self.stop_tokens), 0)
-        longest = max(map(len, continuations))
-        seen = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        prompts = seen.bool().sum(1).tolist()
-        filled = [row + [fill] * (longest - len(row)) for row in continuations]
-        sequences = torch.cat([input_ids, input_ids.new_tensor(filled)], dim=1)
-        return Generation(sequences, continuations, steps, self._full(prompts, continuations))
-
-    def _full(self, prompts: Sequence[int], continuations: Sequence[Sequence[int]]) -> list[bool]:
-        """Which rows, of so many tokens and what followed, fill the model's last position."""
-        most = self.backbone.max_length
-        rows = zip(prompts, continuations, strict=True)
-        return [most is not None and length + len(new) >= most for length, new in rows]
-
     # -- saving and loading ---------------------------------------------------------------------
 
     @classmethod
@@ -569,7 +374,8 @@ class MTPModel(nn.Module):
         backbone: PreTrainedModel | str | Path | None = None,
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
-    ) -> "MTPModel":
+        device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+    ) -> Self:
         """Load a foretell directory, or a plain checkpoint without heads.
 
         Args:
@@ -579,12 +385,16 @@ class MTPModel(nn.Module):
             dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
                 has its own already.
             device: where to put the model.
+            device_map: the same in transformers' words; `"auto"` is the first accelerator, or the
+                CPU. Heads need their backbone on one device.
 
         Raises:
             CheckpointError: a file is missing, truncated or foreign, or the backbone is another
                 one.
-            InputError: there is no model at `path`, or `dtype` is no type for one.
+            InputError: there is no model at `path`, `dtype` is no type for one, or `device_map`
+                spreads it.
         """
+        device = _one_device(device, device_map)
         wanted = _weights_type(dtype, backbone)
         where = resolve(path)
         stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
@@ -650,6 +460,48 @@ class MTPModel(nn.Module):
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        backbone_path: str | None = None,
+        tokenizer: Any = None,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        **options: Any,
+    ) -> str:
+        """Save the model and upload it to the Hub, where `from_pretrained` finds it again.
+
+        Args:
+            repo_id: `owner/name`; made where there is none.
+            backbone_path: the Hub id of the backbone: then only the heads are uploaded.
+            tokenizer: uploaded beside the backbone.
+            private: whether a repository that is made is.
+            token: of an account; by default the one that is logged in.
+            **options: of `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`,
+                `create_pr`, …
+
+        Returns:
+            the address of the commit.
+
+        Raises:
+            CheckpointError: see `require_savable`.
+            InputError: `backbone_path` is a directory, which nobody else has.
+        """
+        if backbone_path is not None and local_path(backbone_path).exists():
+            raise InputError(
+                f"backbone_path is {backbone_path}, a directory of this machine; name the Hub id "
+                "of the backbone, or leave it out to upload that too."
+            )
+        self.require_savable(backbone_path)
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as place:
+            directory = Path(place) / "model"
+            self.save_pretrained(directory, backbone_path=backbone_path, tokenizer=tokenizer)
+            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **options)
+        return str(done.commit_url)
+
     def require_savable(self, backbone_path: str | Path | None = None) -> None:
         """Check that `save_pretrained` could write the model, and load it again.
 
@@ -690,6 +542,28 @@ class MTPModel(nn.Module):
                 + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
             )
         self.require_head().load_state_dict(given)
+
+
+def _one_device(
+    device: torch.device | str | None,
+    device_map: str | int | torch.device | Mapping[str, Any] | None,
+) -> torch.device | str | None:
+    """The device that both name, or None."""
+    if device_map is None:
+        return device
+    if device is not None:
+        raise InputError("device and device_map say the same; give one of them.")
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    spread = len(set(places)) != 1 or places[0] in ("disk", "meta")
+    if spread or (isinstance(places[0], str) and places[0].startswith("balanced")):
+        raise InputError(
+            f"device_map is {device_map!r}; heads need their backbone on one device: name it, or "
+            '"auto".'
+        )
+    if places[0] == "auto":
+        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        return found or torch.device("cpu")
+    return torch.device(places[0])
 
 
 def _full_path(backbone_path: str | Path | None) -> str | None:
@@ -760,24 +634,33 @@ def _shape(tensor: Tensor | None) -> str:
     return "none" if tensor is None else str(tuple(tensor.shape))
 
 
-def attach(model: PreTrainedModel, head: str | HeadConfig = "parallel", **options: Any) -> MTPModel:
+def attach(
+    model: PreTrainedModel | str | Path, head: str | HeadConfig = "parallel", **options: Any
+) -> MTPModel:
     """Put new heads on a causal language model.
 
     Where the model can then be trained and not decoded, a warning is logged.
 
     Args:
-        model: any `AutoModelForCausalLM`; it is used as it is.
+        model: any `AutoModelForCausalLM`, used as it is; or where one lies: a directory, a Hub id
+            or a bundled model, loaded in the type it is stored in.
         head: a head's kind, or its config.
         **options: fields of the head's config, such as `depth=3`, where `head` is a kind.
 
     Raises:
         BackboneError: the model lacks a property that heads need.
-        InputError: the head is unknown or told something it cannot do.
+        InputError: the head is unknown or told something it cannot do, or there is no such model.
+        CheckpointError: the model cannot be loaded.
     """
     if isinstance(head, str):
         head = head_class(head).Config.from_dict(options)
     elif options:
         raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
-    attached = MTPModel(model, head)
+    if isinstance(model, (str, Path)):
+        place = resolve(model)
+        attached = MTPModel(load_causal_lm(place), head)
+        attached.tokenizer_path = place
+    else:
+        attached = MTPModel(model, head)
     attached.warn_if_not_decoded()
     return attached

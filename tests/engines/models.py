@@ -135,7 +135,7 @@ def head_config(case: Case) -> Any:
 
 def plain(model: ft.MTPModel, prompt: list[int], new: int) -> list[int]:
     row = torch.tensor([prompt])
-    result = model.generate(row, max_new_tokens=new, drafter=NoDrafter(), stop_tokens=())
+    result = model.decode(row, max_new_tokens=new, drafter=NoDrafter(), stop_tokens=())
     return result.new_tokens
 
 
@@ -164,9 +164,7 @@ def counts(model: ft.MTPModel, prompt: list[int], length: int) -> Tensor:
     vLLM drafts in full to the end and counts a draft whole, so there has to be room behind it.
     """
     row = torch.tensor([prompt])
-    result = model.generate(
-        row, max_new_tokens=NEW + length + 1, draft_length=length, stop_tokens=()
-    )
+    result = model.decode(row, max_new_tokens=NEW + length + 1, draft_length=length, stop_tokens=())
     found = torch.zeros(2 + length, dtype=torch.long)
     done = len(result.steps[0][0].tokens)
     for (step,) in result.steps[1:]:

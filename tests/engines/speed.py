@@ -43,7 +43,7 @@ def foretell(model: ft.MTPModel, *, plain: bool) -> Engine:
 
     def run(rows: Rows) -> tuple[Rows, int]:
         tokens, mask = padded(rows)
-        found = model.generate(tokens, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter)
+        found = model.decode(tokens, mask, max_new_tokens=NEW, stop_tokens=(), drafter=drafter)
         return found.continuations, len(found.row_steps)
 
     return run

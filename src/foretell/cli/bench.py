@@ -38,7 +38,7 @@ def bench(asked: Bench) -> None:
     loaded.backbone.require_room(longest + asked.max_new_tokens, "prompts and their continuations")
     draft = None
     if asked.draft_model is not None:
-        draft = drafting.load_draft_model(asked.draft_model, loaded), asked.draft_model
+        draft = loaded.draft_model(asked.draft_model), asked.draft_model
     sampling = drafting.sampling(asked.temperature, asked.seed)
     methods = methods_of(
         loaded,

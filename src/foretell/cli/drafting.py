@@ -1,73 +1,19 @@
 """How a continuation is drafted, judged and drawn: the options, and what their texts mean."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from textwrap import shorten
-from typing import Any, Literal, cast
-
-from torch import Tensor
+from typing import Any, Literal
 
 from foretell.cli import common
-from foretell.decoding import (
-    AcceptanceRule,
-    Distance,
-    Drafter,
-    Exact,
-    LookupDrafter,
-    MinimumBlock,
-    ModelDrafter,
-    NoDrafter,
-    Sampling,
-    SpeculativeSampling,
-    TopK,
-    TreeShape,
-    Typical,
-    drafter_for,
-)
-from foretell.decoding.cache import takes_masks
+from foretell.decoding import AcceptanceRule, Drafter, Sampling, TreeShape, rule_named
 from foretell.decoding.constraints import left_out, obeyed
-from foretell.errors import CheckpointError, InputError
-from foretell.loading import load_tokenizer
+from foretell.errors import InputError
 from foretell.model import MTPModel
-
-DRAFT_LENGTH = 4
-"""Tokens per draft of prompt lookup and of draft models, unless asked for otherwise."""
-
-LOSSLESS: dict[str, Callable[[], AcceptanceRule]] = {
-    "exact": Exact,
-    "speculative": SpeculativeSampling,
-}
-LOSSY: dict[str, Callable[[float], AcceptanceRule]] = {
-    "top-k": lambda number: TopK(_whole(number)),
-    "distance": lambda number: Distance(_whole(number)),
-    "typical": lambda number: Typical(epsilon=number),
-    "minimum-block": lambda number: MinimumBlock(_whole(number)),
-}
-LOSSY_DEFAULTS = {"top-k": 2.0, "distance": 1.0, "typical": 0.09, "minimum-block": 1.0}
 
 
 def parse_rule(text: str | None) -> AcceptanceRule:
     """`top-k:3` → `TopK(3)`; the lossless default where nothing was asked for."""
-    name, colon, number = (text or "speculative").partition(":")
-    if name in LOSSLESS:
-        if colon:
-            raise InputError(f"--rule {text}: {name} takes no number.")
-        return LOSSLESS[name]()
-    if name not in LOSSY:
-        known = ", ".join([*LOSSLESS, *LOSSY])
-        raise InputError(f"--rule {text}: the rule {name!r} is unknown; use one of {known}.")
-    try:
-        return LOSSY[name](float(number) if colon else LOSSY_DEFAULTS[name])
-    except InputError:  # a number, but not one for this rule
-        raise
-    except (ValueError, OverflowError):
-        example = f"{name}:{LOSSY_DEFAULTS[name]:g}"
-        raise InputError(f"--rule {text}: give a number, such as {example}.") from None
-
-
-def _whole(number: float) -> int:
-    if number != int(number):
-        raise ValueError(number)
-    return int(number)
+    return rule_named(text or "speculative")
 
 
 def parse_length(text: str | None) -> int | Literal["auto"] | None:
@@ -136,81 +82,9 @@ def drafter(
     shape: TreeShape | None = None,
 ) -> Drafter:
     """The drafter of that name, see `drafter_name`; with `auto` it drafts as far as by default."""
-    if shape is not None:
-        if name in ("none", "lookup"):
-            raise InputError(f"drafter {name} makes no trees; leave out --tree.")
-        if not takes_masks(model.backbone, 0):  # longer texts are tried when there are some
-            raise InputError(
-                f"{type(model.lm).__name__} cannot verify trees, only chains; leave out --tree."
-            )
-    if name == "none":
-        if length is not None:
-            raise InputError("without a drafter there is no draft; leave out --draft-length.")
-        return NoDrafter()
-    if length == "auto":
-        length = None
-    if name == "lookup":
-        return LookupDrafter(DRAFT_LENGTH if length is None else length)
-    if name == "heads":
-        return drafter_for(model.backbone, model.require_head(), length, shape)
-    draft, length = load_draft_model(name, model), DRAFT_LENGTH if length is None else length
-    return ModelDrafter(model.backbone, draft.backbone, length, shape)
-
-
-def load_draft_model(name: str, model: MTPModel) -> MTPModel:
-    """A draft model on the device and in the type of the model that it drafts for.
-
-    Where their tokenizers agree and their vocabularies differ in size all the same, the rows of one
-    embedding are padded further than those of the other (Qwen2.5 has 151,936 or 152,064 of them, by
-    size): the draft model's are cut, or filled up with their mean.
-
-    Raises:
-        InputError: their tokenizers give a token different numbers, or do not show that
-            vocabularies of different sizes are the same.
-    """
-    common.quiet_transformers()
-    backbone = model.backbone
-    draft = MTPModel.from_pretrained(name, dtype=backbone.dtype, device=backbone.device)
-    size = draft.backbone.vocab_size
-    own, its = _numbers(model), _numbers(draft)
-    apart = next((token for token in own if its.get(token, own[token]) != own[token]), None)
-    if apart is not None:
-        raise InputError(
-            f"{name}: token {apart!r} has number {its[apart]} there and {own[apart]} in the model; "
-            "a draft model needs the same vocabulary."
-        )
-    if size == backbone.vocab_size:
-        return draft
-    if not own or own != its:
-        raise InputError(
-            f"{name} has a vocabulary of {size} tokens, the model one of {backbone.vocab_size}, "
-            "and no tokenizers show that the difference is padding."
-        )
-    return _resized(draft, backbone.vocab_size)
-
-
-def _resized(draft: MTPModel, size: int) -> MTPModel:
-    """With so many rows of embeddings, and without heads."""
-    rows = draft.backbone.vocab_size
-    draft.merge_adapters()
-    draft.lm.resize_token_embeddings(size, mean_resizing=False)  # that mean takes a covariance
-    resized = MTPModel(draft.lm).eval()
-    for table in (resized.backbone.embedding, resized.backbone.output):
-        weight = cast(Tensor, table.weight).data
-        weight[rows:] = weight[:rows].mean(0)
-    return resized
-
-
-def _numbers(model: MTPModel) -> dict[str, int]:
-    """Of the tokens of the tokenizer beside a model, if there is one, but not of those added."""
-    if model.tokenizer_path is None:
-        return {}
-    try:
-        tokenizer = load_tokenizer(model.tokenizer_path)
-    except CheckpointError:
-        return {}
-    added = tokenizer.get_added_vocab()
-    return {token: n for token, n in tokenizer.get_vocab().items() if token not in added}
+    if name == "none" and length == "auto":
+        raise InputError("without a drafter there is no draft; leave out --draft-length.")
+    return model.drafter_named(name, None if length == "auto" else length, shape)
 
 
 def method_name(drafter: str, model: MTPModel) -> str:

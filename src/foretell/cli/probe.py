@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from foretell.cli import common, drafting
+from foretell.cli import common
 from foretell.cli.commands.probe import Probe
 from foretell.cli.options import STDOUT
 from foretell.cli.probe_tables import show_probe
@@ -150,7 +150,7 @@ def _baselines(model: MTPModel, texts: _Texts, depth: int, draft_model: str | No
         methods.append(NGrams(counts))
     methods += [PromptLookup(), RepeatLast()]
     if draft_model is not None:
-        draft = drafting.load_draft_model(draft_model, model)
+        draft = model.draft_model(draft_model)
         methods.append(DraftModel(draft.backbone, vocab_size))
     return methods
 

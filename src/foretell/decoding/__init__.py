@@ -19,10 +19,13 @@ from foretell.decoding.drafters import (
     ModelDrafter,
     NoDrafter,
     drafter_for,
+    drafter_named,
 )
 from foretell.decoding.layout import store_by_columns, store_by_rows
 from foretell.decoding.length import AutoLength, Measured
 from foretell.decoding.loop import Generation, decode
+from foretell.decoding.options import DecodeOptions
+from foretell.decoding.rules import rule_named
 from foretell.decoding.sampling import Sampler, Sampling
 from foretell.decoding.text import Detokenizer
 from foretell.decoding.tree import TreeShape
@@ -32,6 +35,7 @@ __all__ = [
     "AutoLength",
     "Batch",
     "Committed",
+    "DecodeOptions",
     "Detokenizer",
     "Distance",
     "Draft",
@@ -56,6 +60,8 @@ __all__ = [
     "Verdict",
     "decode",
     "drafter_for",
+    "drafter_named",
+    "rule_named",
     "store_by_columns",
     "store_by_rows",
 ]

@@ -66,13 +66,17 @@ UNASKED = {
 """Fields about what `generate` gives back and how it gets there: here tokens, all of them."""
 
 
-def undrawn(lm: PreTrainedModel) -> GenerationConfig:
-    """A copy of the model's generation config that draws nothing, and gives one row of tokens back.
+def undrawn(lm: PreTrainedModel, asked: GenerationConfig | None = None) -> GenerationConfig:
+    """A copy of a generation config that draws nothing, and gives one row of tokens back.
+
+    Args:
+        lm: the model.
+        asked: in place of the model's own config.
 
     Raises:
         InputError: it asks for a search (beams, contrastive, …) that drafts cannot follow.
     """
-    config = deepcopy(getattr(lm, "generation_config", None)) or GenerationConfig()
+    config = deepcopy(asked or getattr(lm, "generation_config", None)) or GenerationConfig()
     config.do_sample = False
     mode = config.get_generation_mode()
     if mode not in (GenerationMode.GREEDY_SEARCH, GenerationMode.ASSISTED_GENERATION):
@@ -106,18 +110,19 @@ def _said(lm: PreTrainedModel, names: Sequence[str]) -> dict[str, Any]:
 
 
 def constraints(
-    lm: PreTrainedModel, batch: Batch, sampling: Sampling
+    lm: PreTrainedModel, batch: Batch, sampling: Sampling, asked: GenerationConfig | None = None
 ) -> list[list[LogitsProcessor]]:
     """The processors of each row that look at what was written: the config's, then `sampling`'s.
 
     In `sampling` a repetition penalty takes the place of the config's, and a processor of one class
     that of the config's, as in transformers. Lengths are those of a row without its padding.
+    `asked` is a generation config in place of the model's own.
 
     Raises:
         InputError: one of them depends on more than a row's tokens.
     """
     require_local(sampling.processors, batch.rows)
-    config: Any = undrawn(lm)
+    config: Any = undrawn(lm, asked)
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = sampling.repetition_penalty
     return [_of_row(lm, config, batch, row, sampling.processors) for row in range(batch.rows)]

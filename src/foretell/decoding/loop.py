@@ -7,25 +7,26 @@ Shapes: B rows, T prompt.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from foretell.backbone import Backbone
-from foretell.decoding.acceptance import AcceptanceRule
 from foretell.decoding.batch import ENDED, Batch, Step
 from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import constraints
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters import Drafter, NoDrafter
+from foretell.decoding.drafters import NoDrafter
 from foretell.decoding.length import AutoLength
+from foretell.decoding.options import DecodeOptions
 from foretell.decoding.passes import Passes, capacity
-from foretell.decoding.sampling import Sampler, Sampling
+from foretell.decoding.sampling import Sampler
 
 
 @dataclass(frozen=True)
 class Generation:
-    """What `generate` returns.
+    """What `MTPModel.decode` returns, and `generate` where a dictionary is asked for.
 
     Attributes:
         sequences: (B, T') prompts as they were given, and continuations, filled up at the end.
@@ -39,6 +40,10 @@ class Generation:
     continuations: list[list[int]]
     steps: list[tuple[Step, ...]]
     full: list[bool]
+
+    def __getitem__(self, name: str) -> Any:
+        """`["sequences"]`, as of what transformers returns."""
+        return getattr(self, name)
 
     @property
     def new_tokens(self) -> list[int]:
@@ -70,35 +75,47 @@ class Generation:
 def decode(
     backbone: Backbone,
     batch: Batch,
-    drafter: Drafter,
-    rule: AcceptanceRule,
-    sampling: Sampling,
+    options: DecodeOptions,
     *,
     length: AutoLength | None = None,
-    pass_width: int | None = None,
-    compiled: bool = False,
 ) -> Iterator[tuple[Step, ...]]:
     """Continue the rows of `batch`, yielding a step of every row as soon as it is committed.
 
-    Rows of a backbone that cannot tell them apart are continued one after another, and so are those
-    of which one has to be read anew. `length` chooses how far every draft goes; without it that is
-    the drafter's affair. `pass_width` makes every pass but the first so many tokens wide, whatever
-    is drafted (see `foretell.decoding.invariance`).
-    `compiled` runs every pass but the first compiled by torch, in few shapes; the first time takes
-    its minutes.
+    What is asked for is checked at once, before the first step. Rows of a backbone that cannot tell
+    them apart are continued one after another, and so are those of which one has to be read anew.
+    The first compiled pass takes its minutes.
+
+    Args:
+        backbone: that reads and verifies.
+        batch: the rows; they are written to.
+        options: how they are continued.
+        length: chooses how far every draft goes, in place of what `options` says.
     """
-    histories = constraints(backbone.model, batch, sampling)
-    sampler = Sampler(sampling, batch.rows, backbone.device, histories)
-    together = takes_masks(backbone, capacity(batch, pass_width)) and not batch.rereads
+    options.require_trees(backbone, batch)
+    histories = constraints(backbone.model, batch, options.sampling, options.config)
+    sampler = Sampler(options.sampling, batch.rows, backbone.device, histories)
+    return _rows(backbone, batch, options, sampler, length or options.lengths(backbone, batch))
+
+
+def _rows(
+    backbone: Backbone,
+    batch: Batch,
+    options: DecodeOptions,
+    sampler: Sampler,
+    length: AutoLength | None,
+) -> Iterator[tuple[Step, ...]]:
+    """All rows at once, or one after another."""
+    width, compiled = options.pass_width, options.compiled
+    together = takes_masks(backbone, capacity(batch, width)) and not batch.rereads
     if batch.rows == 1 or together:
-        passes = Passes(backbone, batch, pass_width, compiled)
-        yield from _decode(passes, batch, drafter, rule, sampler, length)
+        passes = Passes(backbone, batch, width, compiled)
+        yield from _decode(passes, batch, options, sampler, length)
         return
     for number in (n for n in range(batch.rows) if batch.active[n]):
         row = batch.row(number)
-        passes = Passes(backbone, row, pass_width, compiled)
+        passes = Passes(backbone, row, width, compiled)
         chooses = None if length is None else length.row()
-        for (step,) in _decode(passes, row, drafter, rule, sampler.row(number), chooses):
+        for (step,) in _decode(passes, row, options, sampler.row(number), chooses):
             batch.active[number] &= row.active[0]
             yield tuple(step if other == number else ENDED for other in range(batch.rows))
             row.active[0] &= batch.active[number]
@@ -108,11 +125,11 @@ def decode(
 def _decode(
     passes: Passes,
     batch: Batch,
-    drafter: Drafter,
-    rule: AcceptanceRule,
+    options: DecodeOptions,
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
+    drafter, rule = options.drafter, options.rule
     draft = Draft.nothing(batch.rows, batch.device)
     drafter.start(passes.past, sampler, batch.rows, passes.capacity)
     sampler.begin(batch.lengths)

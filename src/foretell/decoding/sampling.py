@@ -61,6 +61,7 @@ class Sampling:
             None: as the model's generation config says.
         processors: any of transformers' `LogitsProcessor` whose scores depend on a row's tokens and
             logits alone. They see one row at a time, without padding, and drafted tokens too.
+        cuts: more of transformers' warpers, which look at logits alone, after the others.
         seeds: of the rows, one each, or one number for the first; the others follow it.
     """
 
@@ -70,6 +71,7 @@ class Sampling:
     min_p: float = 0.0
     repetition_penalty: float | None = None
     processors: Sequence[LogitsProcessor] = ()
+    cuts: Sequence[LogitsProcessor] = ()
     seeds: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
@@ -128,6 +130,7 @@ class Sampler:
                 self.by_scores.append(TopPLogitsWarper(sampling.top_p))
             if sampling.min_p:
                 self.by_scores.append(MinPLogitsWarper(sampling.min_p))
+            self.by_scores += sampling.cuts
 
     def row(self, number: int) -> "Sampler":
         """For one row alone, with its own random numbers."""

@@ -116,7 +116,7 @@ class Foretell:
         return other
 
     def __call__(self, prompts: Tensor, count: int, mask: Tensor | None = None) -> Continuation:
-        result = self.model.generate(
+        result = self.model.decode(
             prompts,
             torch.ones_like(prompts) if mask is None else mask,
             max_new_tokens=count,

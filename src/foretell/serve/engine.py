@@ -17,7 +17,7 @@ from typing import cast
 
 import torch
 
-from foretell.decoding import Batch, Drafter, NoDrafter, SpeculativeSampling, Step, decode
+from foretell.decoding import Batch, DecodeOptions, Drafter, NoDrafter, Step
 from foretell.decoding.cache import takes_masks
 from foretell.model import MTPModel
 from foretell.serve.jobs import Closed, Event, Job, Progress, QueueFull, Settings
@@ -135,20 +135,16 @@ class Engine:
         """Continue some rows until all have ended, or others should join them."""
         batch, settings = _batch(self.model, jobs), jobs[0].settings
         sampling = replace(settings.sampling, seeds=[job.seed for job in jobs])
-        drafter = self.drafter if settings.drafted else NoDrafter()
+        options = DecodeOptions(
+            sampling=sampling,
+            drafter=self.drafter if settings.drafted else NoDrafter(),
+            auto_length=self.auto_length and settings.drafted,
+        )
         self.metrics.batch(len(jobs))
         for job in jobs:
             job.began_now()
         written = 0
-        auto = self.auto_length and settings.drafted
-        stream = decode(
-            self.model.backbone,
-            batch,
-            drafter,
-            SpeculativeSampling(),
-            sampling,
-            length=self.model.auto_length(drafter, batch, sampling) if auto else None,
-        )
+        stream = self.model.run(batch, options)
         with closing(cast("Generator[tuple[Step, ...]]", stream)):
             for steps in stream:
                 self.metrics.forward(steps)

@@ -1,32 +1,17 @@
 """Drafters, one file each: anything that proposes tokens."""
 
-from foretell.backbone import Backbone
 from foretell.decoding.drafters.base import Committed, Drafter
+from foretell.decoding.drafters.heads import drafter_for
 from foretell.decoding.drafters.lookup import LookupDrafter
 from foretell.decoding.drafters.model import ModelDrafter
+from foretell.decoding.drafters.named import NAMED, drafter_named
 from foretell.decoding.drafters.none import NoDrafter
 from foretell.decoding.drafters.parallel import ParallelDrafter
 from foretell.decoding.drafters.rollout import RolloutDrafter
 from foretell.decoding.drafters.sequential import SequentialDrafter
-from foretell.decoding.tree import TreeShape
-from foretell.heads import Head, SequentialHeads
-
-
-def drafter_for(
-    backbone: Backbone,
-    head: Head,
-    length: int | None = None,
-    shape: TreeShape | None = None,
-) -> Drafter:
-    """A new drafter for `head`, of chains or of trees."""
-    if isinstance(head, SequentialHeads):
-        if head.contract.rollout == "token":
-            return RolloutDrafter(backbone, head, length, shape)
-        return SequentialDrafter(backbone, head, length, shape)
-    return ParallelDrafter(backbone, head, length, shape)
-
 
 __all__ = [
+    "NAMED",
     "Committed",
     "Drafter",
     "LookupDrafter",
@@ -36,4 +21,5 @@ __all__ = [
     "RolloutDrafter",
     "SequentialDrafter",
     "drafter_for",
+    "drafter_named",
 ]

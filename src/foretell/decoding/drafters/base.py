@@ -45,7 +45,7 @@ class Drafter(Protocol):
 
     @cached_property
     def measured(self) -> dict[tuple[Any, ...], Measured]:
-        """What was measured with it, to choose lengths by: see `MTPModel.auto_length`."""
+        """What was measured with it, to choose lengths by: see `DecodeOptions.lengths`."""
         return {}
 
     @property

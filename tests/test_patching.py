@@ -1,0 +1,224 @@
+"""`foretell.patch`: a model's own `generate`, called by code that knows nothing of us."""
+
+import copy
+import pickle
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import (
+    GenerationConfig,
+    LogitsProcessor,
+    PreTrainedModel,
+    StoppingCriteria,
+    pipeline,
+)
+
+import families
+import foretell as ft
+from foretell.decoding import LookupDrafter
+from foretell.loading import load_tokenizer
+
+NEW = 12
+ROW = families.prompt(1, 9, seed=3)
+
+
+@cache
+def lm() -> PreTrainedModel:
+    found = families.build("llama").eval()
+    found.generation_config.update(pad_token_id=0, eos_token_id=100)
+    return found
+
+
+@cache
+def heads() -> ft.MTPModel:
+    """On the same model, used once: what it can do has been tried."""
+    torch.manual_seed(0)
+    found = ft.attach(lm(), "parallel", depth=3)
+    found.generate(ROW, max_new_tokens=2)
+    return found
+
+
+@pytest.fixture
+def passes() -> Iterator[list[int]]:
+    """The tokens of each pass of the model."""
+    counted: list[int] = []
+
+    def count(module: Any, args: Any, kwargs: dict[str, Any]) -> None:
+        counted.append((kwargs["input_ids"] if "input_ids" in kwargs else args[0]).shape[1])
+
+    hook = lm().model.register_forward_pre_hook(count, with_kwargs=True)
+    yield counted
+    hook.remove()
+    ft.unpatch(lm())
+
+
+class Counting(LogitsProcessor):
+    """Has a state: forbids every other call's likeliest token."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        self.calls += 1
+        return (
+            scores.scatter(1, scores.argmax(1, keepdim=True), -torch.inf)
+            if self.calls % 2
+            else scores
+        )
+
+
+class BySum(StoppingCriteria):
+    """Looks at the whole batch."""
+
+    def __call__(self, input_ids: Tensor, scores: Tensor, **kwargs: Any) -> Tensor:
+        return (input_ids.sum() % 3 == 0).expand(len(input_ids))
+
+
+REPEATING = ROW.repeat(1, 4)  # prompt lookup finds something
+CALLS: dict[str, dict[str, Any]] = {
+    "by name": {"inputs": REPEATING, "max_new_tokens": NEW},
+    "tokenizer's": {
+        "input_ids": REPEATING, "attention_mask": torch.ones_like(REPEATING), "max_new_tokens": NEW,
+    },
+    "config": {
+        "inputs": REPEATING,
+        "generation_config": GenerationConfig(max_new_tokens=NEW, repetition_penalty=1.3),
+    },
+    "criteria": {
+        "inputs": REPEATING, "max_new_tokens": NEW, "stopping_criteria": [BySum()],
+    },
+    "disable_compile": {"inputs": REPEATING, "max_new_tokens": NEW, "disable_compile": True},
+}  # fmt: skip
+ORIGINAL: dict[str, dict[str, Any]] = {
+    "beams": {"num_beams": 2},
+    "dictionary": {"return_dict_in_generate": True, "output_scores": True},
+    "state": {"logits_processor": [Counting()]},
+    "batch": {"inputs": REPEATING.expand(2, -1), "stopping_criteria": [BySum()]},
+    "cache": {"cache_implementation": "static"},
+    "beams drawn": {"num_beams": 2, "do_sample": True},
+    "dictionary drawn": {"return_dict_in_generate": True, "do_sample": True},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_whatever_the_form_of_the_call_it_gives_the_same(name: str, passes: list[int]) -> None:
+    own, drafts = lm().generate(**CALLS[name]), heads()
+    passes.clear()
+    lm().generate(**CALLS[name])
+    alone = len(passes)
+    with ft.patch(lm(), drafts):
+        passes.clear()
+        assert torch.equal(lm().generate(**CALLS[name]), own)
+        assert 4 in passes
+    passes.clear()
+    assert torch.equal(lm().generate(**CALLS[name]), own)
+    assert len(passes) == alone
+    assert "generate" not in vars(lm())
+
+
+def test_arguments_by_place_are_those_of_transformers(passes: list[int]) -> None:
+    given = GenerationConfig(max_new_tokens=NEW)
+    own = lm().generate(REPEATING, given)
+    ft.patch(lm(), heads())
+    passes.clear()
+    assert torch.equal(lm().generate(REPEATING, given), own)
+    assert 4 in passes
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_what_drafts_cannot_follow_is_answered_by_the_original(name: str) -> None:
+    options = {"inputs": REPEATING, "max_new_tokens": 5, **ORIGINAL[name]}
+    torch.manual_seed(1)
+    own = lm().generate(**copy.deepcopy(options))
+    with ft.patch(lm()):
+        torch.manual_seed(1)
+        found = lm().generate(**options)
+    if options.get("return_dict_in_generate"):
+        assert type(found) is type(own)
+        own, found = own.sequences, found.sequences
+    assert torch.equal(found, own)
+
+
+def test_mistakes_are_transformers_own_to_report() -> None:
+    with ft.patch(lm()), pytest.raises(ValueError, match="max_new_token"):
+        lm().generate(REPEATING, max_new_token=5)
+
+
+def test_heads_draft_for_it(tmp_path: Path, passes: list[int]) -> None:
+    model = heads()
+    model.save_pretrained(tmp_path / "heads", backbone_path="owner/name")
+    own = lm().generate(ROW, max_new_tokens=NEW)
+    for drafts in (model, tmp_path / "heads", str(tmp_path / "heads")):
+        passes.clear()
+        with ft.patch(lm(), drafts):
+            assert torch.equal(lm().generate(ROW, max_new_tokens=NEW), own)
+        assert 4 in passes
+    families.build("llama").save_pretrained(tmp_path / "small")
+    for drafter in (tmp_path / "small", LookupDrafter(3)):
+        with ft.patch(lm(), drafter):
+            assert torch.equal(lm().generate(ROW, max_new_tokens=NEW), own)
+
+
+def test_a_model_is_patched_once_and_by_what_fits(tmp_path: Path) -> None:
+    with ft.patch(lm()) as patched:
+        with pytest.raises(ft.InputError, match="patched already"):
+            ft.patch(lm())
+        patched.undo()
+        patched.undo()
+        ft.unpatch(lm())
+        ft.patch(lm(), "none")
+        ft.unpatch(lm())
+    other = ft.attach(families.build("llama"), "parallel", depth=2)
+    with pytest.raises(ft.InputError, match="another model object"):
+        ft.patch(lm(), other)
+    for wrong in ("heads", "nowhere"):
+        with pytest.raises(ft.ForetellError, match=r"no heads|does not exist"):
+            ft.patch(lm(), wrong)
+    with pytest.raises(ft.BackboneError, match="cannot be decoded in drafts"):
+        ft.patch(families.build("mamba"))
+    assert "generate" not in vars(lm())
+
+
+def test_training_goes_on_as_it_was() -> None:
+    model = families.build("llama").train()
+    with ft.patch(model):
+        found = model.generate(REPEATING, max_new_tokens=4, eos_token_id=None)
+        assert model.training
+        assert all(module.training for module in model.modules())
+    assert torch.equal(found, model.generate(REPEATING, max_new_tokens=4, eos_token_id=None))
+
+
+def test_a_copy_has_its_own_generate() -> None:
+    model = families.build("llama").eval()
+    with ft.patch(model):
+        other = copy.deepcopy(model)
+        other.lm_head.weight.data.neg_()
+        found = other.generate(ROW, max_new_tokens=4)
+        with pytest.raises(ft.InputError, match="cannot be pickled"):
+            pickle.dumps(model)
+    assert not torch.equal(found, model.generate(ROW, max_new_tokens=4))
+    assert torch.equal(found, type(other).generate(other, ROW, max_new_tokens=4))
+
+
+def test_a_pipeline_that_knows_nothing_of_it() -> None:
+    model, tokenizer = (
+        ft.MTPModel.from_pretrained("tiny-mtp", dtype="float32"),
+        load_tokenizer("tiny-mtp"),
+    )
+    speak = pipeline("text-generation", model=model.lm, tokenizer=tokenizer)
+    texts = ["def main(", "import os\nimport "]
+    asked: dict[str, Any] = {"max_new_tokens": 12, "do_sample": False, "return_full_text": False}
+    counted: list[int] = []
+    with ft.patch(model.lm, model):
+        own = speak(texts, **asked)  # what it can do is tried
+        model.lm.model.register_forward_pre_hook(lambda *_: counted.append(1))
+        assert speak(texts, **asked) == own
+        assert len(counted) < 20
+    counted.clear()
+    assert speak(texts, **asked) == own
+    assert len(counted) == 2 * 12
