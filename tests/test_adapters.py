@@ -109,6 +109,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "own base": (lambda p: edit(p, base_model_name_or_path=str(p)), "themselves as their base"),
     "no weights": (lambda p: (p / "adapter_model.safetensors").unlink(), "cannot be loaded"),
     "other layers": (lambda p: edit(p, target_modules=["k_proj"]), "missing adapter keys"),
+    "revision of its base": (
+        lambda p: edit(p, base_model_name_or_path="owner/name", revision="v1"),
+        "revision v1",
+    ),
+    "more layers": (
+        lambda p: families.build("llama", num_hidden_layers=2).save_pretrained(p.parent / "base"),
+        "no place for .*layers.2.* and 7 more",
+    ),
     "other rank": (lambda p: edit(p, r=3), "size mismatch"),
     "unknown kind": (lambda p: edit(p, peft_type="MAGIC"), "cannot be loaded"),
 }
