@@ -77,6 +77,27 @@ def test_adapters_alone_are_merged_when_loaded(tmp_path: Path, kind: str) -> Non
     ft.MTPModel.from_pretrained(tmp_path / "alone", dtype=torch.bfloat16)
 
 
+@pytest.mark.parametrize("modules", [["lm_head"], ["embed_tokens"], ["norm"]])
+@pytest.mark.parametrize("dtype", ["auto", torch.float32, torch.bfloat16])
+def test_a_matrix_that_adapters_bring_whole_is_tied_no_more(
+    tmp_path: Path, modules: list[str], dtype: torch.dtype | str
+) -> None:
+    """The base has one matrix for embedding and output head; the adapters, another for one."""
+    tied = families.build("llama")
+    tied.config.tie_word_embeddings = True
+    tied.tie_weights()
+    path, logits = saved(tmp_path, lora(modules_to_save=modules), tied)
+    model = ft.MTPModel.from_pretrained(path, dtype=dtype)
+    error = (model.lm(TOKENS).logits.float() - logits).norm() / logits.norm()
+    assert error < (0.05 if dtype == torch.bfloat16 else 1e-4)
+    shared = modules == ["norm"]
+    assert (model.backbone.embedding.weight is model.backbone.output.weight) == shared
+    ft.attach(model.lm, depth=1).save_pretrained(tmp_path / "saved")
+    assert json.loads((tmp_path / "saved/config.json").read_text())["tie_word_embeddings"] == shared
+    again = ft.MTPModel.from_pretrained(tmp_path / "saved")
+    assert torch.equal(again.lm(TOKENS).logits, model.lm(TOKENS).logits)
+
+
 def edit(path: Path, **values: object) -> None:
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | values))
@@ -88,6 +109,14 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "own base": (lambda p: edit(p, base_model_name_or_path=str(p)), "themselves as their base"),
     "no weights": (lambda p: (p / "adapter_model.safetensors").unlink(), "cannot be loaded"),
     "other layers": (lambda p: edit(p, target_modules=["k_proj"]), "missing adapter keys"),
+    "revision of its base": (
+        lambda p: edit(p, base_model_name_or_path="owner/name", revision="v1"),
+        "revision v1",
+    ),
+    "more layers": (
+        lambda p: families.build("llama", num_hidden_layers=2).save_pretrained(p.parent / "base"),
+        "no place for .*layers.2.* and 7 more",
+    ),
     "other rank": (lambda p: edit(p, r=3), "size mismatch"),
     "unknown kind": (lambda p: edit(p, peft_type="MAGIC"), "cannot be loaded"),
 }

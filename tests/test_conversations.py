@@ -286,6 +286,7 @@ def test_tokens_of_another_tokenizer_are_refused() -> None:
         (piece,) = tokenize([Document(text, "d", tokens=ids, prompt_tokens=2)], chat)
         assert piece.ids.tolist() == list(ids)
         assert piece.learned.tolist() == [n >= 2 for n in range(len(ids))]
+        assert piece.num_bytes == len("x += 1")  # by which bits per byte are divided
     for document in (
         Document("y = 7", "own.jsonl:3", tokens=ids),
         Document("", "own.jsonl:3", tokens=(*ids, len(chat))),

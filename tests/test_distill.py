@@ -1,13 +1,16 @@
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from tokenizers.processors import TemplateProcessing
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 import families
+import test_positions
 from foretell.cli import app, main
 from foretell.data import Document, PackedBlocks, read_documents
 from foretell.data.distill import Continuations, Sampling, prompts_of
@@ -57,6 +60,31 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
         assert record["tokens"] == alone.sequences[0].tolist()
         assert record["text"] == TOKENIZER.decode(record["tokens"])
     assert written == sum(len(r["tokens"]) - r["prompt_tokens"] for r in found)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        partial(families.build, "falcon_h1"),
+        partial(families.build, "llama4_tempered"),
+        partial(families.build, "marian"),
+        partial(test_positions.build, "phi3"),
+        partial(test_positions.build, "llama dynamic"),
+    ],
+    ids=lambda build: build.args[0],
+)
+def test_a_row_says_what_it_says_alone(
+    build: Callable[[], PreTrainedModel], tmp_path: Path
+) -> None:
+    """Also where padding, or a longer neighbour, would change it."""
+    model = MTPModel(build())
+    rows = [torch.randint(3, 99, (length,)).tolist() for length in (30, 12, 12, 3)]
+    file = Continuations(tmp_path / "own", model, TOKENIZER, rows, Sampling(max_new_tokens=12))
+    file.write()
+    for prompt, record in zip(rows, lines(tmp_path / "own"), strict=True):
+        ends = file._ends
+        alone = model.generate(torch.tensor([prompt]), max_new_tokens=12, stop_tokens=ends)
+        assert record["tokens"] == prompt + alone.new_tokens
 
 
 @pytest.mark.parametrize(

@@ -78,9 +78,16 @@ class Adapters:
                 raise ValueError(f"{kind.peft_type.value} cannot become part of weights")
             with _quiet_peft():
                 loaded = peft.PeftModel.from_pretrained(model, str(path), is_trainable=True)
+                # Again, for what it says: tensors without a place are passed over in silence.
+                result = loaded.load_adapter(str(path), loaded.active_adapter, is_trainable=True)
+            if unplaced := result.unexpected_keys:
+                more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
+                raise ValueError(f"the model has no place for {unplaced[0]}{more}")
         except Exception as error:  # a broken file can break peft anywhere
             raise CheckpointError(
-                f"{path}: adapters cannot be loaded ({_one_line(error)})."
+                f"{path}: adapters cannot be loaded ({_one_line(error)}); if they belong on "
+                "another model, name it in adapter_config.json, else merge them with peft and "
+                "load the result."
             ) from None
         return cls(loaded, learned)
 
@@ -126,13 +133,19 @@ def base_of_adapters(where: str) -> str | None:
     if config is None:
         return None
     try:
-        base = json.loads(Path(config).read_text(encoding="utf-8"))["base_model_name_or_path"]
-    except (OSError, ValueError, KeyError, TypeError):
-        base = None
+        about = json.loads(Path(config).read_text(encoding="utf-8"))
+        base, revision = about["base_model_name_or_path"], about.get("revision")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        base = revision = None
     if not isinstance(base, str) or not base:
         raise CheckpointError(
             f"{config}: does not name the model that the adapters belong on "
             "(base_model_name_or_path); write its path there."
+        )
+    if revision not in (None, "", "main") and not Path(base).is_dir():
+        raise CheckpointError(
+            f"{config}: the adapters belong on revision {revision} of {base}, and only the newest "
+            "is loaded by name; fetch that one to a directory and write its path there."
         )
     return base
 

@@ -150,8 +150,26 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     if dtype == torch.float32:
         return model
     typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
-    typed.load_state_dict(model.state_dict())
+    _take_weights(typed, model)
     return typed
+
+
+def _take_weights(model: PreTrainedModel, source: PreTrainedModel) -> None:
+    """The weights of `source` in the types of `model`'s, each matrix once, as it is there.
+
+    Adapters may bring one of two that were tied, and then the config says so no longer.
+    """
+    types = {name: value.dtype for name, value in model.state_dict().items()}
+    given, made = source.state_dict(keep_vars=True), dict[int, Tensor]()
+    for name, value in given.items():
+        typed = value.detach().to(types[name])
+        learned = isinstance(value, nn.Parameter)
+        made.setdefault(id(value), nn.Parameter(typed) if learned else typed)
+    model.load_state_dict({name: made[id(value)] for name, value in given.items()}, assign=True)
+    output = source.get_output_embeddings()
+    if output is not None and output.weight is not source.get_input_embeddings().weight:
+        for config in (model.config, model.config.get_text_config()):
+            config.tie_word_embeddings = False
 
 
 @torch.no_grad()

@@ -12,6 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -23,6 +24,7 @@ from foretell.backbone.discovery import generating
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
 from foretell.decoding.batch import stopped_at
+from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import OBEYED, ByRow, constraints, obeyed, undrawn
 from foretell.errors import InputError
 from foretell.model import MTPModel
@@ -223,6 +225,9 @@ class Continuations:
     def _continue(self, prompts: list[list[int]]) -> list[list[int]]:
         """What the backbone writes behind each prompt, up to and with what ends a text."""
         backbone, lm = self.model.backbone, cast(Any, self.model.lm)
+        if len(set(map(len, prompts))) > 1 and not self._pads(len(prompts[0])):
+            alike = [list(rows) for _, rows in groupby(prompts, len)]
+            return [new for rows in alike for new in self._continue(rows)]
         stops, padding = sorted(self._ends), [max(map(len, prompts)) - len(p) for p in prompts]
         filler = stops[0] if stops else 0
         rows = torch.tensor([[filler] * n + p for n, p in zip(padding, prompts, strict=True)])
@@ -252,6 +257,12 @@ class Continuations:
                 ),
             )
         return [self._until_stop(row) for row in out[:, rows.shape[1] :].tolist()]
+
+    def _pads(self, longest: int) -> bool:
+        """Whether a row says the same beside a longer one, behind padding."""
+        backbone = self.model.backbone
+        length = longest + self.sampling.max_new_tokens
+        return backbone.rotary is None and bool(takes_masks(backbone, length))
 
     def _until_stop(self, new: list[int]) -> list[int]:
         stops: list[decoding.Stop] = [decoding.StopTokens(self._ends)]

@@ -117,7 +117,7 @@ def _learned(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[Tok
             "both as 'text' or 'messages', or have the model answer with `foretell distill`"
         )
     if document.tokens is not None:
-        return [_given(document, tokenizer, num_bytes)]
+        return [_given(document, tokenizer)]
     if document.messages is not None:
         return list(_conversation(document, tokenizer))
     return [_completion(document, tokenizer, num_bytes)]
@@ -133,10 +133,11 @@ def _encode(texts: list[str], tokenizer: PreTrainedTokenizerBase) -> list[list[i
     return cast(list[list[int]], encoded["input_ids"])
 
 
-def _given(document: Document, tokenizer: PreTrainedTokenizerBase, size: int) -> Tokenized:
+def _given(document: Document, tokenizer: PreTrainedTokenizerBase) -> Tokenized:
     tokens = _known_tokens(document, tokenizer)
     learned = np.arange(len(tokens)) >= document.prompt_tokens
-    return Tokenized(np.array(tokens, np.int32), learned, size)
+    text = document.text or str(tokenizer.decode(tokens, skip_special_tokens=True))
+    return Tokenized(np.array(tokens, np.int32), learned, len(text.encode("utf-8")))
 
 
 def _known_tokens(document: Document, tokenizer: PreTrainedTokenizerBase) -> list[int]:
