@@ -50,6 +50,7 @@ from foretell.decoding import (
     Step,
     TopK,
     Typical,
+    rules,
 )
 from foretell.evaluation import SpeedTable
 from foretell.formats import LAYOUTS
@@ -277,9 +278,9 @@ def test_names_in_help() -> None:
     assert set(options.HEADS) == set(HEADS)
     assert set(options.TAPS) == set(TAPS)
     assert tuple(LAYOUTS) == options.LAYOUTS
-    assert set(options.LOSSLESS_RULES) == set(drafting.LOSSLESS)
-    assert options.LOSSY_RULES == drafting.LOSSY_DEFAULTS
-    assert set(options.LOSSY_RULES) == set(drafting.LOSSY)
+    assert set(options.LOSSLESS_RULES) == set(rules.LOSSLESS)
+    assert options.LOSSY_RULES == rules.LOSSY_DEFAULTS
+    assert set(options.LOSSY_RULES) == set(rules.LOSSY)
     limits = asdict(Limits())
     assert limits == {name: getattr(Serve, name) for name in limits}
 

@@ -83,7 +83,7 @@ def test_a_row_says_what_it_says_alone(
     file.write()
     for prompt, record in zip(rows, lines(tmp_path / "own"), strict=True):
         ends = file._ends
-        alone = model.generate(torch.tensor([prompt]), max_new_tokens=12, stop_tokens=ends)
+        alone = model.decode(torch.tensor([prompt]), max_new_tokens=12, stop_tokens=ends)
         assert record["tokens"] == prompt + alone.new_tokens
 
 
