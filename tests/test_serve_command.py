@@ -15,6 +15,8 @@ import httpx
 import pytest
 
 import foretell
+from foretell.cli import serve
+from foretell.cli.commands.serve import Serve
 from foretell.provenance import read_result
 from serving import offline
 from test_cli import fine, refused
@@ -77,6 +79,14 @@ def test_interrupted_twice_it_ends_quietly() -> None:
             assert process.stderr.read() == "foretell: interrupted\n"
         finally:
             process.kill()
+
+
+def test_the_key_of_the_variable_counts_whatever_typer_makes_of_it(monkeypatch) -> None:
+    monkeypatch.setenv("FORETELL_API_KEY", "sesame")
+    assert serve._api_key(Serve("tiny")) == "sesame"
+    assert serve._api_key(Serve("tiny", api_key="other")) == "other"
+    monkeypatch.delenv("FORETELL_API_KEY")
+    assert serve._api_key(Serve("tiny")) is None
 
 
 def test_help_sends_production_elsewhere() -> None:

@@ -28,17 +28,8 @@ def serve(asked: Serve) -> None:
         grace_seconds=asked.grace_seconds,
     )
     shape, length = drafting.parse_tree(asked.tree), drafting.parse_length(asked.draft_length)
-    if asked.api_key is not None and not asked.api_key.strip():
-        raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
+    api_key = _api_key(asked)
     origins = [_origin(each) for each in asked.cors or ()]
-    if (
-        asked.json is not None
-        and asked.api_key is not None
-        and os.environ.get(API_KEY) != asked.api_key
-    ):
-        raise InputError(
-            f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
-        )
     with _listen(asked.host, asked.port) as listening:
         loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
         name = drafting.drafter_name(asked.drafter, loaded)
@@ -49,7 +40,7 @@ def serve(asked: Serve) -> None:
             drafting.drafter(name, loaded, length, shape),
             drafting.method_name(name, loaded),
             limits,
-            asked.api_key,
+            api_key,
             origins,
             auto_length=length == "auto",
         )
@@ -57,7 +48,7 @@ def serve(asked: Serve) -> None:
         where = f"http://{_shown(asked.host)}:{listening.getsockname()[1]}"
         common.console.print(f"{service.name} at {where}/v1, the page at {where}/")
         common.console.print(serving.PRODUCTION)
-        if asked.api_key is None and not _local(asked.host):
+        if api_key is None and not _local(asked.host):
             common.console.print(
                 f"Anybody who reaches {asked.host} can use it; --api-key keeps others out."
             )
@@ -75,6 +66,20 @@ def serve(asked: Serve) -> None:
             running.run(sockets=[listening])
         finally:
             service.engine.close()  # told twice to stop, the application does not
+
+
+def _api_key(asked: Serve) -> str | None:
+    """The key that requests must bring; None lets everybody in."""
+    variable = os.environ.get(API_KEY)
+    # The variable is read here too: Typer 0.26.0 forgets it, and nobody would notice.
+    key = variable if asked.api_key is None else asked.api_key
+    if key is not None and not key.strip():
+        raise InputError("--api-key is empty; give a key, or leave it out to let everybody in.")
+    if asked.json is not None and key != variable:
+        raise InputError(
+            f"--json writes the command as typed, with the key in it; give that by {API_KEY}."
+        )
+    return key
 
 
 def _origin(text: str) -> str:
