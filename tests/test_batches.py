@@ -103,7 +103,7 @@ def alone(family: str, length: int) -> list[int]:
     """What transformers' own `generate` makes of the prompt of that length."""
     model, row = lm(family), torch.tensor([prompt(length)])
     new = min(NEW, (attached(family, "none").backbone.max_length or NEW + length) - length)
-    out = model.decode(
+    out = model.generate(
         row, attention_mask=torch.ones_like(row), max_new_tokens=new, do_sample=False
     )
     return out[0, length:].tolist()

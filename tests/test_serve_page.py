@@ -50,20 +50,24 @@ def figure(page: Any, section: str, name: str) -> float:
     return float(page.locator(f"#{section} [data-figure={name}]").text_content())
 
 
+LONG = 120
+"""Tokens: enough that a busy machine can still look at the page before they are there."""
+
+
 def test_tokens_stream_and_show_where_they_came_from(page: Any) -> None:
-    generate(page, 40)
+    generate(page, LONG)
     expect(page.locator("#with .text span").nth(4)).to_be_visible()  # before it is done
     assert page.get_by_role("button", name="Generate").is_disabled()
     expect(page.get_by_role("status")).to_contain_text("the same text")
     for section in ("with", "plain"):
-        assert page.locator(f"#{section} .text").text_content() == PROMPT + offline(PROMPT, 40)
-        assert figure(page, section, "count") == 40
+        assert page.locator(f"#{section} .text").text_content() == PROMPT + offline(PROMPT, LONG)
+        assert figure(page, section, "count") == LONG
     drafted = page.locator("#with .text span:is(.d1, .d2, .d3)").count()
     assert drafted > 4
     counts = [int(text) for text in page.locator("#legend span").all_text_contents()]
-    assert sum(counts) == 40
+    assert sum(counts) == LONG
     assert sum(counts[1:]) == drafted
-    assert figure(page, "with", "forward") == pytest.approx(40 / counts[0], abs=0.01)
+    assert figure(page, "with", "forward") == pytest.approx(LONG / counts[0], abs=0.01)
     assert figure(page, "plain", "forward") == 1
     assert page.locator("#plain .text span:is(.d1, .d2, .d3)").count() == 0
     assert "drafted at depth 1" in page.locator("#with .d1").last.get_attribute("title")

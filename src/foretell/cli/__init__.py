@@ -49,7 +49,10 @@ def _run(command: options.Command, version: bool) -> None:
     from foretell.cli import common
 
     common.console.stderr = getattr(command, "json", None) == options.STDOUT
-    command.run()
+    try:
+        command.run()
+    finally:
+        common.console.stderr = False
 
 
 app = typer.Typer(
