@@ -759,7 +759,7 @@ def test_the_break_even_of_a_verdict(acceptance: float) -> None:
         (2.5, 1.25, True, "pay on this machine (2.00×", "use them"),
         (2.5, 1.25, False, "should pay", "check it with `foretell bench`"),
         (1.5, 1.49, True, "break even", "train longer"),
-        (1.2, 1.75, True, "do not pay", "break-even is at 50 % accepted per depth, and 17 % are"),
+        (1.2, 1.75, True, "do not pay", "be at 50 % accepted per depth, and these are worth 17 %"),
         (1.2, 1.75, False, "would not pay", "foretell distill"),
         (2.9, 3.5, True, "do not pay", "not even drafts that are always accepted would pay"),
     ],
@@ -786,6 +786,15 @@ def test_verdicts_of_what_was_measured() -> None:
     verdict = verdict_of_speed(rows)
     assert verdict == Verdict(1, 1.5, pytest.approx(1.25), measured=True)
     assert verdict_of_speed(rows[:1] + rows[3:4]) is None
+    # A compiled step is held against a compiled one; trees and chosen lengths have no one length.
+    compiled = [{**row("plain-compiled", "none", 1.0, 2.0), "compiled": True}]
+    compiled += [{**row("parallel-compiled", "heads", 2.0, 1.8), "compiled": True}]
+    others = [{**row("parallel-auto", "heads", 1.9, 3.0), "draft_length": "auto"}]
+    others += [{**row("parallel-tree", "heads", 2.9, 3.0), "tree": "4,2"}]
+    assert verdict_of_speed(rows + compiled + others) == verdict
+    slow = verdict_of_speed(rows[:1] + compiled)
+    assert slow.speedup == pytest.approx(0.9)
+    assert "do not pay" in str(slow)
     # Two tokens bring 1 + 0.6 + 0.4 at a cost of (2 + 2 · 0.1) / 1; one brings more for its cost.
     costs = Costs([1.0, 1.1, 2.0], 0.1)
     expected = Verdict(1, 1.6, pytest.approx(1.2), measured=False)

@@ -3,6 +3,7 @@
 import copy
 import pickle
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import (
     GenerationConfig,
+    LlamaForCausalLM,
     LogitsProcessor,
     PreTrainedModel,
     StoppingCriteria,
@@ -20,6 +22,7 @@ from transformers import (
 
 import families
 import foretell as ft
+from foretell.adapters import Adapters
 from foretell.decoding import LookupDrafter
 from foretell.loading import load_tokenizer
 
@@ -222,3 +225,100 @@ def test_a_pipeline_that_knows_nothing_of_it() -> None:
     counted.clear()
     assert speak(texts, **asked) == own
     assert len(counted) == 2 * 12
+
+
+def small() -> PreTrainedModel:
+    """A model of its own, that a test may change."""
+    return families.build("llama").eval()
+
+
+def stored(path: Path, lora: bool = False) -> Path:
+    """Heads for `small()`, with adapters or without."""
+    model = ft.attach(small(), "parallel", depth=2)
+    if lora:
+        options = {"rank": 2, "alpha": 4.0, "dropout": 0.0, "targets": ["q_proj"]}
+        model.adapt(lambda lm: Adapters.add(lm, **options))
+    small().save_pretrained(path / "base")
+    model.save_pretrained(path / "heads", backbone_path=path / "base")
+    return path / "heads"
+
+
+def test_a_model_that_learns_goes_on_learning(tmp_path: Path) -> None:
+    model = small().train()
+    for drafts in (stored(tmp_path), "lookup"):
+        with ft.patch(model, drafts):
+            model.generate(ROW, max_new_tokens=3)
+        assert all(module.training for module in model.modules())
+
+
+def test_heads_with_adapters_are_refused_before_anything_changes(tmp_path: Path) -> None:
+    model = small()
+    before = model.state_dict().keys()
+    with pytest.raises(ft.InputError, match="go with adapters, which would change"):
+        ft.patch(model, stored(tmp_path, lora=True))
+    assert model.state_dict().keys() == before
+
+
+def test_threads_take_turns() -> None:
+    texts = [families.prompt(rows, 7, seed=rows) for rows in (1, 3)]
+    wanted = [lm().generate(text, max_new_tokens=NEW) for text in texts]
+    with ft.patch(lm(), heads()), ThreadPoolExecutor(2) as pool:
+        found = pool.map(lambda text: lm().generate(text, max_new_tokens=NEW), texts * 3)
+        assert all(map(torch.equal, found, wanted * 3))
+
+
+def test_a_generate_of_its_own_is_not_replaced() -> None:
+    class Short(LlamaForCausalLM):
+        def generate(self, *args: Any, **kwargs: Any) -> Any:
+            return super().generate(*args, **{**kwargs, "max_new_tokens": 2})
+
+    model = Short(small().config)
+    with pytest.raises(ft.InputError, match="Short has a generate of its own"):
+        ft.patch(model)
+    model = small()
+    model.generate = lambda *args, **kwargs: None
+    with pytest.raises(ft.InputError, match="a generate of its own"):
+        ft.patch(model)
+
+
+def test_a_patch_that_was_wrapped_is_undone_too(passes: list[int]) -> None:
+    patched = ft.patch(lm(), heads())
+    inner = lm().generate
+    patched.undo()
+    passes.clear()
+    inner(ROW, max_new_tokens=NEW)
+    assert 4 not in passes
+
+
+def test_rows_that_a_config_asks_for_count() -> None:
+    """Criteria over the whole batch see other rows than a row alone."""
+    config = GenerationConfig(do_sample=True, num_return_sequences=2, max_new_tokens=NEW)
+    options = {"generation_config": config, "stopping_criteria": [BySum()]}
+    torch.manual_seed(1)
+    own = lm().generate(REPEATING, **options)
+    with ft.patch(lm()):
+        torch.manual_seed(1)
+        assert torch.equal(lm().generate(REPEATING, **options), own)
+
+
+def test_heads_that_were_left_behind_are_said(caplog: pytest.LogCaptureFixture) -> None:
+    model = small()
+    own = ft.attach(model, "parallel", depth=2)
+    with ft.patch(model, own):
+        model.double()
+        model.generate(ROW, max_new_tokens=3)
+    assert "decodes without drafts" in caplog.text
+
+
+def test_a_copy_of_the_models_own_config_asks_for_nothing_new(passes: list[int]) -> None:
+    kept = lm().generation_config
+    lm().generation_config = copy.deepcopy(kept)
+    lm().generation_config.cache_implementation = "dynamic"
+    try:
+        with ft.patch(lm(), heads()):
+            passes.clear()
+            config = copy.deepcopy(lm().generation_config)
+            lm().generate(ROW, generation_config=config, max_new_tokens=NEW)
+            assert 4 in passes
+    finally:
+        lm().generation_config = kept

@@ -287,17 +287,30 @@ def test_time_ends_a_run_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("length", "steps"), [(21.0, 2), (35.0, 1), (70.0, 1), (30.0, 2)])
 def test_no_step_begins_that_would_overrun(monkeypatch, length: float, steps: int) -> None:
     """A minute, in steps of so many seconds."""
+    assert steps_in_a_minute(monkeypatch, lambda done: length) == steps
+
+
+def test_a_step_that_compiles_tells_nothing_of_the_next(monkeypatch) -> None:
+    def slow_at_first(done: int) -> float:
+        return 1.0 if done else 40.0
+
+    assert steps_in_a_minute(monkeypatch, slow_at_first, compiles=True) == 21
+    assert steps_in_a_minute(monkeypatch, slow_at_first, before=15.0, compiles=True) == 6
+
+
+def steps_in_a_minute(monkeypatch, length, before: float = 0.0, **options) -> int:
+    """How many steps are done where step n takes `length(n)` seconds."""
     now = 0.0
     monkeypatch.setattr("foretell.training.progress.time.monotonic", lambda: now)
-    clock = Clock(1.0, before=0.0)
+    clock = Clock(1.0, before, **options)
     clock.start()
     clock.tick()
     done = 0
     while clock.fraction() < 1.0:
-        now += length
+        now += length(done)
         done += 1
         clock.tick()
-    assert done == steps
+    return done
 
 
 def test_the_plan_of_a_run(tmp_path: Path) -> None:
@@ -469,11 +482,25 @@ def test_muon_steps_stacks_and_matrices_as_torch_does_matrices(
 def test_a_cpu_that_emulates_bfloat16_orthogonalises_in_float32(
     slow: bool, near: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    gradient = torch.randn(40, 24)
+
+    def stepped(state: dict | None = None) -> tuple[torch.Tensor, dict]:
+        """Where a step from 0 leads, and what is stored after it."""
+        matrix = nn.Parameter(torch.zeros(40, 24))
+        muon = Muon([{"params": [matrix], "lr": 1.0}], weight_decay=0.0)
+        if state is not None:
+            muon.load_state_dict(state)
+            muon.state[matrix]["momentum_buffer"].zero_()
+        matrix.grad = gradient.clone()
+        muon.step()
+        return matrix.detach(), muon.state_dict()
+
     monkeypatch.setattr(muon_module, "is_slow", lambda *_: slow)
-    matrix = torch.randn(40, 24)
-    exact, found = orthogonalised(matrix, torch.float64), orthogonalised(matrix)
-    assert found.dtype == (torch.float32 if slow else torch.bfloat16)
+    found, stored = stepped()
+    exact = -((40 / 24) ** 0.5) * orthogonalised(gradient, torch.float64)
     assert near / 100 < float((found - exact).norm() / exact.norm()) < near
+    monkeypatch.setattr(muon_module, "is_slow", lambda *_: not slow)  # it goes on elsewhere
+    assert torch.equal(stepped(stored)[0], found)
 
 
 def test_experts_that_no_token_went_to_are_matrices_too() -> None:

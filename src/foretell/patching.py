@@ -5,8 +5,9 @@ Calls that drafts cannot follow (beams, scores, embeddings, …) are answered by
 """
 
 import inspect
+import logging
+import threading
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from functools import update_wrapper
 from pathlib import Path
 from types import MethodType, TracebackType
@@ -15,19 +16,24 @@ from typing import Any, Self, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from foretell.checkpoint import is_foretell_directory
-from foretell.decoding import Drafter
+from foretell.checkpoint import is_foretell_directory, read_heads
+from foretell.decoding import Batch, Drafter
 from foretell.decoding.cache import decodes
 from foretell.decoding.drafters import NAMED
-from foretell.errors import BackboneError, ForetellError, InputError
+from foretell.errors import BackboneError, ForetellError, HeadError, InputError
+from foretell.generation import modes_kept
 from foretell.loading import resolve
 from foretell.model import MTPModel
+
+log = logging.getLogger(__name__)
 
 _SIGNATURE = inspect.signature(GenerationMixin.generate)
 
 
 class Patch:
     """A model's `generate`, exchanged; also a context manager, at whose end it is undone.
+
+    Calls from several threads take turns: they share the backbone's hooks.
 
     Args:
         model: whose `generate` is called.
@@ -40,16 +46,17 @@ class Patch:
     ) -> None:
         self.model, self.decoder, self.drafter = model, decoder, drafter
         self.original = cast(Callable[..., Any], model.generate)
-        self.own = vars(model).get("generate")
+        self.active, self._turn = True, threading.RLock()
         vars(model)["generate"] = _Generate(self)
 
     def undo(self) -> None:
-        """Give the model its own `generate` back; nothing happens where that was done."""
-        if _patch_of(self.model) is not self:
-            return
-        del vars(self.model)["generate"]
-        if self.own is not None:
-            vars(self.model)["generate"] = self.own
+        """Give the model its own `generate` back; nothing happens where that was done.
+
+        What has kept or wrapped the patched `generate` in the meantime gets the original too.
+        """
+        self.active = False
+        if _patch_of(self.model) is self:
+            del vars(self.model)["generate"]
 
     def __enter__(self) -> Self:
         return self
@@ -64,17 +71,24 @@ class Patch:
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
         """In drafts where that gives what the original would; else the original itself."""
-        told = _told(args, kwargs)
-        if told is None or not _followed(told):
+        if not self.active:
             return self.original(*args, **kwargs)
-        random, begun = torch.get_rng_state(), None
-        with self.decoder.mode_kept():
-            with suppress(ForetellError):
-                begun = self.decoder.begin({**told, "drafter": self.drafter})
-            if begun is not None and not begun[0].as_dict:
-                return self.decoder.finish(*begun)
-        torch.set_rng_state(random)  # seeds may have been drawn
-        return self.original(*args, **kwargs)
+        with self._turn:
+            told = _told(args, kwargs)
+            if told is None or not _followed(told):
+                return self.original(*args, **kwargs)
+            random, begun = torch.get_rng_state(), None
+            with modes_kept(self.decoder):
+                try:
+                    begun = self.decoder.begin({**told, "drafter": self.drafter})
+                except HeadError as error:
+                    log.warning("%s Until then generate decodes without drafts.", error)
+                except ForetellError:  # what cannot be followed
+                    pass
+                if begun is not None and not begun[0].as_dict and _sees_its_row(begun[1], told):
+                    return self.decoder.finish(*begun)
+            torch.set_rng_state(random)  # seeds may have been drawn
+            return self.original(*args, **kwargs)
 
 
 class _Generate:
@@ -117,24 +131,27 @@ def patch(model: PreTrainedModel, drafts: MTPModel | Drafter | str | Path = "loo
     Raises:
         BackboneError: the model cannot be decoded in drafts.
         CheckpointError: the heads belong to another model.
-        InputError: the model is patched already, or there is no such drafter.
+        InputError: the model is patched already or has a `generate` that is not transformers', the
+            heads bring adapters, or there is no such drafter.
     """
+    name = type(model).__name__
     if _patch_of(model) is not None:
-        raise InputError(f"{type(model).__name__} is patched already; unpatch it first.")
+        raise InputError(f"{name} is patched already; unpatch it first.")
+    if getattr(model.generate, "__func__", None) is not GenerationMixin.generate:
+        raise InputError(f"{name} has a generate of its own, which drafts cannot stand in for.")
+    drafts = str(drafts) if isinstance(drafts, Path) else drafts
     drafter: Drafter | str | None = None
     if isinstance(drafts, MTPModel):
         if drafts.lm is not model:
             raise InputError("these heads lie on another model object; patch their own, model.lm.")
         decoder = drafts
-    elif isinstance(drafts, (str, Path)) and str(drafts) not in NAMED:
-        if is_foretell_directory(Path(resolve(drafts))):
+    elif isinstance(drafts, str) and _are_heads(drafts):
+        with modes_kept(model):
             decoder = MTPModel.from_pretrained(drafts, backbone=model)
-        else:
-            decoder, drafter = MTPModel(model), str(drafts)
     else:
-        decoder, drafter = MTPModel(model), drafts if not isinstance(drafts, Path) else None
+        decoder, drafter = MTPModel(model), drafts
     if not (able := decodes(decoder.backbone)):
-        raise BackboneError(f"{type(model).__name__} cannot be decoded in drafts: {able.lacking}")
+        raise BackboneError(f"{name} cannot be decoded in drafts: {able.lacking}")
     if isinstance(drafter, str):
         decoder.drafter_named(drafter)  # refused now, if at all
     return Patch(model, decoder, drafter)
@@ -144,6 +161,21 @@ def unpatch(model: PreTrainedModel) -> None:
     """Give a model its own `generate` back; nothing happens where it has it."""
     if (found := _patch_of(model)) is not None:
         found.undo()
+
+
+def _are_heads(drafts: str) -> bool:
+    """Whether they lie in a directory or on the Hub, and can be put on a model without a change."""
+    if drafts in NAMED:
+        return False
+    where = Path(resolve(drafts))
+    if not is_foretell_directory(where):
+        return False
+    if read_heads(where).backbone.adapted:
+        raise InputError(
+            f"{drafts}: its heads go with adapters, which would change what the model says; load "
+            "them with MTPModel.from_pretrained and patch its lm."
+        )
+    return True
 
 
 def _patch_of(model: PreTrainedModel) -> Patch | None:
@@ -164,14 +196,15 @@ def _told(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any] | 
 
 
 def _followed(told: Mapping[str, Any]) -> bool:
-    """Whether what was given along depends on nothing but a row's tokens and scores."""
+    """Whether the scores are changed by nothing but a row's tokens."""
     if told.get("prefix_allowed_tokens_fn") is not None:
         return False
-    if not all(map(_known, told.get("logits_processor") or ())):
-        return False
-    prompts = told.get("inputs") if told.get("inputs") is not None else told.get("input_ids")
-    alone = prompts is not None and len(prompts) == 1 and not told.get("num_return_sequences")
-    return alone or all(map(_known, told.get("stopping_criteria") or ()))
+    return all(map(_known, told.get("logits_processor") or ()))
+
+
+def _sees_its_row(batch: Batch, told: Mapping[str, Any]) -> bool:
+    """Whether stopping criteria, which are asked for each row alone, could tell the difference."""
+    return batch.rows == 1 or all(map(_known, told.get("stopping_criteria") or ()))
 
 
 def _known(part: object) -> bool:

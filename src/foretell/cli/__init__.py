@@ -6,6 +6,7 @@ To parse, nothing is imported but `options` and `commands/`; a command imports i
 import inspect
 import logging
 import os
+import signal
 import sys
 import warnings
 from typing import Annotated, Any, cast
@@ -120,7 +121,12 @@ def run() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
         logging.disable(logging.WARNING)
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        if end.code == INTERRUPTED:  # to ask again changes nothing about how it ends
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise
 
 
 def main() -> None:

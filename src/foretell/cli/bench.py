@@ -60,10 +60,6 @@ def bench(asked: Bench) -> None:
             batch_size=asked.batch_size,
             progress=progress,
         )
-    what = title(f"{asked.model} on {asked.prompts}", asked.temperature, asked.batch_size)
-    show_speed([(asked.model, found)], what, loaded.backbone.dtype)
-    for line in drafting.describe_config(loaded, sampling):
-        common.console.print(line)
     settings = {
         "prompts": asked.prompts,
         "count": asked.count,
@@ -88,6 +84,10 @@ def bench(asked: Bench) -> None:
     }
     rows = [{"model": asked.model, **row} for row in found.rows]
     common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
+    what = title(f"{asked.model} on {asked.prompts}", asked.temperature, asked.batch_size)
+    show_speed([(asked.model, found)], what, loaded.backbone.dtype)
+    for line in drafting.describe_config(loaded, sampling):
+        common.console.print(line)
 
 
 def methods_of(

@@ -70,8 +70,8 @@ class Verdict:
         if self.break_even is None:
             return "not even drafts that are always accepted would pay at that cost"
         return (
-            f"break-even is at {100 * self.break_even:.0f} % accepted per depth, and "
-            f"{100 * self.acceptance:.0f} % are"
+            f"if all depths were alike, break-even would be at {100 * self.break_even:.0f} % "
+            f"accepted per depth, and these are worth {100 * self.acceptance:.0f} %"
         )
 
     def _advice(self) -> str:
@@ -87,15 +87,27 @@ class Verdict:
 
 
 def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
-    """Of the rows of one model in a comparison: the fastest way to decode with its heads.
+    """Of the rows of one model in a comparison: the fastest way to draft chains of one length.
 
-    None where none was measured.
+    It is held against plain decoding of its own kind, compiled or not. Trees, and lengths chosen
+    while decoding, have no one cost and no one length. None where no such way was measured.
     """
     rows = list(rows)
-    heads = [row for row in rows if row.get("drafter") == "heads" and "speedup" in row]
+    timed = [row for row in rows if "speedup" in row]
+    plain = {
+        bool(row.get("compiled")): float(row["speedup"])
+        for row in timed
+        if row["method"].startswith("plain")
+    }
+    heads = [
+        {**row, "speedup": float(row["speedup"]) / plain.get(bool(row.get("compiled")), 1.0)}
+        for row in timed
+        if row.get("drafter") == "heads" and not row.get("tree")
+        and row.get("draft_length") != "auto"
+    ]  # fmt: skip
     if not heads:
         return None
-    best = max(heads, key=lambda row: float(row["speedup"]))
+    best = max(heads, key=lambda row: row["speedup"])
     depths = [
         int(row["depth"])
         for row in rows

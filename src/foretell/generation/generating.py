@@ -57,6 +57,17 @@ from foretell.generation.translation import (
 from foretell.heads import Head
 
 
+@contextmanager
+def modes_kept(module: nn.Module) -> Iterator[None]:
+    """What was in training mode before is so again afterwards, part by part."""
+    training = [part for part in module.modules() if part.training]
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
 class Generating(nn.Module):
     """The half of `MTPModel` that decodes.
 
@@ -428,7 +439,7 @@ class Generating(nn.Module):
         given = {name: value for name, value in locals().items() if value is not UNSET}
         told = {**given, **given.pop("others")}
         del told["self"], told["others"]
-        with self.mode_kept():
+        with modes_kept(self):
             return self.finish(*self.begin(told))
 
     def begin(self, told: Mapping[str, Any]) -> tuple[Request, Batch, Iterator[tuple[Step, ...]]]:
@@ -463,16 +474,6 @@ class Generating(nn.Module):
         columns.end()
         found = self._generation(request.input_ids, request.attention_mask, steps, request.fill)
         return found if request.as_dict else found.sequences
-
-    @contextmanager
-    def mode_kept(self) -> Iterator[None]:
-        """What was in training mode before is so again afterwards, module by module."""
-        training = [module for module in self.modules() if module.training]
-        try:
-            yield
-        finally:
-            for module in training:
-                module.training = True
 
     def _generation(
         self, prompts: Tensor, mask: Tensor | None, steps: list[tuple[Step, ...]], fill: int

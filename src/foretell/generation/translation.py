@@ -142,7 +142,7 @@ def translated(lm: PreTrainedModel, told: Mapping[str, Any]) -> Request:
         InputError: something in it is unknown, cannot be honoured or makes no sense.
     """
     config = _config(lm, told)
-    _refuse(config, told)
+    _refuse(lm, config, told)
     prompts, mask = _prompts(config, told)
     length, ends = prompts.shape[1], stop_tokens(config)
     padding = config.pad_token_id
@@ -211,14 +211,17 @@ def _config(lm: PreTrainedModel, told: Mapping[str, Any]) -> Any:
     return config
 
 
-def _refuse(config: Any, told: Mapping[str, Any]) -> None:
+def _refuse(lm: PreTrainedModel, config: Any, told: Mapping[str, Any]) -> None:
     """Raise for the first thing that cannot be honoured."""
-    own = told.get("generation_config")
-    said = {**({} if own is None else vars(own)), **told}
-    effective = {name: getattr(config, name, None) for name in SEARCHES}
-    for name, reason in {**SEARCHES, **UNREAD}.items():
-        value = effective.get(name) if name in SEARCHES else said.get(name)
+    model = getattr(lm, "generation_config", None) or GenerationConfig()
+    own = told.get("generation_config") or model  # a copy of the model's asks for nothing new
+    said = {name: v for name, v in vars(own).items() if v != getattr(model, name, None)}
+    said |= told
+    asked = {name: getattr(config, name, None) for name in SEARCHES}
+    asked |= {name: said.get(name) for name in UNREAD}
+    for name, value in asked.items():
         if not _neutral(name, value):
+            reason = SEARCHES.get(name) or UNREAD[name]
             shown = f" {value!r}" if isinstance(value, bool | int | float | str) else ""
             raise InputError(
                 f"{name}{shown} cannot be honoured: {reason}. Leave it out, or use "

@@ -4,7 +4,6 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,14 +46,22 @@ class Progress:
 
 
 class Clock:
-    """Training time spent, over all processes of a run, as a share of the minutes allowed."""
+    """Training time spent, over all processes of a run, as a share of the minutes allowed.
 
-    def __init__(self, minutes: float | None, before: float) -> None:
+    Args:
+        minutes: None allows any.
+        before: seconds spent by earlier processes.
+        compiles: whether the first step does, which tells nothing of the next.
+    """
+
+    def __init__(self, minutes: float | None, before: float, *, compiles: bool = False) -> None:
         self.limit = None if minutes is None else 60 * minutes
         self.before = before
         self._started: float | None = None
         self._fraction = 0.0
-        self._ticks: list[float] = []
+        self._steps: list[float] = []
+        self._last = 0.0
+        self._skipped = 1 + compiles
 
     def start(self) -> None:
         self._started = time.monotonic()
@@ -71,9 +78,12 @@ class Clock:
         if self.limit is None:
             return
         now = agreed(self.seconds() / self.limit)
-        self._ticks = [*self._ticks[-2:], now]
-        step = min((b - a for a, b in pairwise(self._ticks)), default=0.0)
-        self._fraction = now if now + step <= 1.0 else 1.0
+        took, self._last = now - self._last, now
+        if self._skipped:  # the time until the first step, and of one that compiles
+            self._skipped -= 1
+        else:
+            self._steps = [*self._steps[-1:], took]
+        self._fraction = now if now + min(self._steps, default=0.0) <= 1.0 else 1.0
 
     def fraction(self) -> float:
         """At the last tick."""

@@ -163,7 +163,8 @@ def _train(
     set_precision(model, config.precision)
     with processes.main_process_first():
         departure = Departure(run.departure, model)
-    clock = Clock(config.minutes, resume.seconds if resume else 0.0)
+    before = resume.seconds if resume else 0.0
+    clock = Clock(config.minutes, before, compiles=config.compile)
     trainer = MTPTrainer(
         model, blocks, config, run, clock, held_out, tokenizer, backbone_path, report
     )
