@@ -147,6 +147,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
             f"{where}: merging the adapters changes what the model says, as where they adapt an "
             "embedding that is tied to the output head; merge them by hand and load the result."
         )
+    _say_if_untied(model)
     if dtype == torch.float32:
         return model
     typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
@@ -155,10 +156,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
 
 
 def _take_weights(model: PreTrainedModel, source: PreTrainedModel) -> None:
-    """The weights of `source` in the types of `model`'s, each matrix once, as it is there.
-
-    Adapters may bring one of two that were tied, and then the config says so no longer.
-    """
+    """The weights of `source` in the types of `model`'s, each matrix once, as it is there."""
     types = {name: value.dtype for name, value in model.state_dict().items()}
     given, made = source.state_dict(keep_vars=True), dict[int, Tensor]()
     for name, value in given.items():
@@ -166,8 +164,16 @@ def _take_weights(model: PreTrainedModel, source: PreTrainedModel) -> None:
         learned = isinstance(value, nn.Parameter)
         made.setdefault(id(value), nn.Parameter(typed) if learned else typed)
     model.load_state_dict({name: made[id(value)] for name, value in given.items()}, assign=True)
-    output = source.get_output_embeddings()
-    if output is not None and output.weight is not source.get_input_embeddings().weight:
+    _say_if_untied(model)
+
+
+def _say_if_untied(model: PreTrainedModel) -> None:
+    """Adapters may bring one of two matrices that were tied: then the config is to say so.
+
+    peft does it from some release on.
+    """
+    output = model.get_output_embeddings()
+    if output is not None and output.weight is not model.get_input_embeddings().weight:
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
 
