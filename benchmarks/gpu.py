@@ -11,7 +11,7 @@ result file when it ends, so that one cut off takes only itself along; those tha
 `--minutes` are left out, and the last line says which:
 
     identity   six families × drafters in float32, against transformers on the same device
-    heads      sequential heads, trained for `--train-seconds` on the standard library
+    heads      sequential heads, trained for `--train-seconds` on the standard library, or `--heads`
     near-ties  tokens changed by drafts and batches, float32 and bfloat16; with one width, none
     decode     transformers, plain, heads and prompt lookup side by side; batch 1, 8, 32
     step-time  the time of a step: prompt, draft, verify, accept, host
@@ -106,7 +106,9 @@ class Run:
 
     @cached_property
     def trained(self) -> Path:
-        """A directory of heads on the backbone, trained here; writes how that went."""
+        """A directory of heads on the backbone: those given, or trained here (writes how)."""
+        if self.arguments.heads:
+            return Path(self.arguments.heads)
         tokenizer = load_tokenizer(self.backbone)
         torch.manual_seed(0)
         model = MTPModel.from_pretrained(self.backbone, dtype=torch.float32, device=self.device)
@@ -153,7 +155,7 @@ class Run:
         model = common.load_model(name, self.device, dtype)
         tokenizer = common.tokenizer_of(name, model)
         count, length = (4, 16) if self.small else (32, 64)
-        prompts = common.load_prompts("stdlib:held-out", tokenizer, length, count, seed=0)
+        prompts = common.load_prompts(self.arguments.prompts, tokenizer, length, count, seed=0)
         return model, [prompt.to(model.backbone.device) for prompt in prompts]
 
 
@@ -172,7 +174,8 @@ def identities(run: Run) -> None:
 
 def heads(run: Run) -> None:
     """Train them now, so that no other stage waits for it."""
-    assert run.trained.is_dir()
+    if not run.trained.is_dir():
+        raise SystemExit(f"{run.trained} is not a directory.")
 
 
 def ties(run: Run) -> None:
@@ -322,6 +325,10 @@ def main(words: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--model", help="a directory, or a bundled model; it must have no heads")
     parser.add_argument("--gguf", type=Path, nargs="+", help="SmolLM2's GGUF file, or its parts")
+    parser.add_argument("--heads", help="their directory, in place of those trained here")
+    parser.add_argument(
+        "--prompts", default="stdlib:held-out", help="for decode, step-time and compiled"
+    )
     parser.add_argument("--device", help="cuda by default, cpu in miniature")
     parser.add_argument("--miniature", action="store_true", help="everything as small as can be")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
