@@ -12,10 +12,10 @@ result file when it ends, so that one cut off takes only itself along; those tha
 
     identity   six families × drafters in float32, against transformers on the same device
     heads      sequential heads, trained for `--train-seconds` on the standard library, or `--heads`
-    near-ties  tokens changed by drafts and batches, float32 and bfloat16; with one width, none
     decode     transformers, plain, heads and prompt lookup side by side; batch 1, 8, 32
     step-time  the time of a step: prompt, draft, verify, accept, host
     training   steps of n = 4 against n = 1, and the loss's memory
+    near-ties  tokens changed by drafts and batches, float32 and bfloat16; with one width, none
     compiled   batch 1 compiled, without and with CUDA graphs; last, as compiling takes minutes
 """
 
@@ -313,10 +313,10 @@ def quick_compiler(wanted: bool) -> Iterator[None]:
 STAGES = {
     "identity": identities,
     "heads": heads,
-    "near-ties": ties,
     "decode": decoding,
     "step-time": parts,
     "training": training,
+    "near-ties": ties,
     "compiled": compiled,
 }
 

@@ -8,15 +8,19 @@ import json
 from collections.abc import Collection
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from foretell.decoding import Sampling
 from foretell.errors import InputError
 from foretell.serve.jobs import Settings
 
-TokenId = Annotated[int, Field(ge=0, lt=1 << 31)]
-Seed = Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)]
+# JSON tells numbers, texts and true apart; so does a request.
+Whole = Annotated[int, Field(strict=True)]
+Number = Annotated[float, Field(strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
+TokenId = Annotated[Whole, Field(ge=0, lt=1 << 31)]
+Seed = Annotated[Whole, Field(ge=-(1 << 63), lt=1 << 63)]
 TokenIds = Annotated[list[TokenId], Field(min_length=1)]
 Texts = Annotated[list[str], Field(min_length=1)]
 ManyTokenIds = Annotated[list[TokenIds], Field(min_length=1)]
@@ -81,7 +85,7 @@ class StreamOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    include_usage: bool | None = Field(None, description="Send a last chunk that has the usage.")
+    include_usage: Flag | None = Field(None, description="Send a last chunk that has the usage.")
     include_obfuscation: Literal[False] | None = None
 
 
@@ -91,19 +95,19 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     model: str
-    temperature: float | None = Field(None, ge=0, le=2, description="1 by default; 0: greedy.")
-    top_p: float | None = Field(None, gt=0, le=1)
+    temperature: Number | None = Field(None, ge=0, le=2, description="1 by default; 0: greedy.")
+    top_p: Number | None = Field(None, gt=0, le=1)
     seed: Seed | None = Field(None, description="By default another one for every request.")
     stop: StopText | Annotated[list[StopText], Field(max_length=MOST_STOPS)] | None = None
-    stream: bool | None = None
+    stream: Flag | None = None
     stream_options: StreamOptions | None = None
-    top_k: int | None = Field(None, ge=0, description="Draw among so many tokens; 0: all.")
-    min_p: float | None = Field(None, ge=0, le=1, description="Least share of the likeliest.")
-    repetition_penalty: float | None = Field(None, ge=0.1, le=10)
+    top_k: Whole | None = Field(None, ge=0, description="Draw among this many tokens; 0: all.")
+    min_p: Number | None = Field(None, ge=0, le=1, description="Least share of the likeliest.")
+    repetition_penalty: Number | None = Field(None, ge=0.1, le=10)
     drafter: Literal["default", "none"] | None = Field(
         None, description="none: one token per forward pass, as without foretell."
     )
-    show_drafts: bool | None = Field(
+    show_drafts: Flag | None = Field(
         None, description="Say of every piece of text at which depth it was drafted."
     )
 
@@ -148,11 +152,18 @@ class Asked(BaseModel):
         return Settings(sampling, drafted=self.drafter != "none")
 
 
+def _refuse_empty(prompt: Any) -> Any:
+    if isinstance(prompt, list) and (not prompt or [] in prompt):
+        message = "an empty list is no prompt; give a text, token ids, or a list of either."
+        raise PydanticCustomError("empty", message)
+    return prompt
+
+
 class CompletionRequest(Asked):
     """`/v1/completions`."""
 
-    prompt: str | TokenIds | Texts | ManyTokenIds
-    max_tokens: int | None = Field(None, ge=1, description="16 by default.")
+    prompt: Annotated[str | TokenIds | Texts | ManyTokenIds, BeforeValidator(_refuse_empty)]
+    max_tokens: Whole | None = Field(None, ge=1, description="16 by default.")
 
     @property
     def wanted(self) -> int | None:
@@ -200,8 +211,8 @@ class ChatRequest(Asked):
     """`/v1/chat/completions`."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1, description="By default what is left.")
+    max_tokens: Whole | None = Field(None, ge=1)
+    max_completion_tokens: Whole | None = Field(None, ge=1, description="By default what is left.")
 
     @property
     def wanted(self) -> int | None:
