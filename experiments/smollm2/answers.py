@@ -1,6 +1,6 @@
 """What SmolLM2-135M-Instruct answered on a GPU, kept in the repository without other people's text.
 
-    python experiments/smollm2/answers.py unpack MODEL problems.jsonl tasks.jsonl functions.jsonl \\
+    python experiments/smollm2/answers.py unpack MODEL problems.jsonl tasks.jsonl code.jsonl \\
         --out runs/own.jsonl
 
 6,528 continuations of at most 256 tokens, written in bfloat16 by `foretell distill` on an H100
@@ -44,9 +44,7 @@ def keys_of(model: str, paths: Sequence[Path]) -> dict[str, list[int]]:
     """The prompts in files of `prompts.py`, by their keys."""
     tokenizer = load_tokenizer(model)
     found = (
-        prompt
-        for path in paths
-        for prompt in prompts_of(read_documents(path), tokenizer, 64, 256)
+        prompt for path in paths for prompt in prompts_of(read_documents(path), tokenizer, 64, 256)
     )
     return {key(prompt): prompt for prompt in found}
 

@@ -2,7 +2,7 @@
 
     python experiments/smollm2/prompts.py problems gsm8k_train.jsonl --out problems.jsonl
     python experiments/smollm2/prompts.py tasks mbpp.jsonl --out tasks.jsonl
-    python experiments/smollm2/prompts.py functions sympy_py.jsonl --count 3000 --out functions.jsonl
+    python experiments/smollm2/prompts.py functions sympy_py.jsonl --count 2000 --out code.jsonl
     python experiments/smollm2/prompts.py questions MODEL --count 4000 --out questions.jsonl
 
 Every line of a result is a prompt that `foretell distill` takes: a conversation of one turn, or for
