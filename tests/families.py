@@ -8,12 +8,19 @@ value, so code that forgets one is caught.
 
 from __future__ import annotations
 
+import copy
+import logging
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
 import transformers
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+import foretell as ft
+from foretell.backbone import abilities
+from foretell.errors import ForetellError
 
 VOCAB = 101
 HIDDEN = 64
@@ -684,11 +691,38 @@ def _randomise(model: PreTrainedModel) -> None:
             weight.copy_(1.5 * torch.randn_like(weight) - offset)
 
 
+_prototypes: dict[str, PreTrainedModel] = {}
+
+
 def build(name: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
     """The model of family `name`, its weights fixed by `seed`; the global RNG is left alone.
 
-    `fields` of its config are set to other values than the family's own.
+    `fields` of its config are set to other values than the family's own. Every call gives a copy of
+    its own; what it is able to do was tried out on another copy, once, as that takes longer than
+    most tests. `forget_abilities` has it tried again, which a test needs that changes the model.
     """
+    asked = repr((name, seed, fields))
+    if asked not in _prototypes:
+        _prototypes[asked] = _prototype(name, seed, fields)
+        _try_out(_prototypes[asked])
+    model = copy.deepcopy(_prototypes[asked])
+    abilities._known[model] = {**abilities._known[_prototypes[asked]]}
+    return model
+
+
+def _try_out(prototype: PreTrainedModel) -> None:
+    """Have everything tried on a copy that `attach` asks for."""
+    scratch, before = copy.deepcopy(prototype), logging.root.manager.disable
+    logging.disable(logging.WARNING)  # tests look at what is logged for their own models
+    with torch.random.fork_rng(devices=[]):
+        for head in ("sequential", "parallel"):
+            with suppress(ForetellError):
+                ft.attach(scratch, head, depth=1)
+    logging.disable(before)
+    abilities._known[prototype] = abilities._known.pop(scratch, {})
+
+
+def _prototype(name: str, seed: int, fields: dict[str, Any]) -> PreTrainedModel:
     config = {**FAMILIES, **OTHERS}[name]()
     for field, value in fields.items():
         setattr(config, field, value)

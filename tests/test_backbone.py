@@ -17,7 +17,7 @@ from transformers import (
 
 import families
 import foretell as ft
-from foretell.backbone import Backbone, Scale, rehearses
+from foretell.backbone import Backbone, Scale, forget_abilities, rehearses
 from foretell.decoding.cache import keeps_blocks
 from foretell.decoding.drafters import drafter_for
 from foretell.errors import BackboneError
@@ -353,6 +353,7 @@ def test_a_model_whose_blocks_hide_their_number_is_refused() -> None:
     lm = families.build("llama")
     for place, block in enumerate(lm.model.layers):
         block.self_attn.layer_idx = _Hidden(place)
+    forget_abilities(lm)
     with pytest.raises(BackboneError, match=r"cannot carry parallel heads.*use residual heads"):
         ft.attach(lm, "parallel", depth=1)
     with pytest.raises(BackboneError, match="cannot carry sequential heads"):

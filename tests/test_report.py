@@ -64,6 +64,38 @@ def test_outputs_that_differ_in_half_precision_are_explained(tmp_path: Path) -> 
     assert "round differently" not in captions[1]
 
 
+# -- what it begins with ------------------------------------------------------------------------
+
+
+def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) -> None:
+    rows = [{"method": "parallel", "speedup": 0.8, "tokens_per_second": 9.0}]
+    says = "These heads do not pay on this machine (0.80× plain decoding)."
+    origin = {**report_files.ORIGIN, "cpu": "Some CPU", "dtype": "float32"}
+    write_result(
+        tmp_path / "bench.json", "bench", {"verdict": says}, [{"model": "a", **rows[0]}], origin
+    )
+    write_report([tmp_path / "bench.json"], tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    begin = page[page.index("<h1>") : page.index('<ul class="facts">')]
+    assert (
+        "This page shows how fast decoding is with and without drafts, measured on Some CPU in "
+        "float32." in begin
+    )
+    assert f'<p class="verdict">{says}</p>' in begin
+
+
+def test_verdicts_on_several_models_are_told_apart(tmp_path: Path) -> None:
+    paths = [
+        report_files.write(tmp_path / f"{model}.json", "bench", [{"method": "plain"}], model=model,
+                           backbone="b", verdict=f"These heads pay ({model}).")
+        for model in ("a", "b")
+    ]  # fmt: skip
+    write_report(paths, tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    for model in ("a", "b"):
+        assert f"<b>{model}</b> These heads pay ({model})." in page
+
+
 # -- what is shown ------------------------------------------------------------------------------
 
 

@@ -15,11 +15,18 @@ from markupsafe import Markup
 
 from foretell.provenance import Row, replace_file, require_replaceable
 from foretell.report.charts import Chart, charts_of, is_figure
-from foretell.report.charts.selecting import number, of_heads, speeds
+from foretell.report.charts.selecting import (
+    by_depth,
+    number,
+    of_heads,
+    speeds,
+    table,
+    while_decoding,
+)
 from foretell.report.drafts import continuations
 from foretell.report.formatting import text, title
 from foretell.report.predicted import comparisons
-from foretell.report.sources import Sources, collect
+from foretell.report.sources import Source, Sources, collect
 from foretell.report.tables import tables_of
 
 UNCHANGED = frozenset({"plain", "transformers"})
@@ -82,6 +89,8 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
     return environment.get_template("page.html").render(
         title=f"foretell: {', '.join(sources.models) or 'report'}",
         style=Markup(style),
+        lead=lead(sources),
+        verdicts=verdicts(sources),
         facts=summary(sources),
         charts=charts,
         compared=comparisons(sources.results),
@@ -97,6 +106,45 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
 def is_page(content: bytes) -> bool:
     """Whether this is a page made here, perhaps under our earlier name."""
     return re.search(rb'name="generator" content="fore(tell|token) report"', content) is not None
+
+
+def lead(sources: Sources) -> str:
+    """One sentence that says what is shown, and where it was measured."""
+    results = sources.results
+    shown = {
+        "how fast decoding is with and without drafts": any(map(speeds, results)),
+        "how often drafted tokens are accepted": any(map(_accepted, results)),
+        "what the model itself knows about its next tokens": any(map(_probed, results)),
+        "how training went": bool(sources.runs),
+    }
+    what = [phrase for phrase, there in shown.items() if there] or ["what was measured"]
+    listed = ", ".join(what[:-1]) + " and " * (len(what) > 1) + what[-1]
+    origins = [source.result.provenance for source in results]
+    places = dict.fromkeys(
+        f"{origin.get('device_name') or origin.get('cpu')} in {origin['dtype']}"
+        for origin in origins
+        if origin.get("dtype") and (origin.get("device_name") or origin.get("cpu"))
+    )
+    where = f", measured on {' and '.join(places)}" if 0 < len(places) <= 2 else ""
+    return f"This page shows {listed}{where}."
+
+
+def _accepted(source: Source) -> bool:
+    return bool(while_decoding(source) or by_depth(source))
+
+
+def _probed(source: Source) -> bool:
+    return bool(table(source, "prediction"))
+
+
+def verdicts(sources: Sources) -> list[tuple[str, str]]:
+    """Whether heads pay, in the words of the commands that measured it, each with its model."""
+    found = (
+        (", ".join(source.models), str(source.result.settings["verdict"]))
+        for source in sources.results
+        if source.result.settings.get("verdict")
+    )
+    return list(dict.fromkeys(found))
 
 
 def summary(sources: Sources) -> list[Fact]:

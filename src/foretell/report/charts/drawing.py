@@ -166,7 +166,8 @@ def plot_lines(
         colour = SERIES[number % len(SERIES)]
         dashed = line.dashed or (line.colour is None and number >= len(SERIES))
         marker = MARKERS[number % len(MARKERS)] if markers else None
-        axes.plot(line.x, line.y, "--" if dashed else "-", color=colour, marker=marker)
+        style = "--" if dashed else "-"
+        axes.plot(line.x, line.y, style, color=colour, marker=marker, clip_on=False)
         pairs = list(zip(line.x, line.low, line.high, strict=True)) if line.low else []
         known = [(x, low, high) for x, low, high in pairs if low is not None and high is not None]
         if known:
