@@ -1,5 +1,6 @@
 """What every test shares: one thread, fixed seeds, small models, the data beside the checkout."""
 
+import gc
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile("foretell")
+
+
+def pytest_collection_finish() -> None:
+    """Take what was imported out of garbage collection, which accelerate starts with every run."""
+    gc.freeze()
+
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 

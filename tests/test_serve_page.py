@@ -28,10 +28,16 @@ def page(chromium: Browser, running: Running) -> Iterator[Any]:
         yield page
 
 
+def seen(url: str) -> dict[str, Any]:
+    """What a browser keeps of an earlier visit."""
+    kept = [{"name": "foretell-seen", "value": "yes"}]
+    return {"cookies": [], "origins": [{"origin": url, "localStorage": kept}]}
+
+
 @contextmanager
-def shown(chromium: Browser, url: str, **look: Any) -> Iterator[Any]:
+def shown(chromium: Browser, url: str, *, first: bool = False, **look: Any) -> Iterator[Any]:
     """The page, of which nothing is loaded from elsewhere and nothing complains."""
-    with opened(chromium, url, **look) as found:
+    with opened(chromium, url, **look, storage_state=None if first else seen(url)) as found:
         found.page.set_default_timeout(60_000)
         expect(found.page.locator("#model")).to_contain_text("tiny-mtp")
         yield found.page
@@ -41,6 +47,7 @@ def shown(chromium: Browser, url: str, **look: Any) -> Iterator[Any]:
 
 
 def generate(page: Any, tokens: int = 24) -> None:
+    page.locator("#raw").check(force=True)  # under what is drawn in its place
     page.get_by_label("Prompt").fill(PROMPT)
     page.get_by_label("Tokens", exact=True).fill(str(tokens))
     page.get_by_role("button", name="Generate").click()
@@ -73,6 +80,29 @@ def test_tokens_stream_and_show_where_they_came_from(page: Any) -> None:
     assert "drafted at depth 1" in page.locator("#with .d1").last.get_attribute("title")
 
 
+def test_a_message_is_asked_by_the_models_template(page: Any, running: Running) -> None:
+    page.get_by_label("Message").fill("def add(a, b):")
+    page.get_by_label("Tokens", exact=True).fill("24")
+    page.get_by_role("button", name="Generate").click()
+    expect(page.get_by_role("status")).to_contain_text("the same text")
+    answer = offline("# user: def add(a, b):\n# assistant:", 24)
+    assert page.locator("#with .text").text_content() == f"def add(a, b):\n\n{answer}"
+    blank = page.locator("#with .text .blank").all_text_contents()
+    assert blank
+    assert all(text.strip() == "" for text in blank)
+
+
+def test_a_first_visit_shows_a_result(chromium: Browser, running: Running) -> None:
+    with shown(chromium, running.url, first=True) as page:
+        expect(page.get_by_role("status")).to_contain_text("the same text")
+        assert figure(page, "with", "count") == 48
+        assert "why the sky is blue" in page.locator("#plain .text").text_content()
+        page.reload()
+        expect(page.locator("#model")).to_contain_text("tiny-mtp")
+        expect(page.get_by_role("button", name="Generate")).to_be_enabled()
+        assert page.get_by_role("status").text_content() == ""
+
+
 def test_mtp_is_switched_off_and_on(page: Any) -> None:
     switch = page.get_by_role("switch", name="Multi-token prediction")
     expect(switch).to_be_checked()
@@ -92,16 +122,17 @@ def test_mtp_is_switched_off_and_on(page: Any) -> None:
 
 def test_the_keyboard_is_enough(page: Any, running: Running) -> None:
     page.keyboard.press("Tab")
-    expect(page.get_by_label("Prompt")).to_be_focused()
+    expect(page.get_by_label("Message")).to_be_focused()
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type(PROMPT)
-    page.keyboard.press("Tab")
-    expect(page.get_by_role("switch")).to_be_focused()
+    for name in ("Multi-token prediction", "Raw text, no chat template"):
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("switch", name=name)).to_be_focused()
     page.keyboard.press("Tab")
     expect(page.get_by_label("Tokens", exact=True)).to_be_focused()
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.type("300")
-    page.get_by_label("Prompt").focus()
+    page.get_by_label("Message").focus()
     page.keyboard.press("ControlOrMeta+Enter")
     expect(page.locator("#with .text span").nth(4)).to_be_visible()
     page.keyboard.press("Escape")
@@ -111,6 +142,7 @@ def test_the_keyboard_is_enough(page: Any, running: Running) -> None:
 
 
 def test_what_is_refused_is_said(page: Any) -> None:
+    page.locator("#raw").check(force=True)
     page.get_by_label("Prompt").fill("")
     page.get_by_label("Temperature").fill("0")
     page.get_by_role("button", name="Generate").click()
@@ -149,7 +181,8 @@ def test_the_key_is_asked_for_and_used(chromium: Browser) -> None:
         page = found.page
         expect(page.get_by_role("status")).to_contain_text("give the API key")
         page.get_by_label("API key").fill("sesame")
-        generate(page, 8)
+        page.get_by_label("Tokens", exact=True).fill("8")
+        page.get_by_role("button", name="Generate").click()
         expect(page.get_by_role("status")).to_contain_text("the same text")
 
 

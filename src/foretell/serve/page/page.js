@@ -1,6 +1,9 @@
 "use strict";
 const $ = (id) => document.getElementById(id);
 const DEEPEST = 5; // colours there are; deeper ones share the last
+const SEEN = "foretell-seen"; // kept by the browser: whether somebody has been here
+const FIRST_TOKENS = 48;
+const MESSAGE = "Explain in three sentences why the sky is blue.";
 let model = null;
 let running = null; // AbortController of what is being generated
 
@@ -32,6 +35,7 @@ class Run {
       const token = document.createElement("span");
       token.textContent = text;
       if (depth) token.className = `d${Math.min(depth, DEEPEST)}`;
+      if (!text.trim()) token.classList.add("blank");
       token.title = depth ? `drafted at depth ${depth}` : "the backbone's own";
       this.text.append(token);
       this.written += text;
@@ -50,15 +54,15 @@ class Run {
     this.counts.forEach((cell, depth) => { cell.textContent = this.by[depth]; });
   }
 
-  async go(asked, signal) {
-    this.clear(asked.prompt);
+  async go(given, path, asked, signal) {
+    this.clear(given);
     this.section.classList.add("running");
     this.text.setAttribute("aria-busy", "true");
     try {
-      for await (const chunk of stream({ ...asked, drafter: this.drafted ? "default" : "none" }, signal)) {
+      for await (const chunk of stream(path, { ...asked, drafter: this.drafted ? "default" : "none" }, signal)) {
         if (chunk.error) throw new Error(chunk.error.message);
         if (!chunk.foretell) continue;
-        this.add(chunk.choices[0].drafts);
+        this.add(chunk.choices[0].drafts ?? []);
         this.show(chunk.foretell);
         bars();
       }
@@ -79,8 +83,8 @@ async function call(path, options = {}) {
   throw new Error(body?.error?.message ?? `the server answered ${answer.status}.`);
 }
 
-async function* stream(asked, signal) {
-  const answer = await call("/v1/completions", { method: "POST", body: JSON.stringify(asked), signal });
+async function* stream(path, asked, signal) {
+  const answer = await call(path, { method: "POST", body: JSON.stringify(asked), signal });
   const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
   for (;;) {
@@ -108,11 +112,14 @@ function say(text, bad = false) {
 }
 
 function verdict(greedy) {
-  const speed = `${(drafted.speed / plain.speed).toFixed(2)}× the tokens/s of plain decoding`;
-  const forward = `${drafted.forward.toFixed(2)} tokens per forward`;
+  const ratio = drafted.speed / plain.speed;
+  let speed = "Multi-token prediction is as fast as plain decoding here";
+  if (ratio > 1.03) speed = `Multi-token prediction is ${ratio.toFixed(2)}× as fast as plain decoding here`;
+  if (ratio < 0.97) speed = `Multi-token prediction is slower here, ${ratio.toFixed(2)}× plain decoding`;
+  const forward = `${drafted.forward.toFixed(2)} tokens per forward pass`;
   let text = "sampled, so another text of the same distribution";
   if (greedy) text = drafted.written === plain.written ? "the same text" : "texts that part at a near-tie";
-  say(`${speed}, ${forward}, ${text}.`);
+  say(`${speed}: ${forward}, ${text}.`);
 }
 
 async function known() {
@@ -126,8 +133,14 @@ async function known() {
     $("mtp").checked = false;
     $("mtp").disabled = true;
   }
+  $("raw-field").hidden = !model.chat;
+  if (model.chat && $("prompt").value === $("prompt").defaultValue) $("prompt").value = MESSAGE;
   legend(model.depth);
   arrange();
+}
+
+function chats() {
+  return model?.chat && !$("raw").checked;
 }
 
 function legend(depth) {
@@ -147,9 +160,10 @@ function legend(depth) {
 
 function arrange() {
   $("with").hidden = !$("mtp").checked;
+  $("asked").textContent = chats() ? "Message" : "Prompt";
 }
 
-async function generate() {
+async function generate(tokens = $("tokens").valueAsNumber) {
   if (running) return;
   running = new AbortController();
   $("run").disabled = true;
@@ -157,9 +171,12 @@ async function generate() {
   try {
     await known();
     const temperature = $("temperature").valueAsNumber;
+    const given = $("prompt").value;
+    const what = chats() ? { messages: [{ role: "user", content: given }] } : { prompt: given };
+    const path = chats() ? "/v1/chat/completions" : "/v1/completions";
+    const shown = chats() ? `${given}\n\n` : given;
     const asked = {
-      model: model.id, prompt: $("prompt").value, max_tokens: $("tokens").valueAsNumber,
-      temperature, seed: 0, stream: true, show_drafts: true,
+      model: model.id, ...what, max_tokens: tokens, temperature, seed: 0, stream: true, show_drafts: true,
     };
     const both = $("mtp").checked;
     plain.clear("");
@@ -167,10 +184,10 @@ async function generate() {
     bars();
     if (both) {
       say("Generating with multi-token prediction…");
-      await drafted.go(asked, running.signal);
+      await drafted.go(shown, path, asked, running.signal);
     }
     say("Generating plainly…");
-    await plain.go(asked, running.signal);
+    await plain.go(shown, path, asked, running.signal);
     if (both) verdict(temperature < 0.01);
     else say(`Done: ${plain.speed.toFixed(0)} tokens/s.`);
   } catch (error) {
@@ -188,6 +205,7 @@ const drafted = new Run($("with"), true);
 $("form").addEventListener("submit", (event) => { event.preventDefault(); generate(); });
 $("stop").addEventListener("click", () => running?.abort());
 $("mtp").addEventListener("change", arrange);
+$("raw").addEventListener("change", arrange);
 $("prompt").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) {
     event.preventDefault();
@@ -195,4 +213,8 @@ $("prompt").addEventListener("keydown", (event) => {
   }
 });
 document.addEventListener("keydown", (event) => { if (event.key === "Escape") running?.abort(); });
-known().catch((error) => say(error.message, true));
+known().then(() => { // a first visit shows a result at once
+  if (localStorage.getItem(SEEN)) return undefined;
+  localStorage.setItem(SEEN, "yes");
+  return generate(Math.min(FIRST_TOKENS, model.max_tokens));
+}).catch((error) => say(error.message, true));
