@@ -27,7 +27,7 @@ from transformers import (
 import families
 import foretell as ft
 from foretell.backbone import Backbone
-from foretell.cli.common import load_prompts
+from foretell.data import read_prompts
 from foretell.decoding import (
     Batch,
     Committed,
@@ -388,7 +388,7 @@ def test_real_weights_continue_real_prompts_as_in_transformers(
     torch.manual_seed(0)
     lm = load_causal_lm(where, dtype=torch.float32)
     model = ft.attach(lm, "sequential", depth=3, init="copy").eval()
-    whole = load_prompts(str(data_dir / "prompts" / prompts), tokenizer, 40, 7, seed=0)
+    whole = read_prompts(str(data_dir / "prompts" / prompts), tokenizer, 40, 7, seed=0)
     found = [row[:, : 40 - 3 * number] for number, row in enumerate(whole)]
     expected = [
         lm.generate(

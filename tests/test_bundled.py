@@ -13,8 +13,7 @@ import foretell as ft
 from foretell.backbone import fingerprint
 from foretell.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
 from foretell.cli import demo
-from foretell.cli.common import load_prompts
-from foretell.data import Document, PackedBlocks
+from foretell.data import Document, PackedBlocks, read_prompts
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.decoding import NoDrafter
 from foretell.evaluation import loop_start, measure_heads
@@ -129,7 +128,7 @@ def test_it_predicts_code_that_it_has_not_seen(name: str) -> None:
 def test_greedy_output_is_the_backbones_own() -> None:
     model = loaded("tiny-mtp")
     drafted = accepted = 0
-    for prompt in load_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 48, 5, seed=0):
+    for prompt in read_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 48, 5, seed=0):
         with_heads = model.decode(prompt, max_new_tokens=48)
         plain = model.decode(prompt, max_new_tokens=48, drafter=NoDrafter())
         own = model.lm.generate(
@@ -159,5 +158,5 @@ def test_the_demo_ends_with_text_for_its_report(tmp_path: Path) -> None:
     assert source.rows[0]["forwards"] < 64
     texts = [piece.text for piece in found.pieces]
     assert len(texts) == 64
-    first = load_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 64, 1, 0)
+    first = read_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 64, 1, 0)
     assert found.prompt == tokenizer("tiny-mtp").decode(first[0][0])

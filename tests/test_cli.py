@@ -32,15 +32,16 @@ from transformers.utils import logging as transformers_logging
 
 import foretell as ft
 import foretell.cli
-import foretell.cli.probe
 import foretell.cli.train
 import foretell.loading
 import foretell.probe.run
+import foretell.probe.whole
 from foretell.backbone import fingerprint
 from foretell.checkpoint import CONFIG_FILE, HEADS_FILE
 from foretell.cli import bench, common, drafting, main, options
 from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
+from foretell.data import read_prompts
 from foretell.decoding import (
     AcceptanceRule,
     Distance,
@@ -49,10 +50,11 @@ from foretell.decoding import (
     SpeculativeSampling,
     Step,
     TopK,
+    TreeShape,
     Typical,
     rules,
 )
-from foretell.evaluation import SpeedTable
+from foretell.evaluation import SpeedTable, methods_of
 from foretell.formats import LAYOUTS
 from foretell.heads import HEADS
 from foretell.heads.taps import TAPS
@@ -537,7 +539,7 @@ def test_probe_that_was_interrupted_goes_on(place: Path, tmp_path: Path, monkeyp
     path = tmp_path / "new" / "probe.json"
     data = ("--data", text, "--layer-positions", 0, *PROBE, "--json", path)
     with monkeypatch.context() as patch:
-        patch.setattr(foretell.cli.probe, "measure_costs", stop)
+        patch.setattr(foretell.probe.whole, "measure_costs", stop)
         assert run("probe", place / "plain", *data).status == 130
     assert contents(path.parent) == {f"{path}.partial"}
     original = text.read_text(encoding="utf-8")
@@ -686,7 +688,7 @@ def test_bench_reports_the_lengths_it_chose(place: Path, tmp_path: Path) -> None
 
 def test_bench_in_passes_of_one_width_and_of_one_draft_length(place: Path) -> None:
     model = ft.MTPModel.from_pretrained(place / "whole")
-    methods = bench.methods_of(model, draft_length=1, pass_width=4)
+    methods = methods_of(model, draft_length=1, pass_width=4)
     names = ["plain", "parallel", "parallel-1", "prompt-lookup"]
     assert [method.name for method in methods if "pass_width" in method.facts] == names
     assert {method.facts["pass_width"] for method in methods[:4]} == {4}
@@ -699,7 +701,7 @@ def test_bench_in_passes_of_one_width_and_of_one_draft_length(place: Path) -> No
 
 def test_bench_compiles_all_of_ours(place: Path) -> None:
     model = ft.MTPModel.from_pretrained(place / "whole")
-    methods = bench.methods_of(model, compiled=True, tree="4", draft_length="auto")
+    methods = methods_of(model, compiled=True, tree=TreeShape(nodes=4), draft_length="auto")
     compiled = [method for method in methods if method.facts["compiled"]]
     names = ["plain", "parallel", "parallel-tree", "parallel-auto", "prompt-lookup"]
     assert [method.name for method in compiled] == [f"{name}-compiled" for name in names]
@@ -802,7 +804,7 @@ def test_prompts_are_asked_as_the_chat_template_does(chat: Path, name: str, prom
     tokenizer = AutoTokenizer.from_pretrained(chat / "plain")
     path, room = chat / f"{name}.jsonl", CONTEXT - 8
     expected = TOKENIZER(prompt)["input_ids"]
-    found = common.load_prompts(str(path), tokenizer, 9, 1, seed=0, room=room)
+    found = read_prompts(str(path), tokenizer, 9, 1, seed=0, room=room)
     assert [ids.tolist() for ids in found] == [[expected]]
     asked = ("--prompts", path, "--count", 1, "--max-new-tokens", 8, "--include-loops")
     fine("bench", chat / "plain", *asked, "--repeats", 1)

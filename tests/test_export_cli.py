@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import foretell as ft
-from foretell.cli import export as export_command
+from foretell import formats
 from foretell.errors import InputError
 from foretell.formats import LAYOUTS
 from foretell.provenance import read_result
@@ -115,8 +115,8 @@ def test_an_upload_takes_the_directory_that_was_written(tmp_path: Path, monkeypa
             return "where it is"
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    assert export_command.upload(tmp_path, "me/heads") == "where it is"
+    assert formats.upload(tmp_path, "me/heads") == "where it is"
     assert seen == [("me/heads", True), ("me/heads", tmp_path)]
     monkeypatch.setattr(Hub, "create_repo", lambda *a, **k: 1 / 0)
     with pytest.raises(InputError, match="cannot be uploaded to"):
-        export_command.upload(tmp_path, "me/heads")
+        formats.upload(tmp_path, "me/heads")

@@ -14,8 +14,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerBase
 from transformers import PreTrainedTokenizerFast as Fast
 
 from conftest import SHARED_DATA
-from foretell.cli.generate import shown_steps
 from foretell.decoding import Detokenizer, Step, StopStrings
+from foretell.generation.steps import shown_steps
 from foretell.serve.text import Writer
 
 LETTERS = "abdnerstv.,'!? \n"

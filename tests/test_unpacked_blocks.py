@@ -13,11 +13,12 @@ from typer.testing import CliRunner
 
 import families
 import foretell as ft
-from foretell.cli import app, common
+from foretell.cli import app
 from foretell.data import PackedBlocks
 from foretell.errors import BackboneError, InputError
 from foretell.evaluation import measure_heads, measure_marginals
 from foretell.model import MTPModel
+from foretell.ready import read_blocks
 from foretell.targets import IGNORE
 from foretell.training import TrainConfig, train
 from test_packing import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
@@ -224,7 +225,7 @@ def test_training_takes_them_and_refuses_packed_ones(tmp_path: Path) -> None:
 def test_commands_pack_where_the_model_keeps_documents_apart(family: str, tmp_path: Path) -> None:
     (tmp_path / "text.txt").write_text(" ".join(TEXTS))
     model = MTPModel(families.build(family))
-    blocks = common.load_blocks(str(tmp_path / "text.txt"), model, ASCII, SIZE)
+    blocks = read_blocks(str(tmp_path / "text.txt"), model, ASCII, SIZE)
     assert blocks.one_document_per_block == (family == "opt")
 
 

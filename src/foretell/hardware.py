@@ -1,14 +1,53 @@
-"""What the machine computes fast."""
+"""Where and in which type to compute, by name, and what the machine computes fast."""
 
 import time
 from functools import cache
 
 import torch
 
+from foretell.errors import InputError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Types of weights by their names."""
+
 SLOW = 3.0
 """Times as long as float32 from which a type is called slow: emulated ones take 10 to 100."""
 _SIZE = 256
 _TRIES = 3
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name; `auto` is the first accelerator, or the CPU.
+
+    Raises:
+        InputError: it is not available here.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator()
+        return (
+            found if found is not None and torch.accelerator.is_available() else torch.device("cpu")
+        )
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError):
+        device = torch.device("meta")
+    if device.type == "meta":  # nothing can be computed there
+        raise InputError(f"device {name!r} is not available here; use auto or cpu.")
+    return device
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype | str:
+    """The type of that name; `auto` is float32 on a CPU, and elsewhere `"auto"`, the stored type.
+
+    Raises:
+        InputError: the name is none of `DTYPES`.
+    """
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    if name not in DTYPES:
+        raise InputError(f"dtype {name!r} is unknown; use auto, {', '.join(DTYPES)}.")
+    return DTYPES[name]
 
 
 @cache

@@ -7,21 +7,28 @@ from pathlib import Path
 import torch
 
 from foretell.cli import common
-from foretell.cli.bench import methods_of, show_speed
+from foretell.cli.bench import show_speed
 from foretell.cli.commands.demo import Demo
-from foretell.cli.drafting import method_name
-from foretell.cli.generate import counted, shown_steps
 from foretell.cli.probe_tables import show_depths
-from foretell.cli.train import build, show_result
+from foretell.cli.train import show_result
 from foretell.cli.watching import training_bar
+from foretell.data import read_prompts
 from foretell.errors import ForetellError, InputError
-from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
-from foretell.hardware import is_slow
+from foretell.evaluation import (
+    SpeedTable,
+    compare,
+    measure_heads,
+    measure_marginals,
+    methods_of,
+)
+from foretell.evaluation.methods import method_name
+from foretell.generation.steps import counted, shown_steps
+from foretell.hardware import is_slow, pick_device
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 from foretell.provenance import is_result, local_path, require_replaceable
 from foretell.report import is_page, write_report
-from foretell.training import TrainConfig
+from foretell.training import TrainConfig, build
 from foretell.training import train as run_training
 from foretell.training.rundir import RunDirectory
 
@@ -99,7 +106,7 @@ def _training(minutes: float, seed: int) -> TrainConfig:
 
 
 def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
-    model = build("tiny", config, common.pick_device("cpu"))
+    model = build("tiny", config, pick_device("cpu"))
     blocks = common.load_blocks("stdlib:train", model, load_tokenizer("tiny"), config.block_size)
     with training_bar(config.minutes) as report:
         result = run_training(
@@ -110,7 +117,7 @@ def _train_heads(out: Path, config: TrainConfig) -> MTPModel:
 
 
 def _compare(name: str, model: MTPModel, count: int, seed: int) -> SpeedTable:
-    prompts = common.load_prompts(HELD_OUT, load_tokenizer(name), PROMPT_TOKENS, count, seed)
+    prompts = read_prompts(HELD_OUT, load_tokenizer(name), PROMPT_TOKENS, count, seed)
     with common.progress_bar(f"Decoding with {name}") as progress:
         return compare(methods_of(model), prompts, max_new_tokens=128, repeats=2, progress=progress)
 
@@ -118,7 +125,7 @@ def _compare(name: str, model: MTPModel, count: int, seed: int) -> SpeedTable:
 def _continue_one(path: Path, name: str, model: MTPModel, seed: int) -> None:
     """One continuation of the first prompt, for the report to show what was drafted in it."""
     tokenizer = load_tokenizer(name)
-    (prompt,) = common.load_prompts(HELD_OUT, tokenizer, PROMPT_TOKENS, 1, seed)
+    (prompt,) = read_prompts(HELD_OUT, tokenizer, PROMPT_TOKENS, 1, seed)
     shown = model.stream(prompt, torch.ones_like(prompt), max_new_tokens=SHOWN_TOKENS)
     steps = [step for (step,) in shown]
     ids = prompt[0].tolist()

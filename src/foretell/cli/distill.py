@@ -1,40 +1,28 @@
 """`foretell distill`: the backbone's own continuations, as training data for its heads."""
 
-import sys
 import time
 
 from foretell.cli import common
 from foretell.cli.commands.distill import Distill
 from foretell.data import Bad, read_documents
-from foretell.data.distill import Continuations, Sampling, prompts_of
+from foretell.data.distill import Continuations, Sampling, prompts_that_fit
 from foretell.errors import InputError
+from foretell.ready import tokenizer_of
 
 
 def distill(asked: Distill) -> None:
     """Do what `asked` says."""
-    if asked.prompt_tokens < 1:
-        raise InputError(f"prompt_tokens is {asked.prompt_tokens}; it must be at least 1.")
-    if asked.count is not None and asked.count < 1:
-        raise InputError(f"count is {asked.count}; it must be at least 1.")
     sampling = Sampling(
         max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p,
         batch_size=asked.batch_size, seed=asked.seed,
     )  # fmt: skip
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
-    tokenizer = common.tokenizer_of(asked.model, loaded)
+    tokenizer = tokenizer_of(asked.model, loaded)
     bad = Bad(asked.skip_bad)
-    documents = read_documents(asked.prompts, bad)
-    found = prompts_of(documents, tokenizer, asked.prompt_tokens, asked.max_new_tokens, bad)
-    room = (loaded.backbone.context or sys.maxsize) - asked.max_new_tokens
-    used: list[list[int]] = []
-    too_long = 0
-    for prompt in found:
-        if len(prompt) > room:
-            too_long += 1
-            continue
-        used.append(prompt)
-        if len(used) == asked.count:
-            break
+    used, too_long = prompts_that_fit(
+        read_documents(asked.prompts, bad), loaded, tokenizer,
+        **asked.told("prompt_tokens", "max_new_tokens", "count"), bad=bad,
+    )  # fmt: skip
     common.show_bad(bad, asked.prompts)
     if too_long and not used:
         raise InputError(

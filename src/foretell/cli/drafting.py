@@ -87,13 +87,6 @@ def drafter(
     return model.drafter_named(name, None if length == "auto" else length, shape)
 
 
-def method_name(drafter: str, model: MTPModel) -> str:
-    """The `method` of result files: what a drafter is called there."""
-    if drafter == "heads":
-        return str(model.require_head().config.kind)
-    return {"none": "plain", "lookup": "prompt-lookup"}.get(drafter, "draft-model")
-
-
 def describe_lengths(shares: Mapping[int, float]) -> str:
     """Of the passes, by how many tokens they drafted: 'drafted 0: 25.0 %, 3: 75.0 % of passes'."""
     found = ", ".join(f"{length}: {common.percent(share)}" for length, share in shares.items())

@@ -1,6 +1,5 @@
 """`foretell eval`: what the heads predict on held-out text."""
 
-from pathlib import Path
 from typing import Any
 
 from foretell.cli import common
@@ -8,36 +7,28 @@ from foretell.cli.commands.evaluate import Evaluate
 from foretell.cli.probe_tables import show_depths, shown
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
-from foretell.errors import InputError
-from foretell.evaluation import DepthTable, Verdict, measure_heads, verdict_of_depths
+from foretell.evaluation import DepthTable, measure_heads, probed_baselines, verdict_of_heads
 from foretell.evaluation.harness import require_harness, run_harness
 from foretell.model import MTPModel
-from foretell.probe.prediction import measure_costs
-from foretell.provenance import read_result
-from foretell.tally import Means, estimate
-
-BASELINE_FIELDS = (
-    "model", "method", "depth", "positions", "top1", "top5", "nll", "agreement", "acceptance",
-)  # fmt: skip
+from foretell.ready import tokenizer_of
 
 
 def evaluate(asked: Evaluate) -> None:
     """Do what `asked` says."""
     if asked.lm_eval is not None:
         require_harness()
-    beside = [] if asked.baselines is None else _baselines(asked.baselines, asked.data)
+    beside = [] if asked.baselines is None else probed_baselines(asked.baselines, asked.data)
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
     bad = Bad(asked.skip_bad)
     found = _measure(asked.model, loaded, asked.data, asked.block_size, asked.blocks, bad)
     common.show_bad(bad, asked.data)
-    rows = [*_rows(found), {"table": "quality", "depth": 0, **_bits(found.bits())}, *beside]
-    rows = [{"model": asked.model, **row} for row in rows]
+    rows = [{"model": asked.model, **row} for row in (*found.all_rows(), *beside)]
     rows[0]["bits_per_byte"] = found.bits_per_byte
     show_depths(found, f"{asked.model} on {asked.data}")
     _show_rules(found)
     _show_calibration(found)
     _show_baselines(beside)
-    common.console.print(f"Depth 0: {shown(_bits(found.bits()), 'bits_per_byte')} bits per byte")
+    common.console.print(f"Depth 0: {shown(found.quality_row(), 'bits_per_byte')} bits per byte")
     if asked.against is not None:
         rows += _compare(asked, found)
     if asked.lm_eval is not None:
@@ -49,74 +40,37 @@ def evaluate(asked: Evaluate) -> None:
     }
     common.save_json(asked.json, "eval", loaded, None, settings, rows)
     if loaded.head is not None and decodes(loaded.backbone):
-        common.console.print(f"{asked.model}: {_verdict(loaded, found)}")
+        common.console.print(f"{asked.model}: {verdict_of_heads(loaded, found)}")
 
 
 def _measure(
     name: str, model: MTPModel, data: str, block_size: int, limit: int | None, bad: Bad
 ) -> DepthTable:
-    tokenizer = common.tokenizer_of(name, model)
+    tokenizer = tokenizer_of(name, model)
     corpus = common.load_blocks(data, model, tokenizer, block_size, bad)
     with common.progress_bar("Evaluating") as progress:
         return measure_heads(model, corpus, limit=limit, progress=progress)
 
 
-def _rows(found: DepthTable) -> list[dict[str, Any]]:
-    rules = [{"table": "rules", **row} for row in found.rule_rows()]
-    calibration = [{"table": "calibration", **row} for row in found.calibration_rows()]
-    return found.rows() + rules + calibration
-
-
-def _bits(means: Means) -> dict[str, float | None]:
-    return estimate("bits_per_byte", means)
-
-
-def _baselines(path: Path, data: str) -> list[dict[str, Any]]:
-    """The depths of a probe of the same text."""
-    result = read_result(path)
-    if result.command != "probe":
-        raise InputError(f"{path} is of `foretell {result.command}`; give one of `foretell probe`.")
-    if (other := result.settings.get("data")) != data:
-        raise InputError(f"{path} was measured on {other}, not on {data}; probe the same data.")
-    return [
-        {"table": "baselines", **{name: row.get(name) for name in BASELINE_FIELDS}}
-        for row in result.rows
-        if row.get("table") == "depths"
-    ]
-
-
 def _compare(asked: Evaluate, found: DepthTable) -> list[dict[str, Any]]:
-    """Bits per byte of the other model, and by how much this one's are more.
-
-    Documents are drawn for both together, so that the interval is that of the difference.
-    """
+    """Bits per byte of the other model, and by how much this one's are more."""
     against = str(asked.against)
     plain = common.load_model(against, asked.device, asked.dtype)
     plain.head = None
     other = _measure(
         against, plain, asked.data, asked.block_size, asked.blocks, Bad(asked.skip_bad)
     )
-    rows = [{"model": against, "table": "quality", "depth": 0, **_bits(other.bits())}]
+    rows = [{"model": against, **other.quality_row()}]
     text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
-    if other.tally.groups == found.tally.groups:
-        more = _bits(found.bits() - other.bits())
+    if (more := found.more_bits_than(other)) is not None:
         rows.append({"model": asked.model, "table": "difference", "source": against, **more})
         text += f"; {asked.model} has {shown(more, 'bits_per_byte', signed=True)} more"
     common.console.print(text)
     return rows
 
 
-def _verdict(model: MTPModel, found: DepthTable) -> Verdict:
-    """What these heads should bring here; timed now, with a block like theirs."""
-    acceptance = [
-        float(found.tally.means("acceptance", method=found.method, depth=depth)[0])
-        for depth in range(1, found.depth + 1)
-    ]
-    return verdict_of_depths(acceptance, measure_costs(model, found.depth))
-
-
 def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[dict[str, Any]]:
-    tokenizer = common.tokenizer_of(name, model)
+    tokenizer = tokenizer_of(name, model)
     rows = run_harness(model, tokenizer, tasks.split(","), limit=limit)
     lines = [(row["task"], row["metric"], shown(row, "value")) for row in rows]
     common.table("lm-eval", ("task", "metric", "value"), lines)

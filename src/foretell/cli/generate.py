@@ -2,10 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
-from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 from rich.color import ColorSystem
@@ -14,14 +11,16 @@ from transformers import PreTrainedTokenizerBase
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.generate import Generate
-from foretell.data import Document, read_documents
-from foretell.data.documents import RECORD_SUFFIXES, decode
+from foretell.data import Document, read_prompt
+from foretell.data.prompts import as_message, holds_records
 from foretell.data.tokenization import given_prompt, prompt_ids
 from foretell.decoding import Detokenizer, Step
 from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
+from foretell.evaluation.methods import method_name
 from foretell.evaluation.speed import share_by_length
-from foretell.provenance import local_path
+from foretell.generation.steps import counted, shown_steps
+from foretell.ready import tokenizer_of
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
@@ -44,10 +43,10 @@ def generate(asked: Generate) -> None:
     loaded = common.load_model(
         asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
     )
-    tokenizer = common.tokenizer_of(asked.model, loaded)
+    tokenizer = tokenizer_of(asked.model, loaded)
     chats = bool(tokenizer.chat_template and document.text) and _typed(asked) and not asked.raw
     if chats:
-        document = replace(document, messages=({"role": "user", "content": document.text},))
+        document = as_message(document)
     given = given_prompt(document, tokenizer)
     text = document.text if given is None else str(tokenizer.decode(given))
     ids = torch.tensor([given or prompt_ids(tokenizer, text)], dtype=torch.long)
@@ -78,7 +77,7 @@ def generate(asked: Generate) -> None:
     printer.finish()
     row = {
         "model": asked.model,
-        "method": drafting.method_name(name, loaded),
+        "method": method_name(name, loaded),
         **counted(steps),
         "batch": 1,
         "temperature": asked.temperature,
@@ -124,33 +123,6 @@ def generate(asked: Generate) -> None:
     common.save_json(asked.json, "generate", loaded, drawn, settings, [row])
 
 
-def counted(steps: Sequence[Step]) -> dict[str, Any]:
-    """Fields of a row: what came of the steps of one prompt."""
-    count = sum(len(step.tokens) for step in steps)
-    return {
-        "tokens": count,
-        "forwards": len(steps),
-        "tokens_per_forward": count / len(steps),
-    }
-
-
-def shown_steps(
-    steps: Sequence[Step], tokenizer: PreTrainedTokenizerBase, prompt: Sequence[int]
-) -> list[dict[str, Any]]:
-    """What `foretell report` colours: of every step what was drafted, accepted, and its text.
-
-    `pieces` is the text of each token, where it became whole; what is left belongs to the last one.
-    """
-    text = Detokenizer(tokenizer, prompt)
-    records: list[dict[str, Any]] = []
-    for step in steps:
-        pieces = [text.add(token) for token in step.tokens]
-        records.append({"drafted": step.drafted, "accepted": step.accepted, "pieces": pieces})
-    if records and records[-1]["pieces"]:
-        records[-1]["pieces"][-1] += text.finish()
-    return records
-
-
 class _Printer:
     """Writes text as it becomes whole, coloured by depth on request."""
 
@@ -186,22 +158,12 @@ def _write(text: str) -> None:
 
 def _typed(asked: Generate) -> bool:
     """Whether the prompt is text, and no record that says itself what it is."""
-    file = asked.prompt_file
-    return file is None or not file.name.lower().endswith(RECORD_SUFFIXES)
+    return asked.prompt_file is None or not holds_records(asked.prompt_file)
 
 
 def _prompt(prompt: str | None, file: Path | None) -> Document:
     if (prompt is None) == (file is None):
         raise InputError("give the text to continue with --prompt or --prompt-file, one of them.")
-    if file is None:
-        return Document(sys.stdin.read() if prompt == "-" else str(prompt), "--prompt")
-    file = local_path(file)
-    if file.name.lower().endswith(RECORD_SUFFIXES):
-        records = list(islice(read_documents(file), 2))
-        if len(records) > 1:
-            raise InputError(f"{file}: holds more than one prompt; give a file of the one.")
-        return records[0]
-    try:
-        return Document(decode(file.read_bytes(), str(file)), str(file))
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}).") from None
+    if file is not None:
+        return read_prompt(file)
+    return Document(sys.stdin.read() if prompt == "-" else str(prompt), "--prompt")

@@ -3,14 +3,15 @@
 import ipaddress
 import os
 import re
-import socket
 from dataclasses import asdict
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.serve import API_KEY, Serve
 from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
+from foretell.evaluation.methods import method_name
 from foretell.provenance import local_path
+from foretell.ready import tokenizer_of
 
 
 def serve(asked: Serve) -> None:
@@ -30,15 +31,15 @@ def serve(asked: Serve) -> None:
     shape, length = drafting.parse_tree(asked.tree), drafting.parse_length(asked.draft_length)
     api_key = _api_key(asked)
     origins = [_origin(each) for each in asked.cors or ()]
-    with _listen(asked.host, asked.port) as listening:
+    with serving.listen(asked.host, asked.port) as listening:
         loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
         name = drafting.drafter_name(asked.drafter, loaded)
         service = serving.Service(
             loaded,
-            common.tokenizer_of(asked.model, loaded),
+            tokenizer_of(asked.model, loaded),
             asked.model_name or _name(asked.model),
             drafting.drafter(name, loaded, length, shape),
-            drafting.method_name(name, loaded),
+            method_name(name, loaded),
             limits,
             api_key,
             origins,
@@ -89,22 +90,6 @@ def _origin(text: str) -> str:
             f"--cors {text}: give scheme, host and port, as https://example.org, or *."
         )
     return text
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """A socket, before the model is loaded: a port that is taken is known at once."""
-    if not 0 <= port <= 65535:
-        raise InputError(f"--port is {port}; give one from 0 to 65535.")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listening = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listening.bind((host, port))
-    except (OSError, UnicodeError) as error:  # the latter where a name is none
-        listening.close()
-        why = getattr(error, "strerror", None) or error
-        raise InputError(f"cannot listen at {host}:{port} ({why}); give another --port.") from None
-    return listening
 
 
 def _name(model: str) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,27 +9,18 @@ import typer
 import yaml
 from accelerate import PartialState
 
-from foretell.checkpoint import is_foretell_directory
 from foretell.cli import common
 from foretell.cli.commands.train import Train
 from foretell.cli.watching import Watch, describe_interruption, describe_overrun, training_bar
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
-from foretell.errors import HeadError, InputError
-from foretell.formats import layout
-from foretell.loading import (
-    BUNDLED,
-    load_causal_lm,
-    new_causal_lm,
-    resolve,
-)
-from foretell.model import MTPModel
-from foretell.training import TrainConfig, TrainResult
+from foretell.errors import InputError
+from foretell.formats import head_for, require_layout
+from foretell.hardware import pick_device
+from foretell.ready import tokenizer_of
+from foretell.training import TrainConfig, TrainResult, build, read_training_text, reference
 from foretell.training import train as run_training
 from foretell.training.config import merged
-
-DEPTH = 3
-"""Of heads, where none is given."""
 
 
 def train(asked: Train) -> None:
@@ -52,10 +42,11 @@ def train(asked: Train) -> None:
         if asked.config
         else TrainConfig.parse(chosen, "train")
     )
-    with _processes(common.pick_device(asked.device)) as where:
+    with _processes(pick_device(asked.device)) as where:
         if run.precision != "float32":
             common.warn_slow(torch.bfloat16, where, "use --precision float32")
         built = build(asked.model, run, where, asked.backbone)
+        common.say_merged(asked.model)
         if asked.target is not None:
             require_layout(asked.target, built)
         if not (decoded := decodes(built.backbone)):
@@ -64,9 +55,10 @@ def train(asked: Train) -> None:
                 f"drafts: {decoded.lacking}",
                 style="bold red",
             )
-        tokenizer = common.tokenizer_of(asked.model, built)
+        tokenizer = tokenizer_of(asked.model, built)
         bad = Bad(asked.skip_bad)
-        blocks, held_out = common.load_corpus(asked.data, built, tokenizer, run, bad)
+        with common.reading(asked.data):
+            blocks, held_out = read_training_text(asked.data, built, tokenizer, run, bad)
         common.show_bad(bad, asked.data)
         known = len(bad.found)
         try:
@@ -115,28 +107,6 @@ def _processes(device: torch.device) -> Iterator[torch.device]:
         processes.destroy_process_group()
 
 
-def head_for(target: str, given: Any) -> dict[str, Any]:
-    """The settings of heads that a layout can hold, with those given that it leaves open."""
-    given = given if isinstance(given, dict) else {"kind": given}
-    wanted = layout(target).head(given.get("depth", DEPTH), given.get("kind")).to_dict()
-    for name, value in given.items():
-        if name not in wanted:
-            raise InputError(f"head.{name}: heads for {target} ({wanted['kind']}) have no such.")
-        if value != wanted[name] and name not in ("depth", "init", "layers"):
-            raise InputError(
-                f"head.{name} is {value!r}, and --for {target} makes it {wanted[name]!r}; "
-                "leave one of them out."
-            )
-    return {**wanted, **given}
-
-
-def require_layout(target: str, model: MTPModel) -> None:
-    """Refuse a backbone that the layout cannot hold, before anything is trained."""
-    reasons = layout(target).refusals(model, model.backbone.config.to_dict())
-    if reasons:
-        raise HeadError(f"{target} cannot hold this model: {reasons[0]}.")
-
-
 def _given(**options: Any) -> dict[str, Any]:
     """The options that were given."""
     return {name: value for name, value in options.items() if value not in (None, {})}
@@ -157,55 +127,6 @@ def _parse_settings(pairs: list[str]) -> dict[str, Any]:
             value = {name: value}
         result = merged(result, value)
     return result
-
-
-def build(
-    name: str, config: TrainConfig, device: torch.device, backbone_at: str | None = None
-) -> MTPModel:
-    """The model to train: random weights under `pretrain`, given ones under all other recipes.
-
-    `backbone_at` is where the backbone of heads lies that are trained on, if not where they say.
-    """
-    if backbone_at is not None and config.recipe != "native":
-        raise InputError("--backbone goes with recipe native; else MODEL is the backbone.")
-    torch.manual_seed(config.seed)
-    dtype = _dtype(config, device)
-    if config.recipe == "native":
-        model = MTPModel.from_pretrained(
-            name, backbone=backbone_at, dtype=dtype or "auto", device=device
-        )
-        if model.head is None:
-            raise InputError(f"{name}: has no heads to train on; recipe frozen or joint adds some.")
-        return model
-    if config.recipe == "pretrain":
-        backbone = new_causal_lm(name, config.seed, dtype or torch.float32)
-    else:
-        if is_foretell_directory(Path(resolve(name))):
-            raise InputError(
-                f"{name}: has heads already; train on with recipe native, or name the backbone "
-                "that new ones are to be trained on."
-            )
-        backbone = load_causal_lm(name, dtype)
-        common.say_merged(name)
-    backbone.to(device)  # type: ignore[arg-type]
-    return MTPModel(backbone, config.head)
-
-
-def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
-    """What the backbone is loaded in: the type it is to train in; None where it stays as stored."""
-    if config.precision == "bf16":
-        return torch.bfloat16
-    learns = config.backbone_learns and config.recipe != "lora"
-    return torch.float32 if learns or device.type == "cpu" else None
-
-
-def reference(name: str, model: MTPModel) -> str:
-    """How heads that are stored alone name their backbone."""
-    if name in BUNDLED:
-        return name
-    name = model.tokenizer_path or name  # heads may be stored apart from it
-    where = Path(resolve(name))
-    return str(where.resolve()) if where.is_dir() else name
 
 
 def show_result(result: TrainResult) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import groupby
@@ -91,6 +92,47 @@ def prompts_of(
             ids = tokenizer(document.text, add_special_tokens=False, verbose=False)["input_ids"]
             for start in range(0, len(ids), prompt_tokens + max_new_tokens):
                 yield prefix + ids[start : start + prompt_tokens]
+
+
+def prompts_that_fit(
+    documents: Iterable[Document],
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    prompt_tokens: int,
+    max_new_tokens: int,
+    count: int | None = None,
+    bad: Bad = REFUSED,
+) -> tuple[list[list[int]], int]:
+    """Token ids of the first prompts, and how many were left out on the way because they are long.
+
+    Args:
+        documents: see `prompts_of`.
+        model: in whose context a prompt and its continuation have to fit.
+        tokenizer: of the model.
+        prompt_tokens: of a prompt that is cut from a text.
+        max_new_tokens: of a continuation.
+        count: how many prompts at most; None: all.
+        bad: what becomes of documents that cannot be used.
+
+    Raises:
+        InputError: a number is less than 1.
+    """
+    if prompt_tokens < 1:
+        raise InputError(f"prompt_tokens is {prompt_tokens}; it must be at least 1.")
+    if count is not None and count < 1:
+        raise InputError(f"count is {count}; it must be at least 1.")
+    room = (model.backbone.context or sys.maxsize) - max_new_tokens
+    used: list[list[int]] = []
+    too_long = 0
+    for prompt in prompts_of(documents, tokenizer, prompt_tokens, max_new_tokens, bad):
+        if len(prompt) > room:
+            too_long += 1
+            continue
+        used.append(prompt)
+        if len(used) == count:
+            break
+    return used, too_long
 
 
 class Continuations:

@@ -40,6 +40,10 @@ class TreeShape:
         if self.nodes < 0 or min(self.widths, default=1) < 1:
             raise InputError("a tree needs at least one node at each depth.")
 
+    def __str__(self) -> str:
+        """`4,2,1` (widths by depth) or `12` (nodes), as commands take it."""
+        return ",".join(map(str, self.widths)) or str(self.nodes)
+
     @property
     def size(self) -> int:
         """How many nodes a draft has at most, below its root."""

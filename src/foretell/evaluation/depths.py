@@ -88,6 +88,25 @@ class DepthTable:
         mean = self.blocks.num_bytes / self.blocks.num_tokens
         return np.asarray(nats / math.log(2) / (mean * length / length[0]))
 
+    def more_bits_than(self, other: "DepthTable") -> dict[str, float | None] | None:
+        """By how many bits per byte this has more, with an interval; None of other documents.
+
+        Documents are drawn for both together, so that the interval is that of the difference.
+        """
+        if self.tally.groups != other.tally.groups:
+            return None
+        return estimate("bits_per_byte", self.bits() - other.bits())
+
+    def quality_row(self) -> dict[str, Any]:
+        """Bits per byte of depth 0, with its interval."""
+        return {"table": "quality", "depth": 0, **estimate("bits_per_byte", self.bits())}
+
+    def all_rows(self) -> list[dict[str, Any]]:
+        """Flat records of all tables, told apart by `table`."""
+        rules = [{"table": "rules", **row} for row in self.rule_rows()]
+        calibration = [{"table": "calibration", **row} for row in self.calibration_rows()]
+        return [*self.rows(), *rules, *calibration, self.quality_row()]
+
     def rows(self) -> list[dict[str, Any]]:
         """Flat records of depths 0…K: top1, top5, nll (nats), agreement and so on."""
         rows = []

@@ -1,4 +1,4 @@
-"""Ways to continue a prompt that are compared: our loop, and transformers' own.
+"""Ways to continue a prompt that are compared: our loop, and transformers' own; all of a model's.
 
 Shapes: B rows of a batch, T prompt.
 """
@@ -14,10 +14,22 @@ from torch import Tensor
 from transformers import GenerationConfig
 
 from foretell.backbone.discovery import generating
-from foretell.decoding import Drafter, NoDrafter, Sampling, Step
+from foretell.decoding import (
+    Drafter,
+    LookupDrafter,
+    ModelDrafter,
+    NoDrafter,
+    Sampling,
+    Step,
+    TreeShape,
+)
 from foretell.decoding.constraints import undrawn
 from foretell.decoding.drafters.lookup import MATCH
+from foretell.errors import InputError
 from foretell.model import MTPModel
+
+PROMPT_LOOKUP = 10
+"""Tokens that prompt lookup drafts, ours and transformers'; its documentation uses 10."""
 
 
 @dataclass(frozen=True)
@@ -217,3 +229,74 @@ def _seeded(sampling: Sampling, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seeds if isinstance(seeds, int) else seeds[0])
         yield
+
+
+def method_name(drafter: str, model: MTPModel) -> str:
+    """The `method` of result files: what a drafter of `MTPModel.drafter_named` is called there."""
+    if drafter == "heads":
+        return str(model.require_head().config.kind)
+    return {"none": "plain", "lookup": "prompt-lookup"}.get(drafter, "draft-model")
+
+
+def methods_of(
+    model: MTPModel,
+    *,
+    sampling: Sampling | None = None,
+    compiled: bool = False,
+    draft_model: str | None = None,
+    tree: TreeShape | None = None,
+    draft_length: int | Literal["auto"] | None = None,
+    pass_width: int | None = None,
+    batch_size: int = 1,
+) -> list[Method]:
+    """Everything that can decode with this model, plain first: what `foretell bench` compares.
+
+    Args:
+        model: that decodes.
+        sampling: greedy by default.
+        compiled: show ours with a compiled step too.
+        draft_model: a smaller model by name, see `MTPModel.draft_model`.
+        tree: a shape, to draft trees from the heads too.
+        draft_length: to draft so many tokens from the heads too, or `"auto"`.
+        pass_width: of every pass of ours, whatever is drafted.
+        batch_size: with more than 1, transformers drafts nothing.
+
+    Raises:
+        InputError: a tree or a draft length for heads that are not there, or that they cannot
+            draft; no such draft model.
+    """
+    for asked, name in ((tree, "tree"), (draft_length, "draft length")):
+        if asked is not None and model.head is None:
+            raise InputError(f"a {name} is for heads, and the model has none; leave it out.")
+    small = None if draft_model is None else model.draft_model(draft_model)
+    ours = [Foretell(model, plain=True, sampling=sampling, pass_width=pass_width)]
+
+    def add(name: str, drafter: Drafter, **facts: Any) -> None:
+        ours.append(
+            Foretell(
+                model, name, drafter=drafter, sampling=sampling, pass_width=pass_width, **facts
+            )
+        )
+
+    if model.head is not None:
+        kind = method_name("heads", model)
+        add(kind, model.drafter_named("heads"))
+        if tree is not None:
+            add(f"{kind}-tree", model.drafter_named("heads", shape=tree), tree=str(tree))
+        if draft_length is not None:
+            longest = None if draft_length == "auto" else draft_length
+            drafter = model.drafter_named("heads", longest)
+            add(f"{kind}-{draft_length}", drafter, draft_length=draft_length)
+    add("prompt-lookup", LookupDrafter(PROMPT_LOOKUP), source="lookup")
+    theirs = [Transformers(model, sampling=sampling)]
+    if batch_size == 1:
+        theirs.append(Transformers(model, lookup=PROMPT_LOOKUP, sampling=sampling))
+    if draft_model is not None and small is not None:
+        drafter = ModelDrafter(model.backbone, small.backbone)
+        add("draft-model", drafter, source=draft_model)
+        if batch_size == 1:
+            draft = small, draft_model, drafter.length
+            theirs.append(Transformers(model, draft=draft, sampling=sampling))
+    if compiled:
+        ours += [method.compile() for method in ours]
+    return [*ours, *theirs]

@@ -9,7 +9,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from foretell.probe.prediction import Costs, speedup, tokens_per_forward
+from foretell.evaluation.depths import DepthTable
+from foretell.model import MTPModel
+from foretell.probe.prediction import Costs, measure_costs, speedup, tokens_per_forward
 
 CLOSE = 0.03
 """Speed-ups that are nearer to 1 than this are called even."""
@@ -128,6 +130,15 @@ def verdict_of_depths(acceptance: Sequence[float], costs: Costs) -> Verdict:
     best = max(lengths, key=lambda length: speedup(acceptance, costs, length))
     tokens = tokens_per_forward(acceptance, best)
     return Verdict(best, tokens, costs.relative(best), measured=False)
+
+
+def verdict_of_heads(model: MTPModel, found: DepthTable) -> Verdict:
+    """Of what `measure_heads` found of this model; passes are timed now, on this machine."""
+    acceptance = [
+        float(found.tally.means("acceptance", method=found.method, depth=depth)[0])
+        for depth in range(1, found.depth + 1)
+    ]
+    return verdict_of_depths(acceptance, measure_costs(model, found.depth))
 
 
 def _acceptance(tokens: float, length: int) -> float:

@@ -2,8 +2,9 @@
 
 from foretell.formats.base import Layout
 from foretell.formats.contract import Contract
-from foretell.formats.exporting import Exported, export
+from foretell.formats.exporting import Exported, export, upload
 from foretell.formats.files import Checkpoint
+from foretell.formats.fitting import head_for, require_layout
 from foretell.formats.importing import Imported, import_heads
 from foretell.formats.registry import LAYOUTS, layout, layouts_for, recognise
 
@@ -15,8 +16,11 @@ __all__ = [
     "Imported",
     "Layout",
     "export",
+    "head_for",
     "import_heads",
     "layout",
     "layouts_for",
     "recognise",
+    "require_layout",
+    "upload",
 ]

@@ -18,6 +18,7 @@ from foretell.formats.files import (
     copy_companions,
     require_plain,
     write_checkpoint,
+    writing,
 )
 from foretell.formats.importing import local_directory, require_apart
 from foretell.formats.registry import layout
@@ -75,39 +76,69 @@ def export(
     Raises:
         HeadError: the layout cannot express the heads, or the model; with the reason.
         CheckpointError: the backbone's files are not as they should be.
+        InputError: `out` cannot be written, or a file beside it not be read.
     """
     out = local_path(out)
-    target, where = layout(to), local_directory(name)
-    model, source = _load(where)
-    stored = Checkpoint(local_directory(source))
-    template = None if like is None else Checkpoint(local_directory(like))
-    sources = [one for one in (stored, template) if one is not None]
-    require_apart(out, where, *(one.directory for one in sources))
-    for one in sources:
-        require_plain(one)
-    base = as_engines_read(stored, model.lm)
-    target.check(model, base)
-    head = model.require_head()
-    contract = target.contract_of(head.config).to_dict()
-    as_it_lies = base is stored and base.directory.resolve() != where.resolve()
-    inside = target.apart and not (as_it_lies and template is None)
-    reference = str(out / BACKBONE) if inside else _served(source, where, base)
-    serve = target.command(model).format(out=out, model=reference, depth=model.depth)
-    superseded = (*SUPERSEDED, CONTRACT, BACKBONE)
-    with replacing(out, superseded, marks=(CONTRACT,)) as work:
-        with TemporaryDirectory(dir=work) as scratch:
-            if template is not None:
-                base = _merge(template, base, model, target, Path(scratch))
-            target.save(model, base, work)
-            if inside:  # an engine reads every *.safetensors, and not every name
-                (work / BACKBONE).mkdir()
-                write_checkpoint(base, work / BACKBONE)
-        text = json.dumps({"layout": target.name, **contract}, indent=2)
-        (work / CONTRACT).write_text(text + "\n", encoding="utf-8")
-        write_card(work, model, target, serve, reference, where, results or [])
-    parameters = sum(p.numel() for p in head.parameters())
-    notes = [note for note in (target.needs, types(model)) if note]
-    return Exported(target, out, serve, notes, contract, parameters, head.config.kind, head.depth)
+    with writing(out):
+        target, where = layout(to), local_directory(name)
+        model, source = _load(where)
+        stored = Checkpoint(local_directory(source))
+        template = None if like is None else Checkpoint(local_directory(like))
+        sources = [one for one in (stored, template) if one is not None]
+        require_apart(out, where, *(one.directory for one in sources))
+        for one in sources:
+            require_plain(one)
+        base = as_engines_read(stored, model.lm)
+        target.check(model, base)
+        head = model.require_head()
+        contract = target.contract_of(head.config).to_dict()
+        as_it_lies = base is stored and base.directory.resolve() != where.resolve()
+        inside = target.apart and not (as_it_lies and template is None)
+        reference = str(out / BACKBONE) if inside else _served(source, where, base)
+        serve = target.command(model).format(out=out, model=reference, depth=model.depth)
+        superseded = (*SUPERSEDED, CONTRACT, BACKBONE)
+        with replacing(out, superseded, marks=(CONTRACT,)) as work:
+            with TemporaryDirectory(dir=work) as scratch:
+                if template is not None:
+                    base = _merge(template, base, model, target, Path(scratch))
+                target.save(model, base, work)
+                if inside:  # an engine reads every *.safetensors, and not every name
+                    (work / BACKBONE).mkdir()
+                    write_checkpoint(base, work / BACKBONE)
+            text = json.dumps({"layout": target.name, **contract}, indent=2)
+            (work / CONTRACT).write_text(text + "\n", encoding="utf-8")
+            write_card(work, model, target, serve, reference, where, results or [])
+        parameters = sum(p.numel() for p in head.parameters())
+        notes = [note for note in (target.needs, types(model)) if note]
+        return Exported(
+            target, out, serve, notes, contract, parameters, head.config.kind, head.depth
+        )
+
+
+def upload(directory: Path, repository: str) -> str:
+    """Create the repository where it is not there, and upload the directory.
+
+    Args:
+        directory: with everything in it.
+        repository: `owner/name` on the Hub.
+
+    Returns:
+        the address of the commit.
+
+    Raises:
+        InputError: it cannot be uploaded; the directory is kept.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        api = HfApi()
+        api.create_repo(repository, exist_ok=True)
+        return str(api.upload_folder(repo_id=repository, folder_path=directory))
+    except Exception as error:  # whatever the HTTP library of the day raises
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{repository}: cannot be uploaded to ({why}); {directory} is kept."
+        ) from None
 
 
 def _load(where: Path) -> tuple[MTPModel, str]:

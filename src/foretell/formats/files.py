@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from foretell.checkpoint import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
-from foretell.errors import CheckpointError
+from foretell.errors import CheckpointError, InputError
 
 CONFIG = "config.json"
 SINGLE = "model.safetensors"
@@ -210,6 +211,15 @@ class Checkpoint:
     def _names(self, file: str) -> set[str]:
         with self.open(file) as handle:
             return set(handle.keys())
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Say in one line that a directory cannot be written, or something beside it not be read."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{out}: nothing is written there ({error}).") from None
 
 
 def write_checkpoint(

@@ -27,6 +27,7 @@ from foretell.formats.files import (
     Checkpoint,
     require_plain,
     write_checkpoint,
+    writing,
 )
 from foretell.formats.registry import recognise
 from foretell.loading import load_causal_lm, resolve
@@ -80,28 +81,30 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
 
     Raises:
         CheckpointError: a file is damaged, dangerous or contradicts the config.
-        InputError: no backbone, or one that is not needed.
+        InputError: no backbone, or one that is not needed; `out` cannot be written.
     """
-    out, directory = local_path(out), local_directory(name)
-    sources = [directory] if backbone is None else [directory, local_directory(backbone)]
-    require_apart(out, *sources)
-    base = Checkpoint(directory)
-    require_plain(base)
-    layout = recognise(base)
-    loaded = layout.load(base)
-    with replacing(out, SUPERSEDED) as work:
-        lm, reference = _backbone(layout, base, backbone, work)
-        _check_shared(loaded, lm, directory)
-        try:
-            model = MTPModel(lm, loaded.head)
-        except (HeadError, InputError) as error:
-            raise CheckpointError(f"{directory}: {error}") from None
-        about = BackboneReference(fingerprint(lm), type(lm).__name__, reference)
-        stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
-        model.load_heads(stored, directory)
-        write_heads(work, stored)
-    parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
-    return Imported(layout, loaded.head.depth, parameters, out)
+    out = local_path(out)
+    with writing(out):
+        directory = local_directory(name)
+        sources = [directory] if backbone is None else [directory, local_directory(backbone)]
+        require_apart(out, *sources)
+        base = Checkpoint(directory)
+        require_plain(base)
+        layout = recognise(base)
+        loaded = layout.load(base)
+        with replacing(out, SUPERSEDED) as work:
+            lm, reference = _backbone(layout, base, backbone, work)
+            _check_shared(loaded, lm, directory)
+            try:
+                model = MTPModel(lm, loaded.head)
+            except (HeadError, InputError) as error:
+                raise CheckpointError(f"{directory}: {error}") from None
+            about = BackboneReference(fingerprint(lm), type(lm).__name__, reference)
+            stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
+            model.load_heads(stored, directory)
+            write_heads(work, stored)
+        parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
+        return Imported(layout, loaded.head.depth, parameters, out)
 
 
 def _backbone(

@@ -13,6 +13,8 @@ from foretell.probe.methods import (
 )
 from foretell.probe.ngram import NGram
 from foretell.probe.run import Journal, measure
+from foretell.probe.texts import Texts, read_texts
+from foretell.probe.whole import ProbeOptions, ProbeResult, journal_of, probe_model
 
 __all__ = [
     "DraftModel",
@@ -22,10 +24,16 @@ __all__ = [
     "Method",
     "NGram",
     "NGrams",
+    "ProbeOptions",
+    "ProbeResult",
     "PromptLookup",
     "RepeatLast",
+    "Texts",
     "TokenClasses",
+    "journal_of",
     "marginalize",
     "measure",
+    "probe_model",
+    "read_texts",
     "require_branches",
 ]

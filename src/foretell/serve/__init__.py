@@ -5,7 +5,7 @@ from foretell.serve.engine import Engine
 from foretell.serve.jobs import Job, Progress, Settings
 from foretell.serve.limits import Limits
 from foretell.serve.metrics import Metrics
-from foretell.serve.running import server
+from foretell.serve.running import listen, server
 from foretell.serve.service import Service
 
 __all__ = [
@@ -18,5 +18,6 @@ __all__ = [
     "Service",
     "Settings",
     "create_app",
+    "listen",
     "server",
 ]

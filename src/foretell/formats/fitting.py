@@ -1,0 +1,45 @@
+"""Heads that are to go to a layout, before they are trained."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from foretell.errors import HeadError, InputError
+from foretell.formats.registry import layout
+from foretell.model import MTPModel
+
+DEPTH = 3
+"""Of heads, where none is given."""
+
+
+def head_for(target: str, given: Mapping[str, Any] | str | None) -> dict[str, Any]:
+    """The settings of heads that a layout can hold, with those given that it leaves open.
+
+    Args:
+        target: a layout's name.
+        given: some of the settings, or a head's kind.
+
+    Raises:
+        InputError: there is no such layout or setting, or the layout wants another value.
+    """
+    given = given if isinstance(given, Mapping) else {"kind": given}
+    wanted = layout(target).head(given.get("depth", DEPTH), given.get("kind")).to_dict()
+    for name, value in given.items():
+        if name not in wanted:
+            raise InputError(f"head.{name}: heads for {target} ({wanted['kind']}) have no such.")
+        if value != wanted[name] and name not in ("depth", "init", "layers"):
+            raise InputError(
+                f"head.{name} is {value!r}, and --for {target} makes it {wanted[name]!r}; "
+                "leave one of them out."
+            )
+    return {**wanted, **given}
+
+
+def require_layout(target: str, model: MTPModel) -> None:
+    """Refuse a backbone that the layout cannot hold, before anything is trained.
+
+    Raises:
+        HeadError: with the first reason.
+    """
+    reasons = layout(target).refusals(model, model.backbone.config.to_dict())
+    if reasons:
+        raise HeadError(f"{target} cannot hold this model: {reasons[0]}.")

@@ -1,0 +1,184 @@
+"""A whole probe: methods side by side, what each layer knows, and what heads would bring."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from foretell.errors import InputError
+from foretell.model import MTPModel
+from foretell.probe.classes import TokenClasses
+from foretell.probe.layers import LayerTable, read_layers, spread_layers, train_probes
+from foretell.probe.marginal import check_widths
+from foretell.probe.methods import (
+    DraftModel,
+    Marginalization,
+    Method,
+    NGrams,
+    PromptLookup,
+    RepeatLast,
+)
+from foretell.probe.ngram import NGram
+from foretell.probe.prediction import Prediction, measure_costs, predict
+from foretell.probe.records import depth_records, expected_records, part_records
+from foretell.probe.run import Journal, measure
+from foretell.probe.texts import Texts
+from foretell.tally import Tally
+
+TRAINED_ON = 4
+"""Positions that linear probes learn from, for each that they are measured on."""
+
+Stage = Callable[[str], AbstractContextManager[Callable[[float], None] | None]]
+"""Entered with the name of a part of the work; what it gives is told the share done, 0…1."""
+
+
+def _unseen(name: str) -> AbstractContextManager[None]:
+    """A stage that nobody is shown."""
+    return nullcontext()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeOptions:
+    """What is probed.
+
+    Attributes:
+        depth: K.
+        width: strings summed over, per position; several numbers: by depth.
+        positions: how many are sampled from the text.
+        layer_positions: positions at which layers are read; 0: none are.
+        draft_model: the name of one that is measured too.
+        seed: of the positions.
+
+    Raises:
+        InputError: a number is too small.
+    """
+
+    depth: int = 2
+    width: int | Sequence[int] = 32
+    positions: int = 512
+    layer_positions: int = 2048
+    draft_model: str | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.depth < 1:
+            raise InputError(f"depth is {self.depth}; probe at least depth 1.")
+        if self.layer_positions < 0:
+            raise InputError(f"layer-positions is {self.layer_positions}; give 0 or more.")
+        check_widths(self.depth, self.width)
+
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a probe found.
+
+    Attributes:
+        tally: means by method, depth, kind of document and class of token, see `measure`.
+        layers: by layer; None where none were read.
+        prediction: of heads on this machine.
+    """
+
+    tally: Tally
+    layers: LayerTable | None
+    prediction: Prediction
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Flat records of all tables, told apart by `table`, see `foretell.probe.records`."""
+        rows = [
+            *depth_records(self.tally),
+            *part_records(self.tally, "token_class"),
+            *part_records(self.tally, "document_kind"),
+            *expected_records(self.tally),
+        ]
+        if self.layers is not None:
+            rows += [{"table": "layers", **row} for row in self.layers.rows()]
+            rows += [{"table": "drift", **row} for row in self.layers.drift]
+        rows += [{"table": "costs", **row} for row in self.prediction.costs.rows()]
+        return rows + [{"table": "prediction", **row} for row in self.prediction.rows()]
+
+
+def journal_of(path: Path, model: MTPModel, texts: Texts, options: ProbeOptions) -> Journal:
+    """What is done of this very probe, in a file; remove it when the result is kept.
+
+    Raises:
+        InputError: another file is there.
+    """
+    return Journal(
+        path,
+        {
+            **asdict(options),
+            "model": model.fingerprint(),
+            "dtype": str(model.lm.dtype),
+            "text": texts.digest,
+            "block_size": texts.measured.block_size,
+        },
+    )
+
+
+def probe_model(
+    model: MTPModel,
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Texts,
+    options: ProbeOptions,
+    *,
+    journal: Journal | None = None,
+    stage: Stage = _unseen,
+) -> ProbeResult:
+    """Measure what a model already knows about its future tokens: all that `foretell probe` does.
+
+    Args:
+        model: its backbone is probed.
+        tokenizer: of the model.
+        texts: of `read_texts`.
+        options: what is probed.
+        journal: of `journal_of`, keeps what is done, so that a run that was stopped goes on.
+        stage: shows progress, see `Stage`; by default nothing does.
+
+    Raises:
+        InputError: no position has a target at every depth, or there is no such draft model.
+    """
+    methods = [Marginalization(options.depth, options.width), *_simpler(model, texts, options)]
+    with stage("Marginalizing") as progress:
+        tally = measure(
+            model, texts.measured, methods,
+            depth=options.depth, positions=options.positions, seed=options.seed,
+            classes=TokenClasses(tokenizer), journal=journal, progress=progress,
+        )  # fmt: skip
+    layers = _layers(model, texts, options, stage) if options.layer_positions else None
+    read = None if layers is None or texts.blocks is None else layers.tally
+    costs = measure_costs(model, options.depth)
+    prediction = predict(tally, read, costs, options.depth, model.backbone.num_layers)
+    return ProbeResult(tally, layers, prediction)
+
+
+def _simpler(model: MTPModel, texts: Texts, options: ProbeOptions) -> list[Method]:
+    """Simpler ways to draft."""
+    methods: list[Method] = []
+    vocab_size = model.backbone.vocab_size
+    if texts.learned:
+        counts = NGram((piece.ids for piece in texts.learned), vocab_size, options.depth)
+        methods.append(NGrams(counts))
+    methods += [PromptLookup(), RepeatLast()]
+    if options.draft_model is not None:
+        draft = model.draft_model(options.draft_model)
+        methods.append(DraftModel(draft.backbone, vocab_size))
+    return methods
+
+
+def _layers(model: MTPModel, texts: Texts, options: ProbeOptions, stage: Stage) -> LayerTable:
+    probes, positions = None, options.layer_positions
+    if texts.blocks is not None:
+        with stage("Training linear probes") as progress:
+            probes = train_probes(
+                model, texts.blocks, layers=spread_layers(model.backbone.num_layers),
+                depth=options.depth, positions=TRAINED_ON * positions, seed=options.seed,
+                progress=progress,
+            )  # fmt: skip
+    with stage("Reading layers") as progress:
+        return read_layers(
+            model, texts.measured, depth=options.depth, positions=positions, probes=probes,
+            seed=options.seed, progress=progress,
+        )  # fmt: skip
