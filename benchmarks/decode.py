@@ -17,10 +17,14 @@ from pathlib import Path
 
 import torch
 
-from foretell.cli import common, drafting
-from foretell.cli.bench import PROMPT_LOOKUP, methods_of, show_speed, title
-from foretell.evaluation import compare
+from foretell.data import read_prompts
+from foretell.decoding import Sampling, TreeShape
+from foretell.evaluation import compare, methods_of, verdict_of_speed
+from foretell.evaluation.methods import PROMPT_LOOKUP
 from foretell.model import MTPModel
+from foretell.provenance import provenance, write_result
+from foretell.ready import load_model, tokenizer_of
+from foretell.report.formatting import aligned, text, title
 
 
 def parsed() -> argparse.Namespace:
@@ -74,30 +78,33 @@ def measure(
 ) -> None:
     """Compare all methods once, and write the result."""
     torch.compiler.reset()  # torch compiles only so many shapes before it gives up
-    draft = arguments.draft_model
     methods = methods_of(
         model,
-        sampling=drafting.sampling(temperature, arguments.seed),
+        sampling=Sampling(temperature=temperature, seeds=arguments.seed),
         compiled=arguments.compile,
-        draft=(model.draft_model(draft), draft) if draft else None,
-        tree=arguments.tree,
+        draft_model=arguments.draft_model,
+        tree=None if arguments.tree is None else TreeShape.parse(arguments.tree),
         draft_length=arguments.draft_length,
         batch_size=batch,
     )
-    with common.progress_bar("Decoding") as progress:
-        found = compare(
-            methods,
-            prompts,
-            max_new_tokens=arguments.max_new_tokens,
-            repeats=arguments.repeats,
-            exclude_loops=exclude,
-            batch_size=batch,
-            progress=progress,
-        )
+    found = compare(
+        methods,
+        prompts,
+        max_new_tokens=arguments.max_new_tokens,
+        repeats=arguments.repeats,
+        exclude_loops=exclude,
+        batch_size=batch,
+    )
     loops = "excluded" if exclude else "included"
-    what = title(arguments.data, temperature, batch)
-    what = what if temperature else f"{what}, loops {loops}"
-    show_speed([(arguments.model, found)], what, model.backbone.dtype)
+    print(
+        f"{arguments.model} on {arguments.data}, temperature {temperature:g}, batch {batch}, "
+        f"loops {loops}"
+    )
+    shown = ("method", "tokens_per_forward", "tokens_per_second", "speedup", "identical")
+    lines = [[text(name, row[name]) for name in shown] for row in found.rows if "tokens" in row]
+    print("\n".join(aligned([*map(title, shown)], lines)))
+    if verdict := verdict_of_speed(found.rows):
+        print(verdict)
     asked = ("out", "data", "batch_sizes", "temperatures", "skip_loops")
     settings = {
         **{name: value for name, value in vars(arguments).items() if name not in asked},
@@ -108,18 +115,21 @@ def measure(
         "loops": loops,
         "looped": found.looped,
         "dropped": found.dropped,
+        "backbone": model.fingerprint(),
     }
     rows = [{"model": arguments.model, **row} for row in found.rows]
     path = arguments.out / f"{file_name(arguments, batch, temperature, exclude)}.json"
-    common.save_json(path, "decode", model, arguments.seed, settings, rows)
+    origin = provenance(arguments.seed, model.device, model.dtype)
+    write_result(path, "decode", settings, rows, origin)
+    print(f"Result file: {path}", flush=True)
 
 
 def main() -> None:
     arguments = parsed()
     torch.set_num_threads(arguments.threads)
-    model = common.load_model(arguments.model, arguments.device, arguments.dtype)
-    tokenizer = common.tokenizer_of(arguments.model, model)
-    prompts = common.load_prompts(
+    model = load_model(arguments.model, arguments.device, arguments.dtype)
+    tokenizer = tokenizer_of(arguments.model, model)
+    prompts = read_prompts(
         arguments.data, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
     prompts = [prompt.to(model.backbone.device) for prompt in prompts]

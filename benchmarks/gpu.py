@@ -44,8 +44,7 @@ import step_time
 import training_cost
 
 import foretell as ft
-from foretell.cli import common
-from foretell.data import PackedBlocks
+from foretell.data import PackedBlocks, read_prompts
 from foretell.data.stdlib import standard_library
 from foretell.decoding import LookupDrafter, compiling
 from foretell.evaluation import Foretell, Transformers, compare
@@ -53,6 +52,7 @@ from foretell.evaluation.methods import Method
 from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 from foretell.provenance import Row, provenance, write_result
+from foretell.ready import load_model, tokenizer_of
 from foretell.training import TrainConfig, train
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox", "olmoe", "deepseek_v3"]
@@ -152,10 +152,10 @@ class Run:
     def load(self, dtype: str) -> tuple[MTPModel, list[torch.Tensor]]:
         """The model with its heads, and prompts on its device."""
         name = str(self.trained)
-        model = common.load_model(name, self.device, dtype)
-        tokenizer = common.tokenizer_of(name, model)
+        model = load_model(name, self.device, dtype)
+        tokenizer = tokenizer_of(name, model)
         count, length = (4, 16) if self.small else (32, 64)
-        prompts = common.load_prompts(self.arguments.prompts, tokenizer, length, count, seed=0)
+        prompts = read_prompts(self.arguments.prompts, tokenizer, length, count, seed=0)
         return model, [prompt.to(model.backbone.device) for prompt in prompts]
 
 

@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from foretell.cli import common
 from foretell.heads.residual import ResidualLayer
 from foretell.objective import Objective, Target, depth_by_depth, depth_loss
 from foretell.provenance import provenance, write_result
+from foretell.report.formatting import aligned
 
 RUNS = [
     ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),
@@ -119,9 +119,9 @@ def main(words: Sequence[str] | None = None) -> None:
         answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         method, length, n = run
         rows.append({"method": method, "positions": length, "n": n, **json.loads(answer)})
-        common.console.print(f"{method} T={length} n={n}: {rows[-1]}")
-    common.table(
-        f"Peak memory of the loss, V = {arguments.vocab:,}, D = {arguments.size}",
+        print(f"{method} T={length} n={n}: {rows[-1]}")
+    print(f"Peak memory of the loss, V = {arguments.vocab:,}, D = {arguments.size}")
+    lines = aligned(
         ("method", "T", "n", "MiB", "seconds"),
         [
             (r["method"], str(r["positions"]), str(r["n"]),
@@ -129,6 +129,7 @@ def main(words: Sequence[str] | None = None) -> None:
             for r in rows
         ],
     )  # fmt: skip
+    print("\n".join(lines))
     settings = {"vocab": arguments.vocab, "size": arguments.size, "threads": arguments.threads}
     origin = provenance(0, arguments.device, torch.float32)
     write_result(arguments.out, "loss-memory", settings, rows, origin)

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foretell.cli import common
 from foretell.model import MTPModel
 from foretell.probe import marginalize
 from foretell.provenance import provenance, write_result
+from foretell.ready import load_model, read_blocks, tokenizer_of
 
 DEPTH = 2
 ROW = 128
@@ -69,9 +69,9 @@ METHODS: dict[str, Method] = {"branches": branches, "separate": separate}
 
 def rows_of(arguments: argparse.Namespace) -> tuple[MTPModel, list[Tensor], list[Tensor]]:
     """The model, rows of held-out code, and the positions in each."""
-    model = common.load_model(arguments.model, "cpu")
-    tokenizer = common.tokenizer_of(arguments.model, model)
-    blocks = common.load_blocks("stdlib:held-out", model, tokenizer, ROW)
+    model = load_model(arguments.model, "cpu")
+    tokenizer = tokenizer_of(arguments.model, model)
+    blocks = read_blocks("stdlib:held-out", model, tokenizer, ROW)
     random = torch.Generator().manual_seed(0)
     order = torch.randperm(len(blocks), generator=random)
     count = -(-arguments.positions // PER_ROW)

@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from foretell.cli import common
+from foretell.data import read_prompts
 from foretell.decoding import Draft, Drafter, Exact, NoDrafter, Verdict, drafter_for
 from foretell.decoding.cache import takes_masks
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
+from foretell.ready import load_model, tokenizer_of
 
 DATA = "stdlib:held-out"
 Row = dict[str, Any]
@@ -126,9 +127,9 @@ def measure(
 
 def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[Row], Row]:
     """All ways in one type: their rows, a row for each change, and how usual such gaps are."""
-    model = common.load_model(arguments.model, arguments.device, dtype, by_columns=False)
-    tokenizer, count = common.tokenizer_of(arguments.model, model), arguments.max_new_tokens
-    prompts = common.load_prompts(
+    model = load_model(arguments.model, arguments.device, dtype, by_columns=False)
+    tokenizer, count = tokenizer_of(arguments.model, model), arguments.max_new_tokens
+    prompts = read_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
     prompts = [prompt.to(model.backbone.device) for prompt in prompts]

@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
-from foretell.cli import common
-from foretell.cli.train import build, reference
-from foretell.cli.watching import training_bar
 from foretell.data import PackedBlocks, read_documents
 from foretell.evaluation import DepthTable, measure_heads, measure_marginals
 from foretell.provenance import provenance, write_result
-from foretell.training import TrainConfig, train
+from foretell.ready import load_model, read_blocks, tokenizer_of
+from foretell.report.formatting import aligned
+from foretell.training import Progress, TrainConfig, build, reference, train
 
 SETTINGS: dict[str, Any] = {
     "batch_size": 8, "block_size": 256, "precision": "bf16-mixed", "attention": "eager",
@@ -64,6 +64,11 @@ def rows_of(name: str, found: DepthTable, **more: Any) -> list[dict[str, Any]]:
     return rows
 
 
+def show_step(progress: Progress) -> None:
+    losses = " ".join(f"{loss:.2f}" for loss in progress.depth_losses)
+    print(f"step {progress.step}, loss {losses}, {100 * progress.fraction:.0f} %", flush=True)
+
+
 def run_row(
     name: str, changes: dict[str, Any], arguments: argparse.Namespace, held_out: PackedBlocks
 ) -> list[dict[str, Any]]:
@@ -75,14 +80,13 @@ def run_row(
     config = TrainConfig.parse({**SETTINGS, "steps": arguments.steps, **changes})
     if not (out / "model").exists():
         model = build("tiny", config, torch.device("cpu"))
-        tokenizer = common.tokenizer_of("tiny", model)
-        blocks = common.load_blocks("stdlib:train", model, tokenizer, config.block_size)
-        with training_bar() as report:
-            train(
-                model, blocks, config, out,
-                tokenizer=tokenizer, backbone_path=reference("tiny", model), report=report,
-            )  # fmt: skip
-    model = common.load_model(str(out / "model"), "cpu")
+        tokenizer = tokenizer_of("tiny", model)
+        blocks = read_blocks("stdlib:train", model, tokenizer, config.block_size)
+        train(
+            model, blocks, config, out,
+            tokenizer=tokenizer, backbone_path=reference("tiny", model), report=show_step,
+        )  # fmt: skip
+    model = load_model(str(out / "model"), "cpu")
     lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert config.head is not None
     rows = rows_of(
@@ -107,11 +111,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("results/recipes.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    common.quiet_transformers()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     arguments.runs.mkdir(parents=True, exist_ok=True)
 
-    tiny = common.load_model("tiny", "cpu")
-    tokenizer = common.tokenizer_of("tiny", tiny)
+    tiny = load_model("tiny", "cpu")
+    tokenizer = tokenizer_of("tiny", tiny)
     documents = islice(read_documents("stdlib:held-out"), arguments.documents)
     held_out = PackedBlocks.from_documents(documents, tokenizer, 256)
     marginals = measure_marginals(
@@ -121,7 +126,7 @@ def main() -> None:
     for name, changes in ROWS.items():
         if arguments.only in name:
             rows += run_row(name, changes, arguments, held_out)
-    scratch = common.load_model("tiny-mtp", "cpu")
+    scratch = load_model("tiny-mtp", "cpu")
     rows += rows_of(
         "from scratch (tiny-mtp)",
         measure_heads(scratch, held_out),
@@ -153,7 +158,8 @@ def show(rows: list[dict[str, Any]]) -> None:
             )
         )
     columns = ("run", "nats depth 0", "top-1 %", "nats", "accepted %", "tokens/forward")
-    common.table("Held-out standard library, by depth 1, 2, 3", columns, lines)
+    print("Held-out standard library, by depth 1, 2, 3")
+    print("\n".join(aligned(columns, lines)))
 
 
 if __name__ == "__main__":

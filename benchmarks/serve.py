@@ -26,9 +26,10 @@ from typing import Any
 import httpx
 import torch
 
-from foretell.cli import common
+from foretell.data import read_prompts
 from foretell.decoding import NoDrafter
 from foretell.provenance import provenance, write_result
+from foretell.ready import load_model, tokenizer_of
 
 DATA = "stdlib:held-out"
 LENGTHS = (4, 12, 24, 48, 96)
@@ -176,10 +177,10 @@ class Load:
 
 def offline(arguments: argparse.Namespace) -> list[Expected]:
     """Prompts, and what the model says to each by itself."""
-    model = common.load_model(arguments.model, dtype=arguments.dtype)
-    tokenizer = common.tokenizer_of(arguments.model, model)
+    model = load_model(arguments.model, dtype=arguments.dtype)
+    tokenizer = tokenizer_of(arguments.model, model)
     expected = []
-    for prompt in common.load_prompts(
+    for prompt in read_prompts(
         DATA, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     ):
         options: dict[str, Any] = {"max_new_tokens": max(LENGTHS), "drafter": NoDrafter()}

@@ -20,12 +20,15 @@ from unittest.mock import patch
 import torch
 from torch import Tensor
 
-from foretell.cli import common
+from foretell.data import read_prompts
 from foretell.decoding import Drafter, LookupDrafter, NoDrafter, SpeculativeSampling, drafter_for
 from foretell.decoding.passes import Passes
 from foretell.decoding.sampling import Sampler
+from foretell.hardware import DTYPES
 from foretell.model import MTPModel
-from foretell.provenance import Row
+from foretell.provenance import Row, provenance, write_result
+from foretell.ready import load_model, tokenizer_of
+from foretell.report.formatting import text
 
 PARTS = ("prompt", "draft", "verify", "accept", "host")
 
@@ -105,7 +108,7 @@ def show(rows: Sequence[Row]) -> None:
     for row in rows:
         if row["part"] == "whole":
             own = [r for r in rows if (r["method"], r["batch"]) == (row["method"], row["batch"])]
-            parts = [f"{r['part']} {common.percent(r['share'])}" for r in own if "share" in r]
+            parts = [f"{r['part']} {text('share', r['share'])}" for r in own if "share" in r]
             print(
                 f"{row['method']}, batch {row['batch']}: {row['seconds']:.2f} s; {', '.join(parts)}"
             )
@@ -125,15 +128,15 @@ def main() -> None:
     parser.add_argument("--max-new-tokens", type=int, default=64)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[1])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=common.DTYPES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("results/step-time.json"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    model = common.load_model(arguments.model, arguments.device, arguments.dtype)
-    tokenizer = common.tokenizer_of(arguments.model, model)
-    prompts = common.load_prompts(
+    model = load_model(arguments.model, arguments.device, arguments.dtype)
+    tokenizer = tokenizer_of(arguments.model, model)
+    prompts = read_prompts(
         arguments.data, tokenizer, arguments.prompt_tokens, arguments.count, arguments.seed
     )
     prompts = [prompt.to(model.backbone.device) for prompt in prompts]
@@ -144,7 +147,9 @@ def main() -> None:
     ]
     show(rows)
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
-    common.save_json(arguments.out, "step-time", model, arguments.seed, settings, rows)
+    settings["backbone"] = model.fingerprint()
+    origin = provenance(arguments.seed, model.device, model.dtype)
+    write_result(arguments.out, "step-time", settings, rows, origin)
 
 
 if __name__ == "__main__":

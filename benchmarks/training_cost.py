@@ -21,8 +21,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import foretell as ft
-from foretell.cli import common
+from foretell.hardware import DTYPES
 from foretell.provenance import provenance, write_result
+from foretell.report.formatting import aligned
 from foretell.training import TrainConfig
 from foretell.training.optimizers import make_optimizer
 from foretell.training.states import StateCache
@@ -35,7 +36,7 @@ def backbone(arguments: argparse.Namespace, layers: int) -> LlamaForCausalLM:
         num_attention_heads=arguments.size // 64, num_key_value_heads=arguments.size // 64,
         head_dim=64, tie_word_embeddings=True, attn_implementation="eager",
     )  # fmt: skip
-    return LlamaForCausalLM(config).to(arguments.device, common.DTYPES[arguments.dtype])
+    return LlamaForCausalLM(config).to(arguments.device, DTYPES[arguments.dtype])
 
 
 def step(model: ft.MTPModel, tokens: torch.Tensor, cache: StateCache | None) -> Callable[[], None]:
@@ -66,7 +67,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="float32", choices=common.DTYPES)
+    parser.add_argument("--dtype", default="float32", choices=DTYPES)
     parser.add_argument("--out", type=Path, default=Path("results/training-cost.json"))
     measure(parser.parse_args())
 
@@ -125,8 +126,8 @@ def measure(arguments: argparse.Namespace) -> None:
             ),
             "parameters": sum(p.numel() for p in model.parameters()),
         })  # fmt: skip
-    common.table(
-        "Training steps, taking turns",
+    print("Training steps, taking turns")
+    lines = aligned(
         ("method", "parameters", "s per step", "tokens/s", "against n=1"),
         [
             (r["method"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
@@ -134,6 +135,7 @@ def measure(arguments: argparse.Namespace) -> None:
             for r in rows
         ],
     )  # fmt: skip
+    print("\n".join(lines))
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     origin = provenance(0, arguments.device, arguments.dtype)
     write_result(arguments.out, "training-cost", settings, rows, origin)

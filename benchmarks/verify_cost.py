@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from torch.nn.functional import linear
 
-from foretell.cli import common
 from foretell.decoding.cache import SlottedPast
 from foretell.provenance import provenance, write_result
+from foretell.ready import load_model
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 MATRICES = {(384, 128): 60, (1376, 512): 12, (2816, 1024): 4}
@@ -50,7 +50,7 @@ def products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
 
 @torch.inference_mode()
 def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, object]]:
-    model = common.load_model(name, "cpu", str(dtype).removeprefix("torch."))
+    model = load_model(name, "cpu", str(dtype).removeprefix("torch."))
     backbone = model.backbone
     tokens = torch.randint(backbone.vocab_size, (1, PAST))
     rows = []

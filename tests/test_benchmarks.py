@@ -1,5 +1,6 @@
 """Benchmarks that only special machines run in full are run here in miniature."""
 
+import ast
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from foretell.provenance import Result, read_result
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+IMPORTS = (ast.Import, ast.ImportFrom)
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +47,16 @@ def test_the_parts_of_a_step_add_up(results: dict[str, Result]) -> None:
         assert sum(map(float, shares.values())) == pytest.approx(1)
         assert all(float(share) >= 0 for share in shares.values())
         assert float(shares["verify"]) > 0
+
+
+def test_scripts_use_the_library_and_no_command() -> None:
+    scripts = [*BENCHMARKS.rglob("*.py"), *(BENCHMARKS.parent / "experiments").rglob("*.py")]
+    assert len(scripts) > 12
+    for script in scripts:
+        tree = ast.parse(script.read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, IMPORTS) else []
+            if isinstance(node, ast.ImportFrom):
+                names = [f"{node.module}.{name}" for name in names]
+            used = [name for name in names if f"{name}.".startswith("foretell.cli.")]
+            assert not used, f"{script}: {used}"

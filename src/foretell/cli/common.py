@@ -22,6 +22,7 @@ from foretell.hardware import is_slow, slowdown
 from foretell.loading import resolve
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
+from foretell.report.formatting import aligned
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -128,14 +129,12 @@ def progress_bar(description: str) -> Iterator[Any]:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a plain table, numbers to the right, never cut to the width of a terminal."""
-    lines = [tuple(columns), *map(tuple, rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    """Print a plain table, never cut to the width of a terminal."""
     console.print(title, style="italic")
+    header, *lines = aligned(columns, rows)
+    console.print(header, style="bold")
     for line in lines:
-        cells = [line[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        console.print("  ".join(cells), style="bold" if line is lines[0] else "")
+        console.print(line)
 
 
 def percent(value: float) -> str:

@@ -32,16 +32,7 @@ def parse_tree(text: str | None, pass_width: int | None = None) -> TreeShape | N
         return None
     if pass_width is not None:
         raise InputError("passes of one width verify chains; leave out --tree or --pass-width.")
-    try:
-        numbers = [int(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--tree {text}: give children by depth, such as 4,2,1, or a number of nodes, such as "
-            "12."
-        ) from None
-    if min(numbers) < 1:
-        raise InputError(f"--tree {text}: every number is at least 1.")
-    return TreeShape(widths=tuple(numbers)) if len(numbers) > 1 else TreeShape(nodes=numbers[0])
+    return TreeShape.parse(text)
 
 
 def sampling(

@@ -40,6 +40,24 @@ class TreeShape:
         if self.nodes < 0 or min(self.widths, default=1) < 1:
             raise InputError("a tree needs at least one node at each depth.")
 
+    @classmethod
+    def parse(cls, text: str) -> "TreeShape":
+        """`4,2,1` → children by depth, `12` → so many nodes.
+
+        Raises:
+            InputError: it is neither.
+        """
+        try:
+            numbers = [int(part) for part in text.split(",")]
+        except ValueError:
+            raise InputError(
+                f"--tree {text}: give children by depth, such as 4,2,1, or a number of nodes, such "
+                "as 12."
+            ) from None
+        if min(numbers) < 1:
+            raise InputError(f"--tree {text}: every number is at least 1.")
+        return cls(widths=tuple(numbers)) if len(numbers) > 1 else cls(nodes=numbers[0])
+
     def __str__(self) -> str:
         """`4,2,1` (widths by depth) or `12` (nodes), as commands take it."""
         return ",".join(map(str, self.widths)) or str(self.nodes)

@@ -265,9 +265,9 @@ def methods_of(
         InputError: a tree or a draft length for heads that are not there, or that they cannot
             draft; no such draft model.
     """
-    for asked, name in ((tree, "tree"), (draft_length, "draft length")):
+    for asked, name in ((tree, "--tree"), (draft_length, "--draft-length")):
         if asked is not None and model.head is None:
-            raise InputError(f"a {name} is for heads, and the model has none; leave it out.")
+            raise InputError(f"{name} is for heads, and the model has none; leave it out.")
     small = None if draft_model is None else model.draft_model(draft_model)
     ours = [Foretell(model, plain=True, sampling=sampling, pass_width=pass_width)]
 

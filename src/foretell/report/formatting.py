@@ -1,6 +1,8 @@
-"""Numbers as text, by the field that they stand in."""
+"""Numbers as text, by the field that they stand in, and plain tables of it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from foretell.provenance import Scalar
 
@@ -29,6 +31,19 @@ NONE = "–"
 def title(field: str) -> str:
     """How a column is headed."""
     return TITLES.get(field, field.replace("_", " "))
+
+
+def aligned(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a plain table, its header first: numbers to the right, nothing cut."""
+    lines = [tuple(columns), *map(tuple, rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            [line[0].ljust(widths[0])]
+            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
+        )
+        for line in lines
+    ]
 
 
 def text(field: str, value: Scalar) -> str:
