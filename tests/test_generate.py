@@ -25,10 +25,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_tokenizer
 from foretell.decoding import Generation, NoDrafter, Sampler
 from foretell.generation import GenerateOptions
 from foretell.generation.translation import SEARCHES, UNREAD, translated
-from foretell.loading import load_tokenizer
 
 NEW = 12
 ROW = families.prompt(1, 9, seed=3)

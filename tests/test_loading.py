@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.cli.train import build
 from foretell.errors import BackboneError, CheckpointError, InputError
-from foretell.loading import load_causal_lm, load_tokenizer
 from foretell.training import TrainConfig
 from foretell.training.preparation import set_precision
 

@@ -16,7 +16,6 @@ from huggingface_hub import HfApi
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foretell.adapters import Adapters, adapters_inside
 from foretell.backbone import (
     Ability,
     BackboneOutput,
@@ -24,24 +23,27 @@ from foretell.backbone import (
     rehearses,
     require_usable,
 )
-from foretell.checkpoint import (
+from foretell.backbone.weights import adapters_inside, cast_parameters
+from foretell.checkpoints import (
     ADAPTERS_DIRECTORY,
     CONFIG_FILES,
     HEADS_FILE,
+    Adapters,
     BackboneReference,
     StoredHeads,
     config_file,
     is_foretell_directory,
+    load_causal_lm,
     read_heads,
-    replacing,
+    resolve,
     write_heads,
 )
 from foretell.decoding import store_by_rows
 from foretell.decoding.cache import decodes, keeps_blocks
 from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
+from foretell.files import local_path, replacing
 from foretell.generation import Generating
 from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
-from foretell.loading import cast_parameters, load_causal_lm, resolve
 from foretell.objective import (
     BackboneTarget,
     MarginalTarget,
@@ -51,7 +53,6 @@ from foretell.objective import (
     all_depths,
     depth_by_depth,
 )
-from foretell.provenance import local_path
 from foretell.targets import IGNORE, depth_targets, tokens_ahead
 
 log = logging.getLogger(__name__)
@@ -442,7 +443,7 @@ class MTPModel(Generating):
         superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
         if backbone_path is None:
             superseded.append("model*.safetensors*")
-        with replacing(Path(path), superseded) as work:
+        with replacing(Path(path), superseded, marks=CONFIG_FILES) as work:
             if backbone_path is None:
                 store_by_rows(self.lm)  # others cannot be written
                 self.lm.save_pretrained(work)

@@ -14,8 +14,8 @@ from rich.text import Text
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from foretell.adapters import base_of_adapters
 from foretell.backbone import isolates_documents
+from foretell.checkpoints import base_of_adapters, load_tokenizer, resolve
 from foretell.cli.options import STDOUT
 from foretell.data import (
     REFUSED,
@@ -30,7 +30,6 @@ from foretell.data.tokenization import Tokenized, given_prompt, opening, tokeniz
 from foretell.decoding import store_by_columns
 from foretell.errors import InputError
 from foretell.hardware import is_slow, slowdown
-from foretell.loading import load_tokenizer, resolve
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
 from foretell.training import TrainConfig

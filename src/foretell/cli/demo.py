@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from foretell.checkpoints import load_tokenizer
 from foretell.cli import common
 from foretell.cli.bench import methods_of, show_speed
 from foretell.cli.commands.demo import Demo
@@ -16,10 +17,10 @@ from foretell.cli.train import build, show_result
 from foretell.cli.watching import training_bar
 from foretell.errors import ForetellError, InputError
 from foretell.evaluation import SpeedTable, compare, measure_heads, measure_marginals
+from foretell.files import local_path, require_replaceable
 from foretell.hardware import is_slow
-from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
-from foretell.provenance import is_result, local_path, require_replaceable
+from foretell.provenance import is_result
 from foretell.report import is_page, write_report
 from foretell.training import TrainConfig
 from foretell.training import train as run_training

@@ -21,7 +21,7 @@ from foretell.decoding import Detokenizer, Step
 from foretell.decoding.constraints import obeyed
 from foretell.errors import InputError
 from foretell.evaluation.speed import share_by_length
-from foretell.provenance import local_path
+from foretell.files import local_path
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""

@@ -10,7 +10,7 @@ from foretell.cli import common, drafting
 from foretell.cli.commands.serve import API_KEY, Serve
 from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
-from foretell.provenance import local_path
+from foretell.files import local_path
 
 
 def serve(asked: Serve) -> None:

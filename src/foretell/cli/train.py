@@ -10,7 +10,13 @@ import typer
 import yaml
 from accelerate import PartialState
 
-from foretell.checkpoint import is_foretell_directory
+from foretell.checkpoints import (
+    BUNDLED,
+    is_foretell_directory,
+    load_causal_lm,
+    new_causal_lm,
+    resolve,
+)
 from foretell.cli import common
 from foretell.cli.commands.train import Train
 from foretell.cli.watching import Watch, describe_interruption, describe_overrun, training_bar
@@ -18,12 +24,6 @@ from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import HeadError, InputError
 from foretell.formats import layout
-from foretell.loading import (
-    BUNDLED,
-    load_causal_lm,
-    new_causal_lm,
-    resolve,
-)
 from foretell.model import MTPModel
 from foretell.training import TrainConfig, TrainResult
 from foretell.training import train as run_training

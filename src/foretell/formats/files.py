@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foretell.checkpoint import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
+from foretell.checkpoints import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
 from foretell.errors import CheckpointError
 
 CONFIG = "config.json"

@@ -13,13 +13,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foretell.backbone import fingerprint
-from foretell.checkpoint import (
+from foretell.checkpoints import (
+    CONFIG_FILES,
     BackboneReference,
     StoredHeads,
-    replacing,
+    load_causal_lm,
+    resolve,
     write_heads,
 )
 from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.files import local_path, replacing
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded
 from foretell.formats.files import (
     CONFIG,
@@ -29,9 +32,7 @@ from foretell.formats.files import (
     write_checkpoint,
 )
 from foretell.formats.registry import recognise
-from foretell.loading import load_causal_lm, resolve
 from foretell.model import MTPModel
-from foretell.provenance import local_path
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
     require_plain(base)
     layout = recognise(base)
     loaded = layout.load(base)
-    with replacing(out, SUPERSEDED) as work:
+    with replacing(out, SUPERSEDED, marks=CONFIG_FILES) as work:
         lm, reference = _backbone(layout, base, backbone, work)
         _check_shared(loaded, lm, directory)
         try:

@@ -6,7 +6,6 @@ alone, of any kind that can become part of weights, is merged when it is loaded.
 """
 
 import json
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -148,18 +147,6 @@ def base_of_adapters(where: str) -> str | None:
             "is loaded by name; fetch that one to a directory and write its path there."
         )
     return base
-
-
-def adapters_inside(model: nn.Module) -> str | None:
-    """The class of an adapter inside or around `model`, whoever put it there; None without any."""
-    if "peft" not in sys.modules:  # which makes them all
-        return None
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return next((type(part).__name__ for part in model.modules() if isinstance(part, kinds)), None)
 
 
 def _learning(model: nn.Module) -> tuple[nn.Parameter, ...]:
