@@ -417,7 +417,7 @@ def test_it_is_pushed_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             folder_path.rename(tmp_path / "there")
             return type("Commit", (), {"commit_url": "https://hub/commit/1"})
 
-    monkeypatch.setattr("foretell.model.HfApi", Api)
+    monkeypatch.setattr("foretell.checkpoints.saving.HfApi", Api)
     url = model().push_to_hub("owner/name", private=True, token="t", commit_message="First")
     assert url == "https://hub/commit/1"
     assert asked["token"] == "t"

@@ -110,9 +110,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(
-        InputError, match=r"result\.json: .*No space left on device"
-    ):
+    with pytest.raises(InputError, match=r"result\.json: .*No space left on device"):
         write_result(path, "bench", {}, [], {})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["result.json"]
@@ -122,9 +120,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
 def test_another_file_is_never_replaced(tmp_path: Path, content: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
-    with pytest.raises(
-        InputError, match=r"mine\.jsonl: .*another file is there"
-    ):
+    with pytest.raises(InputError, match=r"mine\.jsonl: .*another file is there"):
         write_result(path, "bench", {}, [], {})
     assert path.read_text() == content
 

@@ -17,6 +17,7 @@ from foretell.checkpoints import (
     CONFIG_FILES,
     BackboneReference,
     StoredHeads,
+    fill_head,
     load_causal_lm,
     resolve,
     write_heads,
@@ -99,7 +100,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
             raise CheckpointError(f"{directory}: {error}") from None
         about = BackboneReference(fingerprint(lm), type(lm).__name__, reference)
         stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
-        model.load_heads(stored, directory)
+        fill_head(model.require_head(), stored, directory)
         write_heads(work, stored)
     parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
     return Imported(layout, loaded.head.depth, parameters, out)
