@@ -44,12 +44,12 @@ import step_time
 import training_cost
 
 import foretell as ft
+from foretell.checkpoints import load_tokenizer
 from foretell.data import PackedBlocks, read_prompts
 from foretell.data.stdlib import standard_library
 from foretell.decoding import LookupDrafter, compiling
 from foretell.evaluation import Foretell, Transformers, compare
 from foretell.evaluation.methods import Method
-from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 from foretell.provenance import Row, provenance, write_result
 from foretell.ready import load_model, tokenizer_of

@@ -14,9 +14,9 @@ import openai
 import torch
 
 from foretell import MTPModel
+from foretell.checkpoints import load_tokenizer
 from foretell.data.tokenization import prompt_ids
 from foretell.decoding import Drafter, drafter_for
-from foretell.loading import load_tokenizer
 from foretell.serve import Limits, Service, server
 
 NAME = "tiny-mtp"

@@ -13,9 +13,8 @@ from transformers import PreTrainedModel
 
 import families
 import foretell as ft
-from foretell.adapters import Adapters
+from foretell.checkpoints import Adapters, load_causal_lm
 from foretell.errors import InputError
-from foretell.loading import load_causal_lm
 from test_cli import run
 
 pytestmark = [

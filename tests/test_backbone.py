@@ -18,10 +18,10 @@ from transformers import (
 import families
 import foretell as ft
 from foretell.backbone import Backbone, Scale, forget_abilities, rehearses
+from foretell.checkpoints import load_causal_lm
 from foretell.decoding.cache import keeps_blocks
 from foretell.decoding.drafters import drafter_for
 from foretell.errors import BackboneError
-from foretell.loading import load_causal_lm
 from foretell.training.states import StateCache
 
 UNFIT = {"bloom"}

@@ -12,9 +12,9 @@ from safetensors.torch import load_file, save_file
 import families
 import foretell as ft
 import released
+from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.errors import CheckpointError, ForetellError
 from foretell.formats import Checkpoint, export, import_heads
-from foretell.loading import load_causal_lm, load_tokenizer
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-00002-of-00003.safetensors"

@@ -27,6 +27,7 @@ from transformers import (
 import families
 import foretell as ft
 from foretell.backbone import Backbone
+from foretell.checkpoints import load_causal_lm
 from foretell.data import read_prompts
 from foretell.decoding import (
     Batch,
@@ -48,7 +49,6 @@ from foretell.decoding import (
 )
 from foretell.decoding.cache import SlottedPast, takes_masks
 from foretell.decoding.cache.slotted import SlottedLayer
-from foretell.loading import load_causal_lm
 from test_decoding import RESTORED, SERVED, short_context
 from test_length import Told
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretell as ft
 from foretell.backbone import fingerprint
-from foretell.checkpoint import CONFIG_FILE, HEADS_FILE, read_heads
+from foretell.checkpoints import CONFIG_FILE, HEADS_FILE, read_heads
 from foretell.cli import demo
 from foretell.data import Document, PackedBlocks, read_prompts
 from foretell.data.stdlib import HELD_OUT, standard_library

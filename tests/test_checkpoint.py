@@ -1,8 +1,4 @@
 import json
-import os
-import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +9,9 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
 import foretell as ft
-import foretell.checkpoint
-from foretell.checkpoint import CONFIG_FILE, HEADS_FILE, replacing
+import foretell.checkpoints.heads
+from foretell.checkpoints import CONFIG_FILE, HEADS_FILE, load_causal_lm, load_tokenizer, resolve
 from foretell.errors import BackboneError, CheckpointError, InputError
-from foretell.loading import load_causal_lm, load_tokenizer, resolve
 
 SHAPES = {
     "parallel": ft.ParallelHeads.Config(depth=2),
@@ -378,64 +373,13 @@ def test_saving_that_fails_leaves_the_target_untouched(
     def fail(*args, **kwargs):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(foretell.checkpoint, "save_file", fail)
+    monkeypatch.setattr(foretell.checkpoints.heads, "save_file", fail)
     with torch.no_grad():
         small_llama.model.norm.weight.add_(1)
     with pytest.raises((OSError, CheckpointError), match="no space"):
         ft.MTPModel(small_llama, SHAPES["sequential"]).save_pretrained(target)
     assert listing(saved.parent) == before
     assert [path.name for path in saved.parent.iterdir()] == ["saved"]
-
-
-def test_replacing_is_all_or_nothing(tmp_path: Path) -> None:
-    target = tmp_path / "deep" / "down"
-
-    def save(*names: str, fails: bool = False) -> None:
-        with replacing(target, ["old*"], marks=["mark"]) as work:
-            for name in names:
-                (work / name).write_text(names[-1])
-            if fails:
-                raise ZeroDivisionError
-
-    def found() -> dict[str, str]:
-        assert list(target.parent.iterdir()) == [target]
-        return {file.name: file.read_text() for file in target.iterdir()}
-
-    with pytest.raises(ZeroDivisionError):
-        save("mark", "a", fails=True)
-    assert list(target.parent.iterdir()) == []
-    save("mark", "old", "one")
-    (target / "mine").write_text("kept")
-    before = found()
-    with pytest.raises(ZeroDivisionError):
-        save("mark", "one", "two", fails=True)
-    assert found() == before
-    save("mark", "one", "two")
-    assert found() == {"mark": "two", "one": "two", "two": "two", "mine": "kept"}
-
-
-def test_a_save_that_dies_halfway_leaves_no_directory_that_looks_whole(
-    tmp_path: Path, monkeypatch
-) -> None:
-    def save(text: str) -> None:
-        with replacing(tmp_path / "m", marks=["mark"]) as work:
-            for name in ("a", "mark", "z"):
-                (work / name).write_text(text)
-
-    save("old")
-    moved: list[Path] = []
-    move = foretell.checkpoint.os.replace
-
-    def counting(source, target) -> None:
-        looks_whole = (tmp_path / "m" / "mark").exists()
-        assert looks_whole == (not moved)
-        moved.append(Path(target))
-        move(source, target)
-
-    monkeypatch.setattr(foretell.checkpoint.os, "replace", counting)
-    save("new")
-    assert [path.name for path in moved] == ["mark", "a", "z", "a", "z", "mark"]
-    assert {path.read_text() for path in (tmp_path / "m").iterdir()} == {"new"}
 
 
 @pytest.mark.parametrize("file", ["notes.txt", "model.safetensors", "config.json", "data/a.txt"])
@@ -481,134 +425,6 @@ def test_every_way_to_name_a_directory(
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "dangling").is_symlink()
     assert not (tmp_path / "~").exists()
-
-
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from foretell.checkpoint import replacing
-
-with replacing(Path(sys.argv[1])) as work:
-    (work / "weights").write_text("half")
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-KILLED_MOVING = """
-import os, signal, sys
-from pathlib import Path
-from foretell.checkpoint import replacing
-
-replace, moved = os.replace, []
-
-def until(source, to):
-    moved.append(source)
-    if len(moved) == 4:
-        os.kill(os.getpid(), signal.SIGKILL)
-    replace(source, to)
-
-with replacing(Path(sys.argv[1])) as work:
-    for name in {files}:
-        (work / name).write_text("two")
-    os.replace = until
-"""
-
-
-def test_what_a_killed_process_left_is_removed_and_what_a_live_one_writes_is_not(
-    tmp_path: Path,
-) -> None:
-    ended = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / "one")], timeout=120)
-    assert ended.returncode == -signal.SIGKILL
-    (left,) = tmp_path.iterdir()
-    assert (left / "weights").read_text() == "half"
-    (tmp_path / ".one.mine").mkdir()
-    with replacing(tmp_path / "two") as live:
-        assert not left.exists()
-        (live / "weights").write_text("live")
-        with replacing(tmp_path / "three") as other:
-            assert live.exists()
-            (other / "weights").write_text("other")
-    assert (tmp_path / "two" / "weights").read_text() == "live"
-    assert {path.name for path in tmp_path.iterdir()} == {"two", "three", ".one.mine"}
-
-
-def test_a_save_beside_what_is_not_ours_makes_it_no_more_ours(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("mine")
-    subprocess.run([sys.executable, "-c", KILLED, str(tmp_path / tmp_path.name)], timeout=120)
-    assert len(list(tmp_path.iterdir())) == 2
-    with pytest.raises(CheckpointError, match="somebody else's"), replacing(tmp_path):
-        pass
-
-
-def test_a_save_that_was_killed_while_files_changed_places_is_done_again(tmp_path: Path) -> None:
-    target = tmp_path / "model"
-    with replacing(target) as work:
-        for name in (CONFIG_FILE, HEADS_FILE):
-            (work / name).write_text("one")
-    (target / "notes").write_text("mine")
-    killed = KILLED_MOVING.format(files=(CONFIG_FILE, HEADS_FILE))
-    ended = subprocess.run([sys.executable, "-c", killed, str(target)], timeout=120)
-    assert ended.returncode == -signal.SIGKILL
-    assert not (target / CONFIG_FILE).exists()
-    with replacing(target) as work:
-        for name in (CONFIG_FILE, HEADS_FILE):
-            (work / name).write_text("three")
-    assert {path.name for path in target.iterdir()} == {CONFIG_FILE, HEADS_FILE, "notes"}
-    assert (target / CONFIG_FILE).read_text() == (target / HEADS_FILE).read_text() == "three"
-
-
-def test_a_save_that_fails_while_files_change_places_leaves_what_was_there(
-    tmp_path: Path, monkeypatch
-) -> None:
-    target, replace = tmp_path / "model", os.replace
-
-    def save(text: str, *names: str) -> None:
-        with replacing(target) as work:
-            for name in names:
-                (work / name).write_text(text)
-
-    save("one", CONFIG_FILE, HEADS_FILE)
-    before = listing(tmp_path)
-    for moment in range(4):
-        left = [moment]
-
-        def fail(source, to, left=left) -> None:
-            left[0] -= 1
-            if left[0] == -1:
-                raise OSError("no space left on device")
-            replace(source, to)
-
-        monkeypatch.setattr(os, "replace", fail)
-        with pytest.raises(OSError, match="no space"):
-            save("two", CONFIG_FILE, HEADS_FILE, "more")
-        assert listing(tmp_path) == before
-
-
-def test_a_directory_taken_for_a_stale_one_before_it_is_locked_is_made_again(
-    tmp_path: Path, monkeypatch
-) -> None:
-    """Between its making and its locking another process may find it."""
-    lock, made = foretell.checkpoint.lock, []
-
-    def late(directory: Path) -> int:
-        made.append(directory)
-        if len(made) == 1:
-            raise BlockingIOError
-        held = lock(directory)
-        if len(made) == 2:
-            directory.rmdir()
-        return held
-
-    monkeypatch.setattr(foretell.checkpoint, "lock", late)
-    with foretell.checkpoint.work_directory(tmp_path, tmp_path / "out") as work:
-        assert [work.exists(), len(made)] == [True, 3]
-
-
-def test_where_nothing_can_be_locked_nothing_is_taken_for_stale(
-    tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(foretell.checkpoint, "fcntl", None)
-    with replacing(tmp_path / "one") as live, replacing(tmp_path / "two"):
-        assert live.exists()
 
 
 def test_saving_onto_a_file_is_refused(small_llama, tmp_path: Path) -> None:

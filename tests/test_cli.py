@@ -31,13 +31,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 import foretell as ft
+import foretell.checkpoints.loading
 import foretell.cli
 import foretell.cli.train
-import foretell.loading
 import foretell.probe.run
 import foretell.probe.whole
 from foretell.backbone import fingerprint
-from foretell.checkpoint import CONFIG_FILE, HEADS_FILE
+from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
 from foretell.cli import bench, common, drafting, main, options
 from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
@@ -1267,7 +1267,7 @@ BAD = [
     (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
     (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
-    (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot write"),
+    (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot be written"),
     (f"probe {MODEL} {DATA} --block-size 2", "longer blocks"),
     (f"probe {MODEL} {DATA} --block-size 0", "at least 1 token"),
     (f"eval {LEARNED} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
@@ -1396,8 +1396,8 @@ BAD = [
     (f"probe {MODEL}", "Missing option '--data'"),
     (f"probe {MODEL} {DATA} --depth two", "Invalid value for '--depth'"),
     (f"train {MODEL} {DATA}", "Missing option '--out'"),
-    (f"info {MODEL} --json {{place}}/text.py/x.json", "cannot write the result file"),
-    (f"info {MODEL} --json {{place}}", "cannot write the result file"),
+    (f"info {MODEL} --json {{place}}/text.py/x.json", "for the result file"),
+    (f"info {MODEL} --json {{place}}", "for the result file"),
 ]
 
 
@@ -1418,7 +1418,7 @@ def test_a_hub_that_cannot_be_asked_is_one_line(monkeypatch: pytest.MonkeyPatch)
     def fail(*_: object, **__: object) -> None:
         raise OSError("no\n  network")
 
-    monkeypatch.setattr(foretell.loading, "model_info", fail)
+    monkeypatch.setattr(foretell.checkpoints.loading, "model_info", fail)
     assert "(no network); check the name" in refused("info", "nobody/nothing")
 
 

@@ -14,10 +14,10 @@ from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
+from foretell.checkpoints import load_tokenizer
 from foretell.data import Document, PackedBlocks, read_documents
 from foretell.data.tokenization import given_prompt, tokenize
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
 from foretell.targets import IGNORE
 
 CHATML = (

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from foretell.checkpoints import load_tokenizer
 from foretell.data import Document, held_out_split, read_corpus, read_documents
 from foretell.data import corpus as corpus_module
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 SIZE = 8

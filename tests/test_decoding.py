@@ -11,6 +11,7 @@ from torch import Tensor
 import families
 import foretell as ft
 from foretell.backbone import Backbone
+from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.decoding import (
     Committed,
     Draft,
@@ -24,7 +25,6 @@ from foretell.decoding import (
 )
 from foretell.decoding.cache import require_rollback, restoring
 from foretell.errors import BackboneError, InputError
-from foretell.loading import load_causal_lm, load_tokenizer
 
 RECURRENT = {"mamba": "linear_attention"}
 RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2", "lfm2_conv"]

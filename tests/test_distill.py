@@ -11,11 +11,11 @@ from transformers import GenerationConfig, PreTrainedModel
 
 import families
 import test_positions
+from foretell.checkpoints import load_tokenizer
 from foretell.cli import app, main
 from foretell.data import Document, PackedBlocks, read_documents
 from foretell.data.distill import Continuations, Sampling, prompts_of
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 from foretell.targets import IGNORE
 from test_conversations import TURNS, tokenizer

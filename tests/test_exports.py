@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 import families
 import foretell as ft
 import released
+from foretell.checkpoints import load_causal_lm
 from foretell.formats import LAYOUTS, Checkpoint, export, huggingface, import_heads, layout
-from foretell.loading import load_causal_lm
 
 IN_PLACE = {
     "mimo": "llama",

@@ -9,10 +9,10 @@ from safetensors.torch import load_file, save_file
 import families
 import foretell as ft
 import released
+from foretell.checkpoints import load_causal_lm
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats import LAYOUTS, Checkpoint, export, import_heads, layout
 from foretell.formats.files import write_checkpoint
-from foretell.loading import load_causal_lm
 
 NATIVE = list(released.BACKBONES)
 ROUND_TRIPS = [

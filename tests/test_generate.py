@@ -25,10 +25,10 @@ from transformers.generation.streamers import BaseStreamer
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_tokenizer
 from foretell.decoding import Generation, NoDrafter, Sampler
 from foretell.generation import GenerateOptions
 from foretell.generation.translation import SEARCHES, UNREAD, translated
-from foretell.loading import load_tokenizer
 
 NEW = 12
 ROW = families.prompt(1, 9, seed=3)
@@ -417,7 +417,7 @@ def test_it_is_pushed_to_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             folder_path.rename(tmp_path / "there")
             return type("Commit", (), {"commit_url": "https://hub/commit/1"})
 
-    monkeypatch.setattr("foretell.model.HfApi", Api)
+    monkeypatch.setattr("foretell.checkpoints.saving.HfApi", Api)
     url = model().push_to_hub("owner/name", private=True, token="t", commit_message="First")
     assert url == "https://hub/commit/1"
     assert asked["token"] == "t"

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_tokenizer
 from foretell.decoding import (
     Batch,
     DecodeOptions,
@@ -27,7 +28,6 @@ from foretell.decoding import (
 from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import InputError
 from foretell.evaluation import Transformers
-from foretell.loading import load_tokenizer
 from test_cli import fine, run
 
 NEW = 16

@@ -5,6 +5,7 @@ import torch
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_tokenizer
 from foretell.decoding import (
     Draft,
     Drafter,
@@ -15,7 +16,6 @@ from foretell.decoding import (
     drafter_for,
 )
 from foretell.errors import BackboneError, InputError
-from foretell.loading import load_tokenizer
 
 NEW, WIDTH = 16, 5
 TEXTS = ("def main(", "import os, ", "class Reader:\n    def __init__(self")

@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
 import foretell as ft
+from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.errors import BackboneError, CheckpointError, InputError
-from foretell.loading import load_causal_lm, load_tokenizer
 from foretell.training import TrainConfig, build
 from foretell.training.preparation import set_precision
 

@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 import families
 from foretell.backbone import Backbone
+from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.errors import BackboneError, InputError
-from foretell.loading import load_causal_lm, load_tokenizer
 from foretell.probe import Marginal, branches, marginalize
 from foretell.probe.branches import Row, greedy_chains
 

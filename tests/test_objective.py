@@ -12,6 +12,7 @@ import foretell as ft
 from foretell.errors import BackboneError, InputError
 from foretell.objective import (
     BackboneTarget,
+    JointLoss,
     MarginalTarget,
     Objective,
     ObjectiveConfig,
@@ -157,7 +158,7 @@ def test_all_depths_learn_from_the_same_states() -> None:
     model, tokens = ft.attach(families.build("llama"), depth=3), families.prompt(2, 10)
     trunk, objective = model.backbone(tokens), ObjectiveConfig(distill="backbone")
     for depth in (1, 2, 3):
-        soft = model._soft_target(objective, depth, trunk, None)
+        soft = JointLoss(model.backbone, model.head)._teacher(objective, depth, trunk, None)
         assert soft.final.data_ptr() == trunk.final.data_ptr()
 
 

@@ -18,9 +18,8 @@ from transformers import PreTrainedModel
 import families
 import foretell as ft
 from foretell.backbone import Backbone, fingerprint
-from foretell.backbone.weights import block_by_class
+from foretell.backbone.weights import block_by_class, cast_parameters
 from foretell.errors import InputError
-from foretell.loading import cast_parameters
 from foretell.training import train
 from test_backbone import UNFIT
 from test_training import corpus, settings

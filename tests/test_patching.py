@@ -22,9 +22,8 @@ from transformers import (
 
 import families
 import foretell as ft
-from foretell.adapters import Adapters
+from foretell.checkpoints import Adapters, load_tokenizer
 from foretell.decoding import LookupDrafter
-from foretell.loading import load_tokenizer
 
 NEW = 12
 ROW = families.prompt(1, 9, seed=3)

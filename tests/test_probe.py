@@ -318,7 +318,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
 def test_what_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.partial"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"x\.partial: another file is there"):
+    with pytest.raises(InputError, match=r"x\.partial: .*another file is there"):
         Journal(path, {"a": 1})
     assert path.read_bytes() == content
 

@@ -110,7 +110,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(InputError, match=r"result\.json: No space left on device"):
+    with pytest.raises(InputError, match=r"result\.json: .*No space left on device"):
         write_result(path, "bench", {}, [], {})
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["result.json"]
@@ -120,7 +120,7 @@ def test_an_interrupted_write_leaves_the_old_file_alone(
 def test_another_file_is_never_replaced(tmp_path: Path, content: str) -> None:
     path = tmp_path / "mine.jsonl"
     path.write_text(content)
-    with pytest.raises(InputError, match=r"mine\.jsonl: another file is there"):
+    with pytest.raises(InputError, match=r"mine\.jsonl: .*another file is there"):
         write_result(path, "bench", {}, [], {})
     assert path.read_text() == content
 
@@ -138,7 +138,7 @@ def test_a_place_that_is_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="it is not a file"):
         write_result(tmp_path, "bench", {}, [], {})
-    with pytest.raises(InputError, match="cannot write the result file"):
+    with pytest.raises(InputError, match="for the result file"):
         write_result(tmp_path / "file" / "result.json", "bench", {}, [], {})
 
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import families
 import foretell as ft
-from foretell.adapters import Adapters
+from foretell.checkpoints import Adapters
 from foretell.errors import InputError
 from foretell.training import train, trainer
 from foretell.training.report import draw_curves
@@ -463,8 +463,8 @@ def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
 
 
 def stream():
+    from foretell.checkpoints import load_tokenizer
     from foretell.data import Document, StreamedBlocks
-    from foretell.loading import load_tokenizer
 
     texts = [Document(f"x{n} = {n}\n" * 7, f"d{n}") for n in range(20)]
     return StreamedBlocks(lambda: texts, load_tokenizer("tiny"), SIZE, window=8, name="counting")

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from foretell.checkpoints import load_tokenizer
 from foretell.data import Document, PackedBlocks, StreamedBlocks
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
 from foretell.targets import IGNORE
 from test_packing import WITHOUT_EOS
 

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 from transformers import PreTrainedTokenizerBase
 
+from foretell.checkpoints import load_tokenizer
 from foretell.data import Bad, read_documents
 from foretell.data.tokenization import given_prompt, tokenize
 from foretell.errors import InputError
-from foretell.loading import load_tokenizer
 
 # Short forms of the real ones: what they write otherwise, leave out and refuse is theirs.
 CHATML = """{% for m in messages %}<|{{ m.role }}|>

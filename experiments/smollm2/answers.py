@@ -18,9 +18,9 @@ import lzma
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from foretell.checkpoints import load_tokenizer
 from foretell.data import read_documents
 from foretell.data.distill import prompts_of
-from foretell.loading import load_tokenizer
 
 ANSWERS = Path(__file__).with_name("answers.jsonl.xz")
 

@@ -14,10 +14,10 @@ import torch
 import yaml
 
 from foretell import MTPModel
+from foretell.checkpoints import load_tokenizer
 from foretell.data import PackedBlocks
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.evaluation import measure_heads
-from foretell.loading import load_tokenizer
 from foretell.provenance import provenance, write_result
 
 ROOT = Path(__file__).parents[2]

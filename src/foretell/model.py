@@ -3,79 +3,35 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
-from huggingface_hub import HfApi
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from foretell.adapters import Adapters, adapters_inside
-from foretell.backbone import (
-    Ability,
-    BackboneOutput,
-    fingerprint,
-    rehearses,
-    require_usable,
+from foretell.backbone import BackboneOutput
+from foretell.checkpoints import (
+    Adapters,
+    Assembled,
+    fill_head,
+    insert_adapters,
+    load_causal_lm,
+    open_checkpoint,
+    resolve,
 )
-from foretell.checkpoint import (
-    ADAPTERS_DIRECTORY,
-    CONFIG_FILES,
-    HEADS_FILE,
-    BackboneReference,
-    StoredHeads,
-    config_file,
-    is_foretell_directory,
-    read_heads,
-    replacing,
-    write_heads,
-)
-from foretell.decoding import store_by_rows
-from foretell.decoding.cache import decodes, keeps_blocks
-from foretell.errors import BackboneError, CheckpointError, HeadError, InputError
+from foretell.decoding.carrying import build_head, warn_if_not_decoded
+from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.generation import Generating
-from foretell.heads import FINAL, Head, HeadConfig, Parts, States, head_class
-from foretell.loading import cast_parameters, load_causal_lm, resolve
+from foretell.heads import Head, HeadConfig, States, head_class
 from foretell.objective import (
-    BackboneTarget,
+    JointLoss,
     MarginalTarget,
-    Objective,
+    MTPOutput,
     ObjectiveConfig,
-    Target,
-    all_depths,
-    depth_by_depth,
+    depth_hidden,
 )
-from foretell.provenance import local_path
-from foretell.targets import IGNORE, depth_targets, tokens_ahead
-
-log = logging.getLogger(__name__)
-
-
-@dataclass
-class MTPOutput:
-    """What a pass of the model returns.
-
-    Attributes:
-        loss: the weighted sum, a scalar.
-        depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
-            depth learns from a teacher.
-        unembed: computes `logits`.
-    """
-
-    loss: Tensor
-    depth_losses: Tensor
-    unembed: Callable[[], Tensor] = field(repr=False)
-
-    @property
-    def logits(self) -> Tensor:
-        """(B, T, V), the backbone's own; computed when asked for, since training needs none."""
-        return self.unembed()
 
 
 class MTPModel(Generating):
@@ -97,35 +53,8 @@ class MTPModel(Generating):
         super().__init__(model)
         self.backbone_trains = True
         self.adapters: Adapters | None = None
-        self._base_fingerprint: str | None = None
         self.depth_by_depth = True
-        self.head = None if head is None else self._build(head)
-
-    def _build(self, config: HeadConfig) -> Head:
-        parts = Parts(
-            hidden_size=self.backbone.hidden_size,
-            num_layers=self.backbone.num_layers,
-            block=lambda: self.backbone.new_block(config.init, config.block),
-            norm=self.backbone.new_norm,
-            new_norm=self.backbone.fresh_norm,
-        )
-        head = head_class(config.kind)(config, parts).to(device=self.backbone.device)
-        cast_parameters(head, self.backbone.dtype)
-        if head.runs_blocks:
-            self._check_blocks(head)
-        return head
-
-    def _check_blocks(self, head: Head) -> None:
-        """Refuse a backbone whose blocks cannot be run as `head` has to run them."""
-        rehearsed = rehearses(self.backbone)  # tried now, though some heads only ask when decoding
-        able = rehearsed if head.runs_ahead else Ability()
-        if able := able and keeps_blocks(self.backbone, head.runs_ahead):
-            return
-        other = "parallel or residual" if head.runs_ahead else "residual"
-        raise BackboneError(
-            f"{type(self.lm).__name__} cannot carry {head.config.kind} heads: {able.lacking}; "
-            f"use {other} heads."
-        )
+        self.head = None if head is None else build_head(self.backbone, head)
 
     @property
     def depth(self) -> int:
@@ -138,9 +67,13 @@ class MTPModel(Generating):
             raise HeadError("the model has no heads; train some with `foretell train`.")
         return self.head
 
+    @property
+    def _assembled(self) -> Assembled:
+        return Assembled(self.lm, self.head, self.adapters)
+
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
-        return self._base_fingerprint or fingerprint(self.lm)
+        return self._assembled.fingerprint
 
     def adapt(self, make: Callable[[PreTrainedModel], Adapters]) -> None:
         """Put adapters into the backbone, made by `make`; they are saved beside the heads.
@@ -149,35 +82,13 @@ class MTPModel(Generating):
             InputError: there are some already, or they adapt the embedding or the output head,
                 which heads read directly.
         """
-        if adapters_inside(self.lm) is not None:
-            raise InputError(
-                f"{type(self.lm).__name__} has adapters inside already; merge them first, or train "
-                "them on with recipe native."
-            )
-        base, read = fingerprint(self.lm), (self.backbone.embedding, self.backbone.output)
-        adapters = make(self.lm)
-        if (self.backbone.embedding, self.backbone.output) != read:
-            adapters.remove()
-            raise InputError(
-                "adapters on the embedding or the output head do not go with heads, which read "
-                "both directly; leave them out of the targets."
-            )
-        self.adapters, self._base_fingerprint = adapters, base
+        self.adapters = insert_adapters(self.backbone, make)
 
     def merge_adapters(self) -> None:
         """Make the adapters part of the backbone, which then is an ordinary one."""
         if self.adapters is not None:
             self.adapters.merge()
-        self.adapters = self._base_fingerprint = None
-
-    def warn_if_not_decoded(self) -> None:
-        """Log a warning where the model can be trained and not decoded in drafts."""
-        if not (decoded := decodes(self.backbone)):
-            log.warning(
-                "%s can be trained with heads, but not decoded in drafts: %s",
-                type(self.lm).__name__,
-                decoded.lacking,
-            )
+        self.adapters = None
 
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""
@@ -212,28 +123,7 @@ class MTPModel(Generating):
             depths: which of 1…K; all by default.
             states: in place of the pass's own.
         """
-        head = self.require_head()
-
-        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
-            return output.call(block, hidden)
-
-        def embed_ahead(distance: int) -> Tensor:
-            ahead = self.backbone.embed(tokens_ahead(tokens, distance))
-            if distance == 1 and head.zero_first:
-                ahead = ahead.masked_fill(self._first(tokens, output).unsqueeze(-1), 0.0)
-            return ahead
-
-        states = states or {FINAL: output.final, **output.states}
-        depths = range(1, self.depth + 1) if depths is None else depths
-        return cast(list[Tensor], head(states, embed_ahead, run, depths))
-
-    @staticmethod
-    def _first(tokens: Tensor, output: BackboneOutput) -> Tensor:
-        """(B, T) where a document begins, by the positions that the pass was given."""
-        positions = output.positions
-        if positions is None:
-            positions = torch.arange(tokens.shape[1], device=tokens.device)
-        return (positions == 0).expand_as(tokens)
+        return depth_hidden(self.backbone, self.require_head(), tokens, output, depths, states)
 
     def forward(
         self,
@@ -272,97 +162,19 @@ class MTPModel(Generating):
             InputError: not one weight per depth, or no marginals where they are distilled.
         """
         self.require_fit()
-        objective = objective or ObjectiveConfig()
-        weights = list(objective.at(self.depth) if weights is None else weights)
-        if len(weights) != self.depth + 1:
-            raise InputError(
-                f"{len(weights)} weights were given; depths 0 to {self.depth} take one each."
-            )
-        if not self.backbone_trains:
-            weights[0] = 0.0
-        output = trunk or self._trunk(input_ids, position_ids, attention_mask)
-        if labels is None:
-            seen = attention_mask
-            labels = input_ids if seen is None else input_ids.masked_fill(seen == 0, IGNORE)
-        targets = [
-            Target(
-                depth_targets(labels, depth, position_ids).flatten(),
-                None if counts is None else counts[depth],
-                self._soft_target(objective, depth, output, marginals),
-                objective.distill_share,
-            )
-            for depth in range(self.depth + 1)
-        ]
-        loss, depth_losses = self._losses(input_ids, output, targets, weights)
-        loss = loss + self.backbone.auxiliary_loss(output) / passes
-        return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
-
-    def _trunk(
-        self, input_ids: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
-    ) -> BackboneOutput:
-        """The backbone's pass, with gradients where it learns."""
-        with torch.set_grad_enabled(self.backbone_trains and torch.is_grad_enabled()):
-            return self.backbone(
-                input_ids,
-                attention_mask=attention_mask,
-                position_ids=position_ids,
-                layers=self.layers,
-                auxiliary=torch.is_grad_enabled(),
-            )
-
-    def _soft_target(
-        self,
-        objective: ObjectiveConfig,
-        depth: int,
-        output: BackboneOutput,
-        marginals: Mapping[int, MarginalTarget] | None,
-    ) -> BackboneTarget | MarginalTarget | None:
-        if depth == 0 or objective.distill == "none":
-            return None
-        if objective.distill == "marginal":
-            if marginals is None:
-                raise InputError("an objective that distills marginals has to be given them.")
-            return marginals[depth]
-        final, unembed = output.final.detach(), self.backbone.unembed
-        return BackboneTarget(final, depth, unembed, objective.temperature)
-
-    def _losses(
-        self,
-        tokens: Tensor,
-        output: BackboneOutput,
-        targets: Sequence[Target],
-        weights: Sequence[float],
-    ) -> tuple[Tensor, Tensor]:
-        """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
-        layers = (FINAL, *self.layers)
-
-        def compute(states: Sequence[Tensor], depths: Sequence[int]) -> list[Tensor]:
-            by_layer = dict(zip(layers, states, strict=True))
-            found = [by_layer[FINAL]] if 0 in depths else []
-            deeper = [depth for depth in depths if depth > 0]
-            return found + (self.depth_hidden(tokens, output, deeper, by_layer) if deeper else [])
-
-        states = [output.final, *(output.states[layer] for layer in self.layers)]
-        unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
-        alone = self.head is None or not self.head.chained
-        deeper = range(1, self.depth + 1)
-        groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
-        work = Objective(compute, groups, targets, weights, unembed, vocab_size)
-        in_order = self.depth_by_depth and torch.is_grad_enabled()
-        if in_order and not output.call.requires_grad:
-            return depth_by_depth(work, states, self._learning_beside_trunk())
-        return all_depths(work, states)
-
-    def _learning_beside_trunk(self) -> list[nn.Parameter]:
-        """The parameters that a loss reaches without going through the trunk's states.
-
-        Those of a backbone that rests are left out, also where they are to learn later.
-        """
-        resting = not self.backbone_trains
-        tables = [] if resting else [self.backbone.embedding, self.backbone.output]
-        parts = [*tables, *([] if self.head is None else [self.head])]
-        found = {id(p): p for part in parts for p in part.parameters()}
-        return [parameter for parameter in found.values() if parameter.requires_grad]
+        loss = JointLoss(self.backbone, self.head, self.backbone_trains, self.depth_by_depth)
+        return loss(
+            input_ids,
+            position_ids,
+            labels,
+            attention_mask,
+            objective=objective,
+            weights=weights,
+            counts=counts,
+            marginals=marginals,
+            trunk=trunk,
+            passes=passes,
+        )
 
     # -- saving and loading ---------------------------------------------------------------------
 
@@ -394,31 +206,16 @@ class MTPModel(Generating):
             InputError: there is no model at `path`, `dtype` is no type for one, or `device_map`
                 spreads it.
         """
-        device = _one_device(device, device_map)
-        wanted = _weights_type(dtype, backbone)
-        where = resolve(path)
-        stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-        source, rounded = where, False
-        if backbone is None or isinstance(backbone, (str, Path)):
-            source = _backbone_of(where, stored, backbone)
-            backbone = load_causal_lm(source, wanted)
-            rounded = wanted == torch.float16  # more than the fingerprint does
-        if stored is not None:
-            other = rounded and fingerprint(backbone) != stored.backbone.fingerprint
-            checked = load_causal_lm(source) if other else backbone
-            _check_fingerprint(checked, stored.backbone, where)
-        if device is not None:
-            backbone.to(device)  # type: ignore[arg-type]
+        opened = open_checkpoint(path, backbone, dtype, device, device_map)
         try:
-            model = cls(backbone, None if stored is None else _head_config(stored))
+            model = cls(opened.lm, opened.head_config())
         except (InputError, HeadError) as error:
-            raise CheckpointError(f"{config_file(Path(where))}: {error}") from None
-        model.tokenizer_path = source
-        if stored is not None:
-            model.load_heads(stored, where)
-            if stored.backbone.adapted:
-                adapters = Path(where) / ADAPTERS_DIRECTORY
-                model.adapt(lambda lm: Adapters.load(lm, adapters))
+            raise CheckpointError(f"{opened.config_file}: {error}") from None
+        model.tokenizer_path = opened.source
+        if opened.stored is not None:
+            fill_head(model.require_head(), opened.stored, opened.where)
+        if (adapters := opened.adapters) is not None:
+            model.adapt(lambda lm: Adapters.load(lm, adapters))
         return model.eval()
 
     def save_pretrained(
@@ -437,28 +234,7 @@ class MTPModel(Generating):
         Raises:
             CheckpointError: see `require_savable`.
         """
-        self.require_savable(backbone_path)
-        # What an earlier save left and this one does not write would not fit any more.
-        superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
-        if backbone_path is None:
-            superseded.append("model*.safetensors*")
-        with replacing(Path(path), superseded) as work:
-            if backbone_path is None:
-                store_by_rows(self.lm)  # others cannot be written
-                self.lm.save_pretrained(work)
-            if tokenizer is not None:
-                tokenizer.save_pretrained(work)
-            if self.head is not None:
-                reference = BackboneReference(
-                    self.fingerprint(),
-                    type(self.lm).__name__,
-                    _full_path(backbone_path),
-                    adapted=self.adapters is not None,
-                )
-                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
-                write_heads(work, stored)
-            if self.adapters is not None:
-                self.adapters.save(work / ADAPTERS_DIRECTORY)
+        self._assembled.save(Path(path), backbone_path, tokenizer)
 
     def push_to_hub(
         self,
@@ -488,19 +264,7 @@ class MTPModel(Generating):
             CheckpointError: see `require_savable`.
             InputError: `backbone_path` is a directory, which nobody else has.
         """
-        if backbone_path is not None and local_path(backbone_path).exists():
-            raise InputError(
-                f"backbone_path is {backbone_path}, a directory of this machine; name the Hub id "
-                "of the backbone, or leave it out to upload that too."
-            )
-        self.require_savable(backbone_path)
-        api = HfApi(token=token)
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        with TemporaryDirectory() as place:
-            directory = Path(place) / "model"
-            self.save_pretrained(directory, backbone_path=backbone_path, tokenizer=tokenizer)
-            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **options)
-        return str(done.commit_url)
+        return self._assembled.push(repo_id, backbone_path, tokenizer, private, token, options)
 
     def require_savable(self, backbone_path: str | Path | None = None) -> None:
         """Check that `save_pretrained` could write the model, and load it again.
@@ -509,129 +273,7 @@ class MTPModel(Generating):
             CheckpointError: there are adapters that it cannot save, or packed weights that
                 transformers cannot.
         """
-        kind, name = adapters_inside(self.lm), type(self.lm).__name__
-        if kind is not None and self.adapters is None:
-            raise CheckpointError(
-                f"{name} was given adapters ({kind}) that are not saved with heads: put them in "
-                "with MTPModel.adapt, or merge or remove them with the library that made them."
-            )
-        if backbone_path is not None:
-            return
-        if kind is not None:
-            raise CheckpointError(
-                "adapters are saved apart from their base: name its path, or merge them first."
-            )
-        quantizer = getattr(self.lm, "hf_quantizer", None)
-        if self.backbone.packed_by and not (quantizer and quantizer.is_serializable()):
-            raise CheckpointError(
-                f"the packed weights of {name} ({self.backbone.packed_by}) cannot be saved beside "
-                "heads: name the path that the backbone is loaded from."
-            )
-
-    def load_heads(self, stored: StoredHeads, where: str | Path) -> None:
-        """Copy stored tensors into the head; every one must be there, fit, and be wanted."""
-        own, given = self.require_head().state_dict(), stored.tensors or {}
-        wrong = [
-            f"{name} ({_shape(own.get(name))} expected, {_shape(given.get(name))} found)"
-            for name in sorted(own.keys() | given.keys())
-            if _shape(own.get(name)) != _shape(given.get(name))
-        ]
-        if wrong:
-            raise CheckpointError(
-                f"{where}: the heads do not fit their own config: {wrong[0]}"
-                + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
-            )
-        self.require_head().load_state_dict(given)
-
-
-def _one_device(
-    device: torch.device | str | None,
-    device_map: str | int | torch.device | Mapping[str, Any] | None,
-) -> torch.device | str | None:
-    """The device that both name, or None."""
-    if device_map is None:
-        return device
-    if device is not None:
-        raise InputError("device and device_map say the same; give one of them.")
-    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
-    spread = len(set(places)) != 1 or places[0] in ("disk", "meta")
-    if spread or (isinstance(places[0], str) and places[0].startswith("balanced")):
-        raise InputError(
-            f"device_map is {device_map!r}; heads need their backbone on one device: name it, or "
-            '"auto".'
-        )
-    if places[0] == "auto":
-        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
-        return found or torch.device("cpu")
-    return torch.device(places[0])
-
-
-def _full_path(backbone_path: str | Path | None) -> str | None:
-    """A directory's path as it holds from anywhere; a Hub id or a bundled model as it is."""
-    if backbone_path is None:
-        return None
-    path = local_path(backbone_path)
-    return str(path.absolute()) if path.is_dir() else str(backbone_path)
-
-
-def _backbone_of(where: str, stored: StoredHeads | None, given: str | Path | None) -> str:
-    """Where the backbone lies of the model at `where`; `given` goes before what its heads say."""
-    if given is not None and stored is None:
-        raise InputError(f"{where}: has no heads to put on the backbone at {given}.")
-    if given is not None:
-        return resolve(given)
-    if stored is None or stored.backbone.path is None:
-        return where
-    try:
-        return resolve(stored.backbone.path)
-    except InputError as error:
-        raise CheckpointError(
-            f"{config_file(Path(where))}: its backbone, {stored.backbone.path}, is not found "
-            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
-            "backbone=, or in that file."
-        ) from None
-
-
-def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | None:
-    """The type to load weights in; None where they stay as they are."""
-    if isinstance(dtype, str) and dtype == "auto":
-        return None
-    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise InputError(f'dtype is {dtype!r}; give "auto" or a type such as torch.bfloat16.')
-    if isinstance(backbone, PreTrainedModel) and backbone.dtype != found:
-        raise InputError(
-            f"dtype is {found}, and the backbone that is given has {backbone.dtype}; load it in "
-            "the type wanted."
-        )
-    return found
-
-
-def _check_fingerprint(
-    lm: PreTrainedModel, reference: BackboneReference, where: str | Path
-) -> None:
-    require_usable(lm)
-    found, architecture = fingerprint(lm), type(lm).__name__
-    if (found, architecture) != (reference.fingerprint, reference.architecture):
-        raise CheckpointError(
-            f"{where}: its heads belong to a {reference.architecture} with fingerprint "
-            f"{reference.fingerprint}, this backbone is a {architecture} with "
-            f"fingerprint {found}; load the heads onto the backbone they were trained on."
-        )
-
-
-def _head_config(stored: StoredHeads) -> HeadConfig:
-    """What to build, after a look at the tensors that are to fill it."""
-    config = head_class(str(stored.head.get("kind", ""))).Config.from_dict(stored.head)
-    if config.modules > len(stored.tensors or {}):
-        raise HeadError(
-            f"heads of depth {config.depth} have more modules than {HEADS_FILE} has tensors."
-        )
-    return config
-
-
-def _shape(tensor: Tensor | None) -> str:
-    return "none" if tensor is None else str(tuple(tensor.shape))
+        self._assembled.require_savable(backbone_path)
 
 
 def attach(
@@ -662,5 +304,5 @@ def attach(
         attached.tokenizer_path = place
     else:
         attached = MTPModel(model, head)
-    attached.warn_if_not_decoded()
+    warn_if_not_decoded(attached.backbone)
     return attached

@@ -16,13 +16,12 @@ from typing import Any, Self, cast
 import torch
 from transformers import GenerationMixin, PreTrainedModel
 
-from foretell.checkpoint import is_foretell_directory, read_heads
+from foretell.checkpoints import is_foretell_directory, read_heads, resolve
 from foretell.decoding import Batch, Drafter
 from foretell.decoding.cache import decodes
 from foretell.decoding.drafters import NAMED
 from foretell.errors import BackboneError, ForetellError, HeadError, InputError
 from foretell.generation import modes_kept
-from foretell.loading import resolve
 from foretell.model import MTPModel
 
 log = logging.getLogger(__name__)

@@ -21,7 +21,7 @@ import platform
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias
 import numpy as np
 
 from foretell.errors import InputError
+from foretell.files import local_path, replace_file
 
 if TYPE_CHECKING:
     import torch
@@ -327,62 +328,6 @@ def _plain(value: Any, where: str) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(item, where) for item in value]
     raise InputError(f"{where}: a {type(value).__name__} cannot be written as JSON")
-
-
-def local_path(path: str | Path) -> Path:
-    """`path` with the home directory in place of `~`, which shells leave in `--out=~/runs`."""
-    return Path(os.path.expanduser(path))
-
-
-def require_replaceable(path: Path, what: str, ours: Callable[[bytes], bool]) -> None:
-    """Refuse to write over a file that was not written here.
-
-    Args:
-        path: where to.
-        what: is to be written, for the message.
-        ours: whether a file's content is what is written here; an empty file may be replaced.
-
-    Raises:
-        InputError: another file is there, or something that is no file.
-    """
-    target = local_path(path)
-    try:
-        if not target.exists():
-            return
-        if not target.is_file():
-            raise InputError(f"cannot write the {what} {path}: it is not a file")
-        content = target.read_bytes()
-    except OSError as error:
-        raise InputError(f"cannot write the {what} {path}: {error.strerror}") from None
-    if content and not ours(content):
-        raise InputError(
-            f"cannot write the {what} {path}: another file is there, which would be lost; name "
-            "another path"
-        )
-
-
-def replace_file(path: Path, content: bytes, what: str, ours: Callable[[bytes], bool]) -> None:
-    """Put `content` at `path` by way of a complete file beside it; folders that lack are made.
-
-    Raises:
-        InputError: it cannot be written, or what is there is not `ours`, see
-            `require_replaceable`; `what` it is stands in the message.
-    """
-    require_replaceable(path, what, ours)
-    target = local_path(path).resolve()  # a link stays one
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except OSError as error:
-        raise InputError(f"cannot write the {what} {path}: {error.strerror}") from None
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 def _version(package: str) -> str | None:

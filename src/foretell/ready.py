@@ -10,12 +10,12 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from foretell.backbone import isolates_documents
+from foretell.checkpoints import load_tokenizer
 from foretell.data import REFUSED, Bad, PackedBlocks, read_documents, read_prompts
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.decoding import store_by_columns
 from foretell.errors import InputError
 from foretell.hardware import pick_device, pick_dtype
-from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
 
 

@@ -22,12 +22,12 @@ import torch
 from models import padded
 
 import foretell as ft
+from foretell.checkpoints import load_tokenizer, resolve
 from foretell.data import PackedBlocks, read_documents
 from foretell.data.tokenization import tokenize_all
 from foretell.decoding import NoDrafter, store_by_columns
 from foretell.formats import export
 from foretell.formats.exporting import BACKBONE
-from foretell.loading import load_tokenizer, resolve
 from foretell.provenance import provenance, write_result
 
 RESULT = Path(__file__).parents[2] / "results" / "engine-speed.json"

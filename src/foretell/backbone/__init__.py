@@ -10,7 +10,7 @@ from foretell.backbone.abilities import (
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.context import warn_longer
 from foretell.backbone.discovery import Scale
-from foretell.backbone.view import Backbone, BlockInit, BlockKind, fingerprint
+from foretell.backbone.view import Backbone, fingerprint
 from foretell.backbone.weights import require_usable
 
 __all__ = [
@@ -18,8 +18,6 @@ __all__ = [
     "Backbone",
     "BackboneOutput",
     "BlockCall",
-    "BlockInit",
-    "BlockKind",
     "Scale",
     "ability",
     "fingerprint",

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,6 +43,7 @@ from foretell.backbone.discovery import (
 )
 from foretell.backbone.rotary import Rotary, Rotation, document_reach, reads_again
 from foretell.backbone.weights import (
+    PLAIN,
     block_by_class,
     packed,
     packed_by,
@@ -52,13 +53,7 @@ from foretell.backbone.weights import (
 )
 from foretell.backbone.wide import WideBlock
 from foretell.errors import BackboneError, InputError
-from foretell.loading import PLAIN
-
-BlockInit = Literal["fresh", "copy"]
-"""Weights of a new block: the model's own random initialisation, or a copy of its last block."""
-
-BlockKind = Literal["same", "dense", "wide"]
-"""What a new block is: the same, without experts, or with an attention that reads twice as much."""
+from foretell.heads import BlockInit, BlockKind
 
 
 class Backbone:

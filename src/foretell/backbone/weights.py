@@ -1,5 +1,6 @@
-"""Weights that are not plain tensors: packed by a quantiser, or lying elsewhere."""
+"""Weights that are not plain tensors: packed by a quantiser, adapted, or lying elsewhere."""
 
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PreTrainedModel
 
-from foretell.adapters import adapters_inside
 from foretell.errors import BackboneError
-from foretell.loading import is_plain
+
+PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+"""Types of numbers that are weights without further ado."""
 
 
 def require_usable(model: PreTrainedModel) -> None:
@@ -27,6 +29,18 @@ def require_usable(model: PreTrainedModel) -> None:
             "MTPModel.from_pretrained, which merges them."
         )
     require_present(model)
+
+
+def adapters_inside(model: nn.Module) -> str | None:
+    """The class of an adapter inside or around `model`, whoever put it there; None without any."""
+    if "peft" not in sys.modules:  # which makes them all
+        return None
+    from peft import PeftModel
+    from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import AuxiliaryTrainingWrapper
+
+    kinds = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
+    return next((type(part).__name__ for part in model.modules() if isinstance(part, kinds)), None)
 
 
 def require_present(model: PreTrainedModel) -> None:
@@ -47,6 +61,25 @@ def require_present(model: PreTrainedModel) -> None:
             f"{name} is spread over {', '.join(devices)}; load it onto one device, without a "
             "device_map over several."
         )
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the weights in place, and of nothing else.
+
+    Buffers keep theirs: rotary frequencies must stay exact. Others, which a family computes from
+    its config, may not fit afterwards: give `load_causal_lm` the type wherever a model is loaded.
+    Modules with packed weights stay as they are, since their numbers mean something only so.
+    """
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if all(map(is_plain, own)):
+            for parameter in own:
+                parameter.data = parameter.data.to(dtype)
+
+
+def is_plain(parameter: Tensor) -> bool:
+    """Whether its values are floating-point numbers as they stand, not packed ones."""
+    return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 
 def packed(model: PreTrainedModel) -> dict[str, Tensor]:

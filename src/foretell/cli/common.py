@@ -15,11 +15,10 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from foretell import ready
-from foretell.adapters import base_of_adapters
+from foretell.checkpoints import base_of_adapters, resolve
 from foretell.cli.options import STDOUT
 from foretell.data import REFUSED, Bad, PackedBlocks
 from foretell.hardware import is_slow, slowdown
-from foretell.loading import resolve
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
 from foretell.report.formatting import aligned

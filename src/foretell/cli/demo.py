@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from foretell.checkpoints import load_tokenizer
 from foretell.cli import common
 from foretell.cli.bench import show_speed
 from foretell.cli.commands.demo import Demo
@@ -22,11 +23,11 @@ from foretell.evaluation import (
     methods_of,
 )
 from foretell.evaluation.methods import method_name
+from foretell.files import local_path, require_replaceable
 from foretell.generation.steps import counted, shown_steps
 from foretell.hardware import is_slow, pick_device
-from foretell.loading import load_tokenizer
 from foretell.model import MTPModel
-from foretell.provenance import is_result, local_path, require_replaceable
+from foretell.provenance import is_result
 from foretell.report import is_page, write_report
 from foretell.training import TrainConfig, build
 from foretell.training import train as run_training

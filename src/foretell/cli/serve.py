@@ -10,7 +10,7 @@ from foretell.cli.commands.serve import API_KEY, Serve
 from foretell.decoding import Sampling
 from foretell.errors import InputError, not_installed
 from foretell.evaluation.methods import method_name
-from foretell.provenance import local_path
+from foretell.files import local_path
 from foretell.ready import tokenizer_of
 
 

@@ -28,8 +28,8 @@ from foretell.decoding.batch import stopped_at
 from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import OBEYED, ByRow, constraints, obeyed, undrawn
 from foretell.errors import InputError
+from foretell.files import local_path, refusing, write_whole
 from foretell.model import MTPModel
-from foretell.provenance import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -198,17 +198,13 @@ class Continuations:
         }
         note = self.path.with_name(f"{self.path.name}.settings.json")
         text = json.dumps(settings, indent=2) + "\n"
-        try:
+        with refusing(self.path):
             self.done = self._keep_whole_batches() if self._was_begun(note, text) else 0
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not note.is_file():
-                _write_whole(note, text)
+                write_whole(note, text)
             with self.path.open("a"):
                 pass  # it can be written to
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written to ({error.strerror}); name another file."
-            ) from None
 
     def _was_begun(self, note: Path, text: str) -> bool:
         """Whether the file is there and ours to go on with, by the note beside it."""
@@ -322,17 +318,6 @@ def _continues(line: bytes, prompt: list[int]) -> bool:
     """Whether a line, perhaps half-written, is a continuation of `prompt`."""
     begin = json.dumps({"tokens": prompt})[:-2].encode() + b","
     return line.startswith(begin) or begin.startswith(line)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Write a file, and never half of it."""
-    work = path.with_name(f".{path.name}")
-    try:
-        work.write_bytes(text.encode())
-        work.replace(path)
-    except OSError:
-        work.unlink(missing_ok=True)
-        raise
 
 
 def _seed(seed: int, start: int) -> int:

@@ -23,7 +23,7 @@ from foretell.data.records import (
     without_nulls,
 )
 from foretell.errors import InputError
-from foretell.provenance import local_path
+from foretell.files import local_path
 
 TEXT_SUFFIXES = (".txt", ".md", ".py")
 """A file with one of these names is one document."""

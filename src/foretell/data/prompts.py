@@ -16,7 +16,7 @@ from foretell.data.documents import RECORD_SUFFIXES, decode, read_documents
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
 from foretell.errors import InputError
-from foretell.provenance import local_path
+from foretell.files import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from foretell.errors import InputError
+from foretell.files import local_path
 from foretell.model import MTPModel
-from foretell.provenance import local_path, read_result
+from foretell.provenance import read_result
 
 if TYPE_CHECKING:
     from foretell.formats.base import Layout

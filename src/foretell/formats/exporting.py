@@ -6,8 +6,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from foretell.checkpoint import is_foretell_directory, read_heads, replacing
+from foretell.checkpoints import is_foretell_directory, read_heads
 from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.files import local_path, replacing
 from foretell.formats.base import OUTPUT, Layout
 from foretell.formats.card import types, write_card
 from foretell.formats.files import (
@@ -24,7 +25,6 @@ from foretell.formats.importing import local_directory, require_apart
 from foretell.formats.registry import layout
 from foretell.formats.tying import as_engines_read
 from foretell.model import MTPModel
-from foretell.provenance import local_path
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foretell.checkpoint import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
+from foretell.checkpoints import CONFIG_FILES, HEADS_FILE, open_tensors, read_object
 from foretell.errors import CheckpointError, InputError
 
 CONFIG = "config.json"

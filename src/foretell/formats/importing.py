@@ -13,13 +13,17 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foretell.backbone import fingerprint
-from foretell.checkpoint import (
+from foretell.checkpoints import (
+    CONFIG_FILES,
     BackboneReference,
     StoredHeads,
-    replacing,
+    fill_head,
+    load_causal_lm,
+    resolve,
     write_heads,
 )
 from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.files import local_path, replacing
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded
 from foretell.formats.files import (
     CONFIG,
@@ -30,9 +34,7 @@ from foretell.formats.files import (
     writing,
 )
 from foretell.formats.registry import recognise
-from foretell.loading import load_causal_lm, resolve
 from foretell.model import MTPModel
-from foretell.provenance import local_path
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
         require_plain(base)
         layout = recognise(base)
         loaded = layout.load(base)
-        with replacing(out, SUPERSEDED) as work:
+        with replacing(out, SUPERSEDED, marks=CONFIG_FILES) as work:
             lm, reference = _backbone(layout, base, backbone, work)
             _check_shared(loaded, lm, directory)
             try:
@@ -101,7 +103,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
                 raise CheckpointError(f"{directory}: {error}") from None
             about = BackboneReference(fingerprint(lm), type(lm).__name__, reference)
             stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
-            model.load_heads(stored, directory)
+            fill_head(model.require_head(), stored, directory)
             write_heads(work, stored)
         parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
         return Imported(layout, loaded.head.depth, parameters, out)

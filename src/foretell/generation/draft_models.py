@@ -4,8 +4,8 @@ from typing import TYPE_CHECKING, TypeVar, cast
 
 from torch import Tensor
 
+from foretell.checkpoints import load_tokenizer
 from foretell.errors import CheckpointError, InputError
-from foretell.loading import load_tokenizer
 
 if TYPE_CHECKING:
     from foretell.generation.generating import Generating

@@ -2,6 +2,8 @@
 
 from foretell.errors import InputError
 from foretell.heads.base import (
+    BlockInit,
+    BlockKind,
     EmbedAhead,
     Head,
     HeadConfig,
@@ -30,6 +32,8 @@ def head_class(kind: str) -> type[Head]:
 __all__ = [
     "FINAL",
     "HEADS",
+    "BlockInit",
+    "BlockKind",
     "EmbedAhead",
     "Head",
     "HeadConfig",

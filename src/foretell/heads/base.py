@@ -10,14 +10,19 @@ Shapes: B batch, T time, K depths, D hidden.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 from torch import Tensor, nn
 
-from foretell.backbone import BlockInit, BlockKind
 from foretell.errors import InputError
 from foretell.fields import check_fields
 from foretell.heads.taps import FINAL, States, check_tap, make_tap
+
+BlockInit = Literal["fresh", "copy"]
+"""Weights of a new block: the model's own random initialisation, or a copy of its last block."""
+
+BlockKind = Literal["same", "dense", "wide"]
+"""What a new block is: the same, without experts, or with an attention that reads twice as much."""
 
 
 class RunBlock(Protocol):

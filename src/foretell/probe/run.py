@@ -14,15 +14,17 @@ from torch import Tensor
 
 from foretell.data import PackedBlocks
 from foretell.errors import InputError
+from foretell.files import local_path, refusing, require_replaceable, write_whole
 from foretell.model import MTPModel
 from foretell.probe.classes import TokenClasses
 from foretell.probe.methods import Method, Place
-from foretell.provenance import local_path, require_replaceable
 from foretell.tally import Tally
 from foretell.targets import IGNORE, NO_TARGET
 
 PER_ROW = 16
 """Positions sampled in one row, at most: neighbours have little new to tell."""
+
+JOURNAL = "journal of the run"
 
 AXES = ("method", "depth", "document_kind", "token_class")
 
@@ -163,7 +165,7 @@ class Journal:
         self.path, self.settings = local_path(path), json.loads(json.dumps(settings))
         self.done: dict[int, list[Any]] = {}
         self._begun = False
-        require_replaceable(self.path, "journal of the run", _is_journal)
+        require_replaceable(self.path, JOURNAL, _is_journal)
         lines = _whole_lines(self.path)
         if lines and lines[0] == self.settings:
             self.done = {index: records for index, records in lines[1:]}
@@ -174,22 +176,18 @@ class Journal:
         Raises:
             InputError: the file cannot be written.
         """
-        try:
+        with refusing(self.path, JOURNAL):
             if not self._begun:
                 self._begin()
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps([index, records]) + "\n")
-        except OSError as error:
-            raise InputError(f"cannot write {self.path}: {error.strerror}") from None
 
     def _begin(self) -> None:
         """Write anew what counts, in place of what may end in half a line."""
         self._begun = True
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = [self.settings, *([index, records] for index, records in self.done.items())]
-        whole = self.path.with_name(f"{self.path.name}.new")
-        whole.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-        whole.replace(self.path)
+        write_whole(self.path, "".join(json.dumps(line) + "\n" for line in lines))
 
     def remove(self) -> None:
         """The run is over."""

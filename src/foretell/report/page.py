@@ -13,7 +13,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from foretell.provenance import Row, replace_file, require_replaceable
+from foretell.files import replace_file, require_replaceable
+from foretell.provenance import Row
 from foretell.report.charts import Chart, charts_of, is_figure
 from foretell.report.charts.selecting import (
     by_depth,

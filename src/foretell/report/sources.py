@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from foretell.errors import InputError
-from foretell.provenance import Result, Row, local_path, read_result
+from foretell.files import local_path
+from foretell.provenance import Result, Row, read_result
 
 METRICS = "metrics.jsonl"
 LOSSES = ("depth_losses", "held_out_losses")

@@ -6,10 +6,15 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from foretell.backbone import isolates_documents
-from foretell.checkpoint import is_foretell_directory
+from foretell.checkpoints import (
+    BUNDLED,
+    is_foretell_directory,
+    load_causal_lm,
+    new_causal_lm,
+    resolve,
+)
 from foretell.data import REFUSED, Bad, PackedBlocks, StreamedBlocks, read_corpus
 from foretell.errors import InputError
-from foretell.loading import BUNDLED, load_causal_lm, new_causal_lm, resolve
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
 

@@ -16,9 +16,9 @@ from pydantic import (
 )
 
 from foretell.errors import InputError
+from foretell.files import local_path
 from foretell.heads import HeadConfig, ParallelHeads, head_class
 from foretell.objective import ObjectiveConfig
-from foretell.provenance import local_path
 
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, lt=1)]

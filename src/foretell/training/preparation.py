@@ -7,9 +7,9 @@ from typing import Any
 import torch
 
 from foretell.backbone import Backbone, isolates_documents
+from foretell.backbone.weights import cast_parameters
 from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.errors import BackboneError, InputError
-from foretell.loading import cast_parameters
 from foretell.model import MTPModel
 
 

@@ -12,8 +12,9 @@ from matplotlib.figure import Figure
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from foretell.backbone.weights import is_plain
+from foretell.files import whole_file, write_whole
 from foretell.heads import WeightedTap
-from foretell.loading import is_plain
 from foretell.model import MTPModel
 
 SAMPLE = 4096
@@ -60,10 +61,9 @@ class Departure:
     def __init__(self, path: Path, model: MTPModel) -> None:
         self.learns = {name: p.requires_grad for name, p in model.named_parameters()}
         if not path.is_file():
-            work = path.with_name(f".{path.name}")
             plain = {name: _sample(p) for name, p in model.named_parameters() if is_plain(p)}
-            save_file(plain, work)
-            work.replace(path)
+            with whole_file(path) as work:
+                save_file(plain, work)
         self.path = path
 
     def movements(self, model: MTPModel) -> list[Movement]:
@@ -132,7 +132,7 @@ def draw_curves(lines: Sequence[dict[str, Any]], path: Path) -> None:
     axes.grid(alpha=0.3)
     if lines:
         axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def tap_weights(model: MTPModel) -> list[list[float]]:
@@ -151,7 +151,12 @@ def draw_tap_weights(weights: Sequence[Sequence[float]], path: Path) -> None:
     axes.set_xlabel("residual state entering layer (the last one leaves the last block)")
     axes.set_yticks(range(len(weights)), [f"depth {depth + 1}" for depth in range(len(weights))])
     figure.colorbar(image, ax=axes, label="weight")
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole_file(path) as work:
+        figure.savefig(work, format="png", dpi=120)
 
 
 def write_report(
@@ -160,9 +165,9 @@ def write_report(
     """Write `movement.json`, `curves.png` and for a weighted tap `tap_weights.json` and `.png`."""
     movements = departure.movements(model)
     rows = [vars(movement) for movement in movements]
-    (directory / "movement.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_whole(directory / "movement.json", json.dumps(rows, indent=2) + "\n")
     draw_curves(list(lines), directory / "curves.png")
     if weights := tap_weights(model):
-        (directory / "tap_weights.json").write_text(json.dumps(weights) + "\n", encoding="utf-8")
+        write_whole(directory / "tap_weights.json", json.dumps(weights) + "\n")
         draw_tap_weights(weights, directory / "tap_weights.png")
     return movements

@@ -21,8 +21,8 @@ from typing import Any
 
 import yaml
 
-from foretell.checkpoint import lock
 from foretell.errors import InputError
+from foretell.files import lock, refusing, write_whole
 from foretell.training.config import TrainConfig
 
 SOURCE = "source.json"
@@ -128,21 +128,17 @@ class RunDirectory:
             raise InputError(f"{self.path}: holds a finished run; choose another directory.")
         if process is None:
             return
-        try:
+        with refusing(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             for path, text in texts.items():
-                _write(path, text)
+                write_whole(path, text)
             self._record(process)
-        except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be written to ({error.strerror}); name another directory."
-            ) from None
 
     def _record(self, process: dict[str, Any]) -> None:
         """Append to the provenance: a resumed run may go on elsewhere."""
         path = self.path / PROVENANCE
         before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
-        _write(path, json.dumps([*before, process], indent=2) + "\n")
+        write_whole(path, json.dumps([*before, process], indent=2) + "\n")
 
     def resume_point(self) -> ResumePoint | None:
         """The newest whole checkpoint."""
@@ -159,6 +155,8 @@ class RunDirectory:
             for left_over in self.path.glob(pattern):
                 if left_over not in whole:
                     shutil.rmtree(left_over)
+        for half_written in self.path.glob(".*.tmp"):
+            half_written.unlink()
         self._forget_metrics_after(max(map(_step_of, whole), default=0))
 
     def _whole_checkpoints(self) -> list[Path]:
@@ -167,7 +165,7 @@ class RunDirectory:
     def mark_complete(self, step: int, seconds: float) -> None:
         """Declare `checkpoint-{step}` whole."""
         marker = self.path / f"checkpoint-{step}" / COMPLETE
-        _write(marker, json.dumps({"seconds": seconds}) + "\n")
+        write_whole(marker, json.dumps({"seconds": seconds}) + "\n")
 
     def log(self, line: dict[str, Any]) -> None:
         """Append to the metrics."""
@@ -200,14 +198,7 @@ class RunDirectory:
             for line in self._metrics.read_text(encoding="utf-8").splitlines(keepends=True)
             if line.endswith("\n") and json.loads(line)["step"] <= step
         ]
-        _write(self._metrics, "".join(kept))
-
-
-def _write(path: Path, text: str) -> None:
-    """Put a whole file in the place of what was there, or leave that."""
-    work = path.with_name(f".{path.name}")
-    work.write_text(text, encoding="utf-8")
-    work.replace(path)
+        write_whole(self._metrics, "".join(kept))
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -21,13 +21,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from foretell.adapters import Adapters
+from foretell.checkpoints import Adapters
 from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.errors import InputError
+from foretell.files import local_path
 from foretell.model import MTPModel
 from foretell.objective import ObjectiveConfig
 from foretell.probe import require_branches
-from foretell.provenance import local_path, provenance
+from foretell.provenance import provenance
 from foretell.targets import count_targets
 from foretell.training.config import TrainConfig
 from foretell.training.marginals import marginal_targets

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from foretell.backbone import Backbone, ability
 from foretell.backbone.discovery import near
+from foretell.backbone.weights import cast_parameters
 from foretell.decoding.cache.past import new_past
 from foretell.errors import BackboneError
-from foretell.loading import cast_parameters
 
 
 @ability

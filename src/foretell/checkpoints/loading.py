@@ -24,10 +24,12 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from foretell.adapters import Adapters, base_of_adapters
-from foretell.checkpoint import CONFIG_FILES, GGUF, open_tensors, read_object, require_itself
+from foretell.backbone.weights import is_plain
+from foretell.checkpoints.adapters import Adapters, base_of_adapters
+from foretell.checkpoints.heads import CONFIG_FILES
+from foretell.checkpoints.reading import GGUF, open_tensors, read_object, require_itself
 from foretell.errors import BackboneError, CheckpointError, InputError
-from foretell.provenance import local_path
+from foretell.files import local_path
 
 INDEX = "model.safetensors.index.json"
 _WRAPPERS = re.compile(
@@ -47,9 +49,6 @@ _OTHER_WEIGHTS = {
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
-
-PLAIN = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-"""Types of numbers that are weights without further ado."""
 
 
 def resolve(name: str | Path) -> str:
@@ -183,25 +182,6 @@ def _some_logits(model: PreTrainedModel) -> Tensor:
     vocabulary = int(model.config.get_text_config().vocab_size)
     tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
     return cast(Tensor, model(input_ids=tokens, use_cache=False).logits)
-
-
-def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the type of the weights in place, and of nothing else.
-
-    Buffers keep theirs: rotary frequencies must stay exact. Others, which a family computes from
-    its config, may not fit afterwards: give `load_causal_lm` the type wherever a model is loaded.
-    Modules with packed weights stay as they are, since their numbers mean something only so.
-    """
-    for module in model.modules():
-        own = list(module.parameters(recurse=False))
-        if all(map(is_plain, own)):
-            for parameter in own:
-                parameter.data = parameter.data.to(dtype)
-
-
-def is_plain(parameter: Tensor) -> bool:
-    """Whether its values are floating-point numbers as they stand, not packed ones."""
-    return type(parameter.data) is Tensor and parameter.dtype in PLAIN
 
 
 def new_causal_lm(

@@ -6,9 +6,8 @@ alone, of any kind that can become part of weights, is merged when it is loaded.
 """
 
 import json
-import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,8 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
+from foretell.backbone import Backbone, fingerprint
+from foretell.backbone.weights import adapters_inside
 from foretell.errors import CheckpointError, InputError, not_installed
 
 
@@ -27,10 +28,12 @@ class Adapters:
 
     Attributes:
         peft_model: peft's wrapper around the model.
+        base: the fingerprint of the model without them.
         learned: the model's own parameters that learned before, and do again without adapters.
     """
 
     peft_model: Any
+    base: str
     learned: tuple[nn.Parameter, ...]
 
     @classmethod
@@ -56,10 +59,10 @@ class Adapters:
             target_modules=targets,
             task_type="CAUSAL_LM",
         )
-        learned = _learning(model)
+        base, learned = fingerprint(model), _learning(model)
         try:
             with _quiet_peft():
-                return cls(peft.get_peft_model(model, config), learned)
+                return cls(peft.get_peft_model(model, config), base, learned)
         except ValueError as error:
             reason = _one_line(error)
             raise InputError(f"adapters do not fit {type(model).__name__}: {reason}") from None
@@ -71,7 +74,7 @@ class Adapters:
         Raises:
             CheckpointError: they are missing or do not fit, or are no part of the model's layers.
         """
-        peft, learned = _peft(), _learning(model)
+        peft, base, learned = _peft(), fingerprint(model), _learning(model)
         try:
             kind = peft.PeftConfig.from_pretrained(str(path))
             if kind.is_prompt_learning or kind.is_adaption_prompt:
@@ -89,7 +92,7 @@ class Adapters:
                 "another model, name it in adapter_config.json, else merge them with peft and "
                 "load the result."
             ) from None
-        return cls(loaded, learned)
+        return cls(loaded, base, learned)
 
     def save(self, path: Path) -> None:
         """Write them, without their base, as peft does."""
@@ -116,6 +119,29 @@ class Adapters:
     def _learn_again(self) -> None:
         for parameter in self.learned:
             parameter.requires_grad_(True)
+
+
+def insert_adapters(backbone: Backbone, make: Callable[[PreTrainedModel], Adapters]) -> Adapters:
+    """Put adapters, made by `make`, into a backbone that heads read.
+
+    Raises:
+        InputError: there are some already, or they adapt the embedding or the output head.
+    """
+    lm = backbone.model
+    if adapters_inside(lm) is not None:
+        raise InputError(
+            f"{type(lm).__name__} has adapters inside already; merge them first, or train them on "
+            "with recipe native."
+        )
+    read = (backbone.embedding, backbone.output)
+    adapters = make(lm)
+    if (backbone.embedding, backbone.output) != read:
+        adapters.remove()
+        raise InputError(
+            "adapters on the embedding or the output head do not go with heads, which read both "
+            "directly; leave them out of the targets."
+        )
+    return adapters
 
 
 def base_of_adapters(where: str) -> str | None:
@@ -148,18 +174,6 @@ def base_of_adapters(where: str) -> str | None:
             "is loaded by name; fetch that one to a directory and write its path there."
         )
     return base
-
-
-def adapters_inside(model: nn.Module) -> str | None:
-    """The class of an adapter inside or around `model`, whoever put it there; None without any."""
-    if "peft" not in sys.modules:  # which makes them all
-        return None
-    from peft import PeftModel
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import AuxiliaryTrainingWrapper
-
-    kinds = (PeftModel, BaseTunerLayer, AuxiliaryTrainingWrapper)
-    return next((type(part).__name__ for part in model.modules() if isinstance(part, kinds)), None)
 
 
 def _learning(model: nn.Module) -> tuple[nn.Parameter, ...]:

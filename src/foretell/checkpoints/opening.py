@@ -1,0 +1,187 @@
+"""Opening a foretell directory, or a plain checkpoint: what is in it, checked and loaded."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from foretell.backbone import fingerprint, require_usable
+from foretell.checkpoints.heads import (
+    ADAPTERS_DIRECTORY,
+    HEADS_FILE,
+    BackboneReference,
+    StoredHeads,
+    config_file,
+    is_foretell_directory,
+    read_heads,
+)
+from foretell.checkpoints.loading import load_causal_lm, resolve
+from foretell.errors import CheckpointError, HeadError, InputError
+from foretell.heads import Head, HeadConfig, head_class
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What lies in a directory.
+
+    Attributes:
+        where: the directory.
+        source: where the backbone was loaded from, and its tokenizer lies.
+        lm: the backbone; of heads that were stored, it is theirs.
+        stored: the heads; None where there are none.
+    """
+
+    where: str
+    source: str
+    lm: PreTrainedModel
+    stored: StoredHeads | None
+
+    @property
+    def config_file(self) -> Path:
+        """What describes the heads."""
+        return config_file(Path(self.where))
+
+    @property
+    def adapters(self) -> Path | None:
+        """Where the adapters lie that belong into the backbone."""
+        adapted = self.stored is not None and self.stored.backbone.adapted
+        return Path(self.where) / ADAPTERS_DIRECTORY if adapted else None
+
+    def head_config(self) -> HeadConfig | None:
+        """What to build, after a look at the tensors that are to fill it.
+
+        Raises:
+            InputError, HeadError: heads cannot be told so, or have too few tensors.
+        """
+        if self.stored is None:
+            return None
+        config = head_class(str(self.stored.head.get("kind", ""))).Config.from_dict(
+            self.stored.head
+        )
+        if config.modules > len(self.stored.tensors or {}):
+            raise HeadError(
+                f"heads of depth {config.depth} have more modules than {HEADS_FILE} has tensors."
+            )
+        return config
+
+
+def open_checkpoint(
+    path: str | Path,
+    backbone: PreTrainedModel | str | Path | None,
+    dtype: torch.dtype | str,
+    device: torch.device | str | None,
+    device_map: str | int | torch.device | Mapping[str, Any] | None,
+) -> Opened:
+    """What lies at `path`, its backbone loaded; see `MTPModel.from_pretrained`."""
+    device = _one_device(device, device_map)
+    wanted = _weights_type(dtype, backbone)
+    where = resolve(path)
+    stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
+    source, rounded = where, False
+    if backbone is None or isinstance(backbone, (str, Path)):
+        source = _backbone_of(where, stored, backbone)
+        backbone = load_causal_lm(source, wanted)
+        rounded = wanted == torch.float16  # more than the fingerprint does
+    if stored is not None:
+        other = rounded and fingerprint(backbone) != stored.backbone.fingerprint
+        checked = load_causal_lm(source) if other else backbone
+        _check_fingerprint(checked, stored.backbone, where)
+    if device is not None:
+        backbone.to(device)  # type: ignore[arg-type]
+    return Opened(where, source, backbone, stored)
+
+
+def fill_head(head: Head, stored: StoredHeads, where: str | Path) -> None:
+    """Copy stored tensors into a head; every one must be there, fit, and be wanted.
+
+    Raises:
+        CheckpointError: one is not.
+    """
+    own, given = head.state_dict(), stored.tensors or {}
+    wrong = [
+        f"{name} ({_shape(own.get(name))} expected, {_shape(given.get(name))} found)"
+        for name in sorted(own.keys() | given.keys())
+        if _shape(own.get(name)) != _shape(given.get(name))
+    ]
+    if wrong:
+        raise CheckpointError(
+            f"{where}: the heads do not fit their own config: {wrong[0]}"
+            + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
+        )
+    head.load_state_dict(given)
+
+
+def _one_device(
+    device: torch.device | str | None,
+    device_map: str | int | torch.device | Mapping[str, Any] | None,
+) -> torch.device | str | None:
+    """The device that both name, or None."""
+    if device_map is None:
+        return device
+    if device is not None:
+        raise InputError("device and device_map say the same; give one of them.")
+    places = list(device_map.values()) if isinstance(device_map, Mapping) else [device_map]
+    spread = len(set(places)) != 1 or places[0] in ("disk", "meta")
+    if spread or (isinstance(places[0], str) and places[0].startswith("balanced")):
+        raise InputError(
+            f"device_map is {device_map!r}; heads need their backbone on one device: name it, or "
+            '"auto".'
+        )
+    if places[0] == "auto":
+        found = torch.accelerator.is_available() and torch.accelerator.current_accelerator()
+        return found or torch.device("cpu")
+    return torch.device(places[0])
+
+
+def _backbone_of(where: str, stored: StoredHeads | None, given: str | Path | None) -> str:
+    """Where the backbone lies of the model at `where`; `given` goes before what its heads say."""
+    if given is not None and stored is None:
+        raise InputError(f"{where}: has no heads to put on the backbone at {given}.")
+    if given is not None:
+        return resolve(given)
+    if stored is None or stored.backbone.path is None:
+        return where
+    try:
+        return resolve(stored.backbone.path)
+    except InputError as error:
+        raise CheckpointError(
+            f"{config_file(Path(where))}: its backbone, {stored.backbone.path}, is not found "
+            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
+            "backbone=, or in that file."
+        ) from None
+
+
+def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | None:
+    """The type to load weights in; None where they stay as they are."""
+    if isinstance(dtype, str) and dtype == "auto":
+        return None
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or not found.is_floating_point:
+        raise InputError(f'dtype is {dtype!r}; give "auto" or a type such as torch.bfloat16.')
+    if isinstance(backbone, PreTrainedModel) and backbone.dtype != found:
+        raise InputError(
+            f"dtype is {found}, and the backbone that is given has {backbone.dtype}; load it in "
+            "the type wanted."
+        )
+    return found
+
+
+def _check_fingerprint(
+    lm: PreTrainedModel, reference: BackboneReference, where: str | Path
+) -> None:
+    require_usable(lm)
+    found, architecture = fingerprint(lm), type(lm).__name__
+    if (found, architecture) != (reference.fingerprint, reference.architecture):
+        raise CheckpointError(
+            f"{where}: its heads belong to a {reference.architecture} with fingerprint "
+            f"{reference.fingerprint}, this backbone is a {architecture} with "
+            f"fingerprint {found}; load the heads onto the backbone they were trained on."
+        )
+
+
+def _shape(tensor: Tensor | None) -> str:
+    return "none" if tensor is None else str(tuple(tensor.shape))

@@ -1,0 +1,124 @@
+"""Saving a backbone, its head and its adapters together: to a directory, or to the Hub."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel
+
+from foretell.backbone import fingerprint
+from foretell.backbone.weights import adapters_inside, packed_by
+from foretell.checkpoints.adapters import Adapters
+from foretell.checkpoints.heads import (
+    ADAPTERS_DIRECTORY,
+    CONFIG_FILES,
+    HEADS_FILE,
+    BackboneReference,
+    StoredHeads,
+    write_heads,
+)
+from foretell.decoding import store_by_rows
+from foretell.errors import CheckpointError, InputError
+from foretell.files import local_path, replacing
+from foretell.heads import Head
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """What is saved together.
+
+    Attributes:
+        lm: the backbone.
+        head: None where there is none.
+        adapters: inside of `lm`, ours to save; None where there are none.
+    """
+
+    lm: PreTrainedModel
+    head: Head | None
+    adapters: Adapters | None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the backbone, or of its base where adapters are inside."""
+        return fingerprint(self.lm) if self.adapters is None else self.adapters.base
+
+    def require_savable(self, backbone_path: str | Path | None = None) -> None:
+        """See `MTPModel.require_savable`."""
+        kind, name = adapters_inside(self.lm), type(self.lm).__name__
+        if kind is not None and self.adapters is None:
+            raise CheckpointError(
+                f"{name} was given adapters ({kind}) that are not saved with heads: put them in "
+                "with MTPModel.adapt, or merge or remove them with the library that made them."
+            )
+        if backbone_path is not None:
+            return
+        if kind is not None:
+            raise CheckpointError(
+                "adapters are saved apart from their base: name its path, or merge them first."
+            )
+        quantizer = getattr(self.lm, "hf_quantizer", None)
+        packer = packed_by(self.lm)
+        if packer and not (quantizer and quantizer.is_serializable()):
+            raise CheckpointError(
+                f"the packed weights of {name} ({packer}) cannot be saved beside heads: name the "
+                "path that the backbone is loaded from."
+            )
+
+    def save(self, path: Path, backbone_path: str | Path | None, tokenizer: Any) -> None:
+        """See `MTPModel.save_pretrained`."""
+        self.require_savable(backbone_path)
+        # What an earlier save left and this one does not write would not fit any more.
+        superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
+        if backbone_path is None:
+            superseded.append("model*.safetensors*")
+        with replacing(path, superseded, marks=CONFIG_FILES) as work:
+            if backbone_path is None:
+                store_by_rows(self.lm)  # others cannot be written
+                self.lm.save_pretrained(work)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(work)
+            if self.head is not None:
+                reference = BackboneReference(
+                    self.fingerprint,
+                    type(self.lm).__name__,
+                    _full_path(backbone_path),
+                    adapted=self.adapters is not None,
+                )
+                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
+                write_heads(work, stored)
+            if self.adapters is not None:
+                self.adapters.save(work / ADAPTERS_DIRECTORY)
+
+    def push(
+        self,
+        repo_id: str,
+        backbone_path: str | None,
+        tokenizer: Any,
+        private: bool | None,
+        token: str | bool | None,
+        options: dict[str, Any],
+    ) -> str:
+        """See `MTPModel.push_to_hub`."""
+        if backbone_path is not None and local_path(backbone_path).exists():
+            raise InputError(
+                f"backbone_path is {backbone_path}, a directory of this machine; name the Hub id "
+                "of the backbone, or leave it out to upload that too."
+            )
+        self.require_savable(backbone_path)
+        api = HfApi(token=token)
+        api.create_repo(repo_id, private=private, exist_ok=True)
+        with TemporaryDirectory() as place:
+            directory = Path(place) / "model"
+            self.save(directory, backbone_path, tokenizer)
+            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **options)
+        return str(done.commit_url)
+
+
+def _full_path(backbone_path: str | Path | None) -> str | None:
+    """A directory's path as it holds from anywhere; a Hub id or a bundled model as it is."""
+    if backbone_path is None:
+        return None
+    path = local_path(backbone_path)
+    return str(path.absolute()) if path.is_dir() else str(backbone_path)

@@ -1,0 +1,220 @@
+"""The loss of a backbone and its head on a batch: one pass of the trunk, and depths 0…K from it.
+
+Shapes: B batch, T time, K depths, D hidden, V vocabulary.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+
+from foretell.backbone import Backbone, BackboneOutput
+from foretell.errors import InputError
+from foretell.heads import FINAL, Head, States
+from foretell.objective.config import ObjectiveConfig
+from foretell.objective.gradients import Objective, all_depths, depth_by_depth
+from foretell.objective.loss import BackboneTarget, MarginalTarget, Target
+from foretell.targets import IGNORE, depth_targets, tokens_ahead
+
+
+@dataclass
+class MTPOutput:
+    """What a pass of the model returns.
+
+    Attributes:
+        loss: the weighted sum, a scalar.
+        depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
+            depth learns from a teacher.
+        unembed: computes `logits`.
+    """
+
+    loss: Tensor
+    depth_losses: Tensor
+    unembed: Callable[[], Tensor] = field(repr=False)
+
+    @property
+    def logits(self) -> Tensor:
+        """(B, T, V), the backbone's own; computed when asked for, since training needs none."""
+        return self.unembed()
+
+
+@dataclass(frozen=True)
+class JointLoss:
+    """The loss of depths 0…K.
+
+    Attributes:
+        backbone: computes the trunk.
+        head: predicts depths 1…K from it; None: there is depth 0 alone.
+        backbone_learns: whether gradients reach the backbone; if not, depth 0 counts nothing.
+        in_order: whether gradients are computed depth by depth, see
+            `foretell.objective.gradients`; otherwise by autograd over all depths.
+    """
+
+    backbone: Backbone
+    head: Head | None
+    backbone_learns: bool = True
+    in_order: bool = True
+
+    @property
+    def depth(self) -> int:
+        """K; 0 without a head."""
+        return 0 if self.head is None else self.head.depth
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The residual states that the head reads."""
+        return () if self.head is None else self.head.layers
+
+    def __call__(
+        self,
+        tokens: Tensor,
+        position_ids: Tensor | None = None,
+        labels: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        *,
+        objective: ObjectiveConfig | None = None,
+        weights: Sequence[float] | None = None,
+        counts: Tensor | None = None,
+        marginals: Mapping[int, MarginalTarget] | None = None,
+        trunk: BackboneOutput | None = None,
+        passes: int = 1,
+    ) -> MTPOutput:
+        """Of a batch; what is given, and raised, is as in `MTPModel.forward`."""
+        objective = objective or ObjectiveConfig()
+        weights = list(objective.at(self.depth) if weights is None else weights)
+        if len(weights) != self.depth + 1:
+            raise InputError(
+                f"{len(weights)} weights were given; depths 0 to {self.depth} take one each."
+            )
+        if not self.backbone_learns:
+            weights[0] = 0.0
+        output = trunk or self._trunk(tokens, position_ids, attention_mask)
+        if labels is None:
+            seen = attention_mask
+            labels = tokens if seen is None else tokens.masked_fill(seen == 0, IGNORE)
+        targets = [
+            Target(
+                depth_targets(labels, depth, position_ids).flatten(),  # (B·T,)
+                None if counts is None else counts[depth],
+                self._teacher(objective, depth, output, marginals),
+                objective.distill_share,
+            )
+            for depth in range(self.depth + 1)
+        ]
+        loss, depth_losses = self._losses(tokens, output, targets, weights)
+        loss = loss + self.backbone.auxiliary_loss(output) / passes
+        return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
+
+    def _trunk(
+        self, tokens: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
+    ) -> BackboneOutput:
+        """The backbone's pass, with gradients where it learns."""
+        with torch.set_grad_enabled(self.backbone_learns and torch.is_grad_enabled()):
+            return self.backbone(
+                tokens,
+                attention_mask=attention_mask,
+                position_ids=position_ids,
+                layers=self.layers,
+                auxiliary=torch.is_grad_enabled(),
+            )
+
+    def _teacher(
+        self,
+        objective: ObjectiveConfig,
+        depth: int,
+        output: BackboneOutput,
+        marginals: Mapping[int, MarginalTarget] | None,
+    ) -> BackboneTarget | MarginalTarget | None:
+        """What a depth learns from beside the text."""
+        if depth == 0 or objective.distill == "none":
+            return None
+        if objective.distill == "marginal":
+            if marginals is None:
+                raise InputError("an objective that distills marginals has to be given them.")
+            return marginals[depth]
+        final, unembed = output.final.detach(), self.backbone.unembed
+        return BackboneTarget(final, depth, unembed, objective.temperature)
+
+    def _losses(
+        self,
+        tokens: Tensor,
+        output: BackboneOutput,
+        targets: Sequence[Target],
+        weights: Sequence[float],
+    ) -> tuple[Tensor, Tensor]:
+        """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
+        layers = (FINAL, *self.layers)
+
+        def compute(states: Sequence[Tensor], depths: Sequence[int]) -> list[Tensor]:
+            by_layer = dict(zip(layers, states, strict=True))
+            found = [by_layer[FINAL]] if 0 in depths else []
+            deeper = [depth for depth in depths if depth > 0]
+            if self.head is not None and deeper:
+                found += depth_hidden(self.backbone, self.head, tokens, output, deeper, by_layer)
+            return found
+
+        states = [output.final, *(output.states[layer] for layer in self.layers)]
+        unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
+        alone = self.head is None or not self.head.chained
+        deeper = range(1, self.depth + 1)
+        groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
+        work = Objective(compute, groups, targets, weights, unembed, vocab_size)
+        in_order = self.in_order and torch.is_grad_enabled()
+        if in_order and not output.call.requires_grad:
+            return depth_by_depth(work, states, self._learning_beside_trunk())
+        return all_depths(work, states)
+
+    def _learning_beside_trunk(self) -> list[nn.Parameter]:
+        """The parameters that a loss reaches without going through the trunk's states.
+
+        Those of a backbone that rests are left out, also where they are to learn later.
+        """
+        tables = [self.backbone.embedding, self.backbone.output] if self.backbone_learns else []
+        parts = [*tables, *([] if self.head is None else [self.head])]
+        found = {id(p): p for part in parts for p in part.parameters()}
+        return [parameter for parameter in found.values() if parameter.requires_grad]
+
+
+def depth_hidden(
+    backbone: Backbone,
+    head: Head,
+    tokens: Tensor,
+    output: BackboneOutput,
+    depths: Sequence[int] | None = None,
+    states: States | None = None,
+) -> list[Tensor]:
+    """What the output head reads for `depths` over a row, (B, T, D) each.
+
+    Args:
+        backbone: whose pass it was.
+        head: that reads it.
+        tokens: (B, T), the row that `output` was computed from.
+        output: a pass of the backbone that kept `head.layers`.
+        depths: which of 1…K; all by default.
+        states: in place of the pass's own.
+    """
+
+    def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+        return output.call(block, hidden)
+
+    def embed_ahead(distance: int) -> Tensor:
+        ahead = backbone.embed(tokens_ahead(tokens, distance))  # (B, T, D)
+        if distance == 1 and head.zero_first:
+            ahead = ahead.masked_fill(_first(tokens, output).unsqueeze(-1), 0.0)
+        return ahead
+
+    states = states or {FINAL: output.final, **output.states}
+    found: list[Tensor] = head(
+        states, embed_ahead, run, range(1, head.depth + 1) if depths is None else depths
+    )
+    return found
+
+
+def _first(tokens: Tensor, output: BackboneOutput) -> Tensor:
+    """(B, T) where a document begins, by the positions that the pass was given."""
+    positions = output.positions
+    if positions is None:
+        positions = torch.arange(tokens.shape[1], device=tokens.device)
+    return (positions == 0).expand_as(tokens)
