@@ -50,7 +50,7 @@ demo: $(READY) ## run the main job on the bundled model and real text, with a re
 	@$(BIN)/foretell demo
 
 docs: .venv-docs/.ready ## the documentation as a site in build/docs (small download)
-	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
 	@echo "Open build/docs/index.html"
 
 .venv-docs/.ready: requirements-docs.txt

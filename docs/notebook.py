@@ -21,9 +21,7 @@ def cells(page: str) -> list[dict[str, Any]]:
     found = [_text(text)]
     for language, code, after in zip(*[iter(others)] * 3, strict=True):
         found += [_code(language, code), _text(after)]
-    return [
-        {**cell, "id": f"cell-{number}"} for number, cell in enumerate(found) if cell["source"]
-    ]
+    return [{**cell, "id": f"cell-{number}"} for number, cell in enumerate(found) if cell["source"]]
 
 
 def _text(text: str) -> dict[str, Any]:
