@@ -11,7 +11,7 @@ PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pins demo test test-oldest test-pinned test-newest test-engines bench-engines smollm2 lint types layers format bench figures clean
+.PHONY: help setup pins demo docs test test-oldest test-pinned test-newest test-engines bench-engines smollm2 lint types layers format bench figures clean
 ENGINES := .venv-engines
 
 help: ## list the targets
@@ -34,16 +34,29 @@ $(READY): pyproject.toml requirements-dev.txt
 	@$(BIN)/python $(PIP) $(OWN)
 	@touch $@
 
-pins: ## renew requirements-dev.txt: the newest versions of everything but TORCH
+pins: ## renew requirements-dev.txt and requirements-docs.txt: the newest versions of everything but TORCH
 	@rm -rf .venv-pins && $(PYTHON) -m venv .venv-pins
 	@.venv-pins/bin/python $(PIP) torch==$(TORCH)
 	@.venv-pins/bin/python $(PIP) '.[dev]'
 	@{ sed '/^[^#]/,$$d' requirements-dev.txt; \
 	   .venv-pins/bin/python -m pip freeze --exclude foretell | sed 's/+cpu$$//'; } > requirements-dev.new
 	@mv requirements-dev.new requirements-dev.txt && rm -rf .venv-pins
+	@rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python $(PIP) mkdocs-material 'mkdocstrings[python]'
+	@{ sed '/^[^#]/,$$d' requirements-docs.txt; .venv-docs/bin/python -m pip freeze; } > requirements-docs.new
+	@mv requirements-docs.new requirements-docs.txt && touch .venv-docs/.ready
 
 demo: $(READY) ## run the main job on the bundled model and real text, with a report (minutes, no network)
 	@$(BIN)/foretell demo
+
+docs: .venv-docs/.ready ## the documentation as a site in build/docs (small download)
+	@NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict
+	@echo "Open build/docs/index.html"
+
+.venv-docs/.ready: requirements-docs.txt
+	@rm -rf .venv-docs && $(PYTHON) -m venv .venv-docs
+	@.venv-docs/bin/python $(PIP) --requirement requirements-docs.txt
+	@touch $@
 
 test: lint types layers ## lint, types, layers, then the tests
 	@$(PYTEST_ENV) $(BIN)/python -m pytest $(PYTEST_ARGS)
@@ -106,8 +119,9 @@ bench: $(READY) ## run benchmarks/*.py, which write result files to results/ (lo
 	@set -e; for script in benchmarks/[!_]*.py; do \
 	  case $$script in */gpu.py|*/smollm2.py) continue;; esac; echo "$$script"; $(BIN)/python "$$script"; done
 
-figures: $(READY) ## fill the figures of README and docs from results/
+figures: $(READY) ## fill the figures of README and docs from results/, and write the tutorial's notebook
 	@$(BIN)/python docs/fill_figures.py
+	@$(BIN)/python docs/notebook.py
 
 clean: ## remove caches and build output; .venv/ stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

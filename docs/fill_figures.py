@@ -2,7 +2,8 @@
 
 A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result
 becomes a table, whose columns follow from the command that wrote it. Two files are a probe and what
-heads reached: a table of both.
+heads reached: a table of both. `<!-- results/FILE: NAME, NAME -->` keeps the rows of these names.
+`<!-- foretell COMMAND -->` is a table of that command's options.
 """
 
 import argparse
@@ -12,13 +13,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from typer.main import get_command
+
+from foretell.cli import app
 from foretell.provenance import Result, read_result
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-PLACE = re.compile(r"(<!-- (results/\S+(?: results/\S+)?) -->\n).*?(<!-- end -->)", re.DOTALL)
+PLACE = re.compile(
+    r"(?P<begin><!-- (?:foretell (?P<command>\w+)|"
+    r"(?P<files>results/[^\s:]+(?: results/[^\s:]+)?)(?:: (?P<rows>[^\n]+))?) -->\n)"
+    r".*?(?P<end><!-- end -->)",
+    re.DOTALL,
+)
 
 
 def speed(result: Result) -> list[list[str]]:
@@ -196,18 +205,47 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def render(paths: list[Path]) -> str:
+def options(command: str) -> list[list[str]]:
+    """The options of a command, as its help has them."""
+    found = get_command(app).commands[command]
+    context = found.make_context(command, [], resilient_parsing=True)
+    table = [["option", "meaning"]]
+    for parameter in found.params:
+        if record := parameter.get_help_record(context):
+            names, meaning = (text.replace("|", "\\|") for text in record)
+            table.append([f"`{names}`", meaning.replace("*", "\\*")])
+    return table
+
+
+def render(paths: list[Path], kept: list[str] | None = None) -> str:
     first, *others = paths
     if first.suffix == ".txt":
         return f"```\n{first.read_text(encoding='utf-8').strip()}\n```\n"
     result = read_result(first)
     header, *rows = predicted(paths) if others else TABLES[result.command](result)
+    if kept is not None:
+        by_name = {row[0]: row for row in rows}
+        rows = [by_name[name] for name in kept]
+    return written([header, *rows])
+
+
+def written(table: list[list[str]]) -> str:
+    header, *rows = table
     lines = [header, ["---"] * len(header), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def filled(place: re.Match[str]) -> str:
+    if place["command"]:
+        inside = written(options(place["command"]))
+    else:
+        kept = place["rows"] and place["rows"].split(", ")
+        inside = render([ROOT / name for name in place["files"].split()], kept)
+    return place["begin"] + inside + place["end"]
+
+
 def fill(text: str) -> str:
-    return PLACE.sub(lambda m: m[1] + render([ROOT / name for name in m[2].split()]) + m[3], text)
+    return PLACE.sub(filled, text)
 
 
 def main() -> None:
