@@ -701,9 +701,12 @@ def build(name: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
     its own; what it is able to do was tried out on another copy, once, as that takes longer than
     most tests. `forget_abilities` has it tried again, which a test needs that changes the model.
     """
-    asked = repr((name, seed, fields))
+    config = {**FAMILIES, **OTHERS}[name]()
+    for field, value in fields.items():
+        setattr(config, field, value)
+    asked = f"{name} {seed} {config.to_json_string(use_diff=False)}"  # tests change what makes it
     if asked not in _prototypes:
-        _prototypes[asked] = _prototype(name, seed, fields)
+        _prototypes[asked] = _prototype(config, seed)
         _try_out(_prototypes[asked])
     model = copy.deepcopy(_prototypes[asked])
     abilities._known[model] = {**abilities._known[_prototypes[asked]]}
@@ -722,10 +725,7 @@ def _try_out(prototype: PreTrainedModel) -> None:
     abilities._known[prototype] = abilities._known.pop(scratch, {})
 
 
-def _prototype(name: str, seed: int, fields: dict[str, Any]) -> PreTrainedModel:
-    config = {**FAMILIES, **OTHERS}[name]()
-    for field, value in fields.items():
-        setattr(config, field, value)
+def _prototype(config: PreTrainedConfig, seed: int) -> PreTrainedModel:
     from_config: Any = AutoModelForCausalLM.from_config
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -13,7 +13,7 @@ import families
 import foretell as ft
 import released
 from foretell.checkpoints import load_causal_lm, load_tokenizer
-from foretell.errors import CheckpointError, ForetellError
+from foretell.errors import CheckpointError, ForetellError, InputError
 from foretell.formats import Checkpoint, export, import_heads
 
 INDEX = "model.safetensors.index.json"
@@ -233,7 +233,7 @@ def test_an_export_that_fails_leaves_what_was_there(tmp_path: Path, monkeypatch)
         raise OSError("No space left on device")
 
     monkeypatch.setattr(foretell.formats.exporting, "write_card", full)
-    with pytest.raises(OSError, match="space"):
+    with pytest.raises(InputError, match="space"):
         export(tmp_path / "model", "mimo", tmp_path / "out")
     assert {p.name: p.read_bytes() for p in (tmp_path / "out").iterdir()} == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "out"]

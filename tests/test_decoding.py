@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from transformers import PreTrainedModel
 
 import families
 import foretell as ft
-from foretell.backbone import Backbone
+from foretell.backbone import Backbone, forget_abilities
 from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.decoding import (
     Committed,
@@ -474,15 +475,21 @@ def test_a_cache_without_a_way_back_is_refused_by_name(family: str, shape: str) 
 @pytest.mark.parametrize("family", RESTORED)
 def test_rounding_is_no_reason_to_refuse(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other weights, other types; while a state that is not put back is one."""
+
+    def untried(dtype: torch.dtype) -> PreTrainedModel:
+        model = families.build(family).to(dtype)
+        forget_abilities(model)
+        return model
+
     for seed in range(4):
         for dtype in (torch.float32, torch.bfloat16):
-            require_rollback(Backbone(families.moved(families.build(family).to(dtype), 0.03, seed)))
+            require_rollback(Backbone(families.moved(untried(dtype), 0.03, seed)))
     monkeypatch.setattr(restoring, "_copied", lambda state: {})
     for dtype in (torch.float32, torch.bfloat16):
         if (family, dtype) == ("lfm2_conv", torch.bfloat16):
             continue  # two rejected tokens in a short convolution look like rounding there
         with pytest.raises(BackboneError, match="cannot be restored"):
-            require_rollback(Backbone(families.build(family).to(dtype)))
+            require_rollback(Backbone(untried(dtype)))
 
 
 # -- rule and loop ------------------------------------------------------------------------------

@@ -106,7 +106,9 @@ Backbone = Annotated[
     ),
 ]
 Device = Annotated[
-    str, typer.Option(metavar="DEVICE", help="Where to run: auto, cpu, cuda, cuda:1, mps.")
+    str,
+    # Named, since typer 0.27 takes a metavar that is the name in capitals for the option's own.
+    typer.Option("--device", metavar="DEVICE", help="Where to run: auto, cpu, cuda, cuda:1, mps."),
 ]
 Dtype = Annotated[
     str,

@@ -27,7 +27,7 @@ class Serve(options.Command):
 
     model: options.Model
     host: Annotated[
-        str, typer.Option(metavar="HOST", help="Address to listen at; 0.0.0.0: all.")
+        str, typer.Option("--host", metavar="HOST", help="Address to listen at; 0.0.0.0: all.")
     ] = "127.0.0.1"
     port: Annotated[int, typer.Option(metavar="N", help="Port to listen at; 0: any free one.")] = (
         8000
