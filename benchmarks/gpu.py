@@ -17,6 +17,8 @@ result file when it ends, so that one cut off takes only itself along; those tha
     training   steps of n = 4 against n = 1, and the loss's memory
     near-ties  tokens changed by drafts and batches, float32 and bfloat16; with one width, none
     compiled   batch 1 compiled, without and with CUDA graphs; last, as compiling takes minutes
+
+Paths stand in the result files as they were given: give them relative to the repository.
 """
 
 import argparse

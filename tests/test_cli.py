@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import get_type_hints
 
 import pyarrow
 import pytest
@@ -29,6 +30,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging as transformers_logging
+from typer.models import OptionInfo
 
 import foretell as ft
 import foretell.checkpoints.loading
@@ -298,6 +300,20 @@ except SystemExit:
 for name in ("torch", "transformers", "numpy", "datasets", "yaml", "rich"):
     assert name not in sys.modules, name
 """
+
+
+def test_an_option_is_named_where_its_placeholder_is_its_name() -> None:
+    """typer 0.27 otherwise takes the placeholder for the name: `--DEVICE`."""
+    alike = []
+    for command in foretell.cli.COMMANDS.values():
+        for name, annotation in get_type_hints(command, include_extras=True).items():
+            for option in getattr(annotation, "__metadata__", ()):
+                if isinstance(option, OptionInfo) and option.metavar == name.upper():
+                    alike.append(name)
+                    # in an annotation typer keeps the first name where a default would be
+                    names = (option.default, *(option.param_decls or ()))
+                    assert f"--{name}" in names, (command.__name__, name)
+    assert {"device", "host"} <= set(alike)
 
 
 def test_to_parse_takes_nothing_heavy() -> None:

@@ -72,7 +72,11 @@ def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) 
     says = "These heads do not pay on this machine (0.80× plain decoding)."
     origin = {**report_files.ORIGIN, "cpu": "Some CPU", "dtype": "float32"}
     write_result(
-        tmp_path / "bench.json", "bench", {"verdict": says}, [{"model": "a", **rows[0]}], origin
+        tmp_path / "bench.json",
+        "bench",
+        {"verdicts": {"a": says}},
+        [{"model": "a", **rows[0]}],
+        origin,
     )
     write_report([tmp_path / "bench.json"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
@@ -87,7 +91,7 @@ def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) 
 def test_verdicts_on_several_models_are_told_apart(tmp_path: Path) -> None:
     paths = [
         report_files.write(tmp_path / f"{model}.json", "bench", [{"method": "plain"}], model=model,
-                           backbone="b", verdict=f"These heads pay ({model}).")
+                           backbone="b", verdicts={model: f"These heads pay ({model})."})
         for model in ("a", "b")
     ]  # fmt: skip
     write_report(paths, tmp_path / "page.html")

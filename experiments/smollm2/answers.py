@@ -4,11 +4,11 @@
         --out runs/own.jsonl
 
 6,528 continuations of at most 256 tokens, written in bfloat16 by `foretell distill` on an H100
-(`own`, in the order of its files: GSM8K's training problems, greedily and once more at temperature
-1; code, greedily; the model's own questions, greedily and at temperature 1). `answers.jsonl.xz` has
+(GSM8K's training problems, greedily and some at temperature 1; code and MBPP's tasks, greedily; the
+model's own questions, half of them greedily and half at temperature 1). `answers.jsonl.xz` has
 the answers, and of the prompts only those that the model wrote itself; the others are made anew by
 `prompts.py` from the data sets, and found by a hash of their tokens. `unpack` joins both into a
-file that `foretell train` takes. An hour of two CPU cores writes about 500 of them.
+file that `foretell train` takes.
 """
 
 import argparse

@@ -70,6 +70,7 @@ def bench(asked: Bench) -> None:
         "generation_config": obeyed(loaded.lm),
         "skip_bad": asked.skip_bad,
         "bad_records": len(bad.found),
+        "verdicts": verdicts([(asked.model, found)]),
     }
     rows = [{"model": asked.model, **row} for row in found.rows]
     common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
@@ -77,6 +78,12 @@ def bench(asked: Bench) -> None:
     show_speed([(asked.model, found)], what, loaded.backbone.dtype)
     for line in drafting.describe_config(loaded, sampling):
         common.console.print(line)
+
+
+def verdicts(found: list[tuple[str, SpeedTable]]) -> dict[str, str]:
+    """By model, whether its heads pay; those without heads are not there."""
+    said = ((model, verdict_of_speed(table.rows)) for model, table in found)
+    return {model: str(verdict) for model, verdict in said if verdict is not None}
 
 
 def title(what: str, temperature: float, batch_size: int) -> str:
@@ -93,6 +100,7 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dty
     every = [row for _, table in found for row in table.rows]
     if explained := near_ties(every, str(dtype).removeprefix("torch.")):
         common.console.print(explained)
+    said = verdicts(found)
     for model, table in found:
         for method, shares in _acceptance(table).items():
             common.console.print(f"{model}, {method}: accepted while decoding, {shares}")
@@ -104,8 +112,8 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dty
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "
                 f"begins ({table.dropped} prompts left out because that is at once)."
             )
-        if verdict := verdict_of_speed(table.rows):
-            common.console.print(f"{model}: {verdict}")
+        if model in said:
+            common.console.print(f"{model}: {said[model]}")
 
 
 def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 
 from foretell.checkpoints import load_tokenizer
 from foretell.cli import common
-from foretell.cli.bench import show_speed
+from foretell.cli.bench import show_speed, verdicts
 from foretell.cli.commands.demo import Demo
 from foretell.cli.probe_tables import show_depths
 from foretell.cli.train import show_result
@@ -85,6 +85,7 @@ def demo(asked: Demo) -> None:
         "count": asked.count,
         "prompt_tokens": PROMPT_TOKENS,
         "max_new_tokens": 128,
+        "verdicts": verdicts(found),
     }
     common.save_json(out / "bench.json", "bench", trained, asked.seed, settings, rows)
     common.save_json(asked.json, "demo", trained, asked.seed, settings, rows)

@@ -33,14 +33,18 @@ def evaluate(asked: Evaluate) -> None:
         rows += _compare(asked, found)
     if asked.lm_eval is not None:
         rows += _harness(asked.model, loaded, asked.lm_eval, asked.lm_eval_limit)
+    verdict = None
+    if loaded.head is not None and decodes(loaded.backbone):
+        verdict = str(verdict_of_heads(loaded, found))
     settings = {
         **asked.told("data", "block_size", "blocks", "against", "baselines"),
         **asked.told("lm_eval", "lm_eval_limit", "skip_bad"),
         "bad_records": len(bad.found),
+        "verdicts": {} if verdict is None else {asked.model: verdict},
     }
     common.save_json(asked.json, "eval", loaded, None, settings, rows)
-    if loaded.head is not None and decodes(loaded.backbone):
-        common.console.print(f"{asked.model}: {verdict_of_heads(loaded, found)}")
+    if verdict is not None:
+        common.console.print(f"{asked.model}: {verdict}")
 
 
 def _measure(

@@ -139,12 +139,9 @@ def _probed(source: Source) -> bool:
 
 
 def verdicts(sources: Sources) -> list[tuple[str, str]]:
-    """Whether heads pay, in the words of the commands that measured it, each with its model."""
-    found = (
-        (", ".join(source.models), str(source.result.settings["verdict"]))
-        for source in sources.results
-        if source.result.settings.get("verdict")
-    )
+    """Models, and whether their heads pay, in the words of the commands that measured it."""
+    said = [source.result.settings.get("verdicts", {}) for source in sources.results]
+    found = ((str(model), str(words)) for of_file in said for model, words in of_file.items())
     return list(dict.fromkeys(found))
 
 
