@@ -6,9 +6,9 @@
 
 Nothing is downloaded, and PyTorch 2.11 with transformers 5.17 will do (`PYTHONPATH=src` in a clone
 stands for an installation). Without `--model` and `--gguf` the backbone is a random Llama of
-SmolLM2's shape: speeds mean the same, acceptance and text nothing. Stages, each of which writes its
-result file when it ends, so that one cut off takes only itself along; those that would begin after
-`--minutes` are left out, and the last line says which:
+SmolLM2's shape: speeds mean the same, acceptance and text nothing. Every stage writes its result
+file as soon as it has something, so that little is lost if the command is cut off; stages that
+would begin after `--minutes` are left out, and the last line says which:
 
     identity   six families × drafters in float32, against transformers on the same device
     heads      sequential heads, trained for `--train-seconds` on the standard library, or `--heads`
@@ -203,7 +203,7 @@ def ties(run: Run) -> None:
 def decoding(run: Run) -> None:
     """Everything uncompiled, side by side."""
     model, prompts = run.load(run.dtype)
-    new_tokens = 8 if run.small else 64
+    new_tokens = 8 if run.small else 48
     rows: list[Row] = []
     for batch in (1, 2) if run.small else (1, 8, 32):
         methods: list[Method] = [
@@ -214,9 +214,9 @@ def decoding(run: Run) -> None:
         ]
         if batch == 1:
             methods.append(Transformers(model, lookup=LOOKUP))
-        some = prompts[: max(batch, 4 if run.small else 8)]
+        some = prompts[: max(batch, 4)]
         rows += side_by_side(methods, some, new_tokens, batch, repeats=1 if run.small else 2)
-    run.write("decode", {"backbone": run.backbone, "lookup": LOOKUP}, rows, run.dtype)
+        run.write("decode", {"backbone": run.backbone, "lookup": LOOKUP}, rows, run.dtype)
 
 
 def side_by_side(
@@ -245,13 +245,12 @@ def side_by_side(
 def parts(run: Run) -> None:
     """The time of a step by its parts."""
     model, prompts = run.load(run.dtype)
-    rows = [
-        row
-        for batch in ((1,) if run.small else (1, 8, 32))
-        for row in step_time.measure(model, prompts[: max(batch, 4)], 8 if run.small else 48, batch)
-    ]
+    rows: list[Row] = []
+    for batch in (1,) if run.small else (1, 8, 32):
+        some = prompts[: max(batch, 4)]
+        rows += step_time.measure(model, some, 8 if run.small else 48, batch)
+        run.write("step-time", {"backbone": run.backbone}, rows, run.dtype)
     step_time.show(rows)
-    run.write("step-time", {"backbone": run.backbone}, rows, run.dtype)
 
 
 def training(run: Run) -> None:
@@ -286,7 +285,7 @@ def compiled(run: Run) -> None:
             methods: list[Method] = [ours[0], *(method.compile() for method in ours)]
             found = side_by_side(methods, prompts[:4], 8 if run.small else 64, 1, repeats=2)
         rows += [{**row, "cuda_graphs": graphs} for row in found]
-    run.write("compiled", {"backbone": run.backbone}, rows, run.dtype)
+        run.write("compiled", {"backbone": run.backbone}, rows, run.dtype)
 
 
 @contextmanager
