@@ -6,21 +6,8 @@ import families
 import foretell as ft
 
 
-def test_the_public_names_are_these() -> None:
-    assert ft.__all__ == [
-        "BackboneError",
-        "CheckpointError",
-        "ForetellError",
-        "HeadError",
-        "InputError",
-        "MTPModel",
-        "ParallelHeads",
-        "ResidualHeads",
-        "SequentialHeads",
-        "attach",
-        "patch",
-        "unpatch",
-    ]
+def test_the_public_names_are_there() -> None:
+    assert {"MTPModel", "attach"} < set(ft.__all__) <= set(dir(ft))
     for name in ft.__all__:
         assert getattr(ft, name).__module__.startswith("foretell.")
     assert ft.__version__

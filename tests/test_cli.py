@@ -45,6 +45,7 @@ from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
 from foretell.data import read_prompts
 from foretell.decoding import (
+    RULES,
     AcceptanceRule,
     Distance,
     Exact,
@@ -54,7 +55,6 @@ from foretell.decoding import (
     TopK,
     TreeShape,
     Typical,
-    rules,
 )
 from foretell.evaluation import SpeedTable, methods_of
 from foretell.formats import LAYOUTS
@@ -281,10 +281,10 @@ def test_defaults_in_the_help_of_train() -> None:
 def test_names_in_help() -> None:
     assert set(options.HEADS) == set(HEADS)
     assert set(options.TAPS) == set(TAPS)
-    assert tuple(LAYOUTS) == options.LAYOUTS
-    assert set(options.LOSSLESS_RULES) == set(rules.LOSSLESS)
-    assert options.LOSSY_RULES == rules.LOSSY_DEFAULTS
-    assert set(options.LOSSY_RULES) == set(rules.LOSSY)
+    assert set(LAYOUTS) == set(options.LAYOUTS)
+    numbers = {name: rule.number for name, rule in RULES.items()}
+    assert {**dict.fromkeys(options.LOSSLESS_RULES), **options.LOSSY_RULES} == numbers
+    assert all(RULES[name].lossless == (name in options.LOSSLESS_RULES) for name in RULES)
     limits = asdict(Limits())
     assert limits == {name: getattr(Serve, name) for name in limits}
 

@@ -128,19 +128,20 @@ def test_rows_of_different_lengths_roll_out_as_they_do_alone() -> None:
 
 @pytest.mark.parametrize("contract", CONTRACTS)
 def test_what_is_drafted_by_depth_is_what_was_trained(contract: str) -> None:
-    """Depth by depth, the drafter and the pass of training agree at a row's first place."""
+    """At every depth the first draft is the likeliest token of the pass that training makes."""
     model = chain("llama", contract, "depth")
     for length in (2, 9):
         row = families.prompt(1, length)
-        output = model.backbone(row, layers=model.layers)
-        steps = model.decode(row[:, :-1], max_new_tokens=6)
-        whole = torch.cat([row[:, :-1], torch.tensor([steps.new_tokens])], dim=1)
+        steps = model.decode(row[:, :-1], max_new_tokens=1)
+        place = length - 2
+        drafted = drafter_log(model, row[:, :-1])
+        taught = torch.tensor([steps.new_tokens[0], *drafted]).unsqueeze(0)
+        whole = torch.cat([row[:, :-1], taught], dim=1)  # a deeper depth reads what is drafted
         output = model.backbone(whole, layers=model.layers)
         hidden = model.depth_hidden(whole, output)
-        place = length - 2
-        first = model.backbone.unembed(hidden[0][0, place]).argmax()
-        drafted = drafter_log(model, row[:, :-1])
-        assert drafted[0] == first
+        for token, state in zip(drafted, hidden, strict=True):
+            logits = model.backbone.unembed(state[0, place])
+            assert logits[token] >= logits.max() - 1e-4
 
 
 def drafter_log(model: ft.MTPModel, row: Tensor) -> list[int]:
@@ -197,5 +198,5 @@ def test_what_does_not_go_together_is_refused(family, options, error, message) -
 
 
 def test_only_sequential_heads_have_wide_blocks() -> None:
-    with pytest.raises(InputError, match="sequential"):
+    with pytest.raises(InputError, match="with parallel heads; use sequential heads"):
         ft.ParallelHeads.Config(depth=2, block="wide")

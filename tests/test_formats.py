@@ -414,7 +414,7 @@ def test_unmerged_adapters_and_missing_heads_are_refused(small_llama, tmp_path: 
     small_llama.save_pretrained(tmp_path / "plain")
     with pytest.raises(InputError, match="has no heads to export"):
         export(tmp_path / "plain", "mimo", tmp_path / "out")
-    with pytest.raises(InputError, match="layout 'gguf' is unknown; choose from mimo"):
+    with pytest.raises(InputError, match=r"layout 'gguf' is unknown; choose from .*mimo"):
         export(tmp_path / "plain", "gguf", tmp_path / "out")
     with pytest.raises(CheckpointError, match="no multi-token module of a known layout"):
         import_heads(tmp_path / "plain", tmp_path / "out")

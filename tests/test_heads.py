@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import families
 import foretell as ft
 from foretell.errors import BackboneError, HeadError, InputError
-from foretell.heads import FINAL, HEADS, Head, WeightedTap, head_class
+from foretell.heads import FINAL, HEADS, WeightedTap, head_class
 from foretell.heads.taps import make_tap
 from foretell.targets import depth_targets
 
@@ -356,7 +356,7 @@ def test_every_tap_trains(kind: str, tap) -> None:
     model = ft.attach(families.build("llama"), kind, depth=1, tap=tap)
     loss = model(families.prompt(2, 10)).loss
     loss.backward()
-    assert all(p.grad is not None for p in model.head.parameters())
+    assert all(p.grad.any() for p in model.head.parameters())
 
 
 @pytest.mark.parametrize("kind", HEADS)
@@ -399,7 +399,7 @@ def test_a_head_that_does_not_fit_is_refused() -> None:
         HeadError, match="tap 5 lies past the backbone's last layer: it has 4 blocks"
     ):
         ft.attach(model, depth=1, tap=5)
-    with pytest.raises(InputError, match="'medusa' is unknown; choose from parallel, seq"):
+    with pytest.raises(InputError, match="'medusa' is unknown; choose from parallel, res"):
         ft.attach(model, "medusa", depth=1)
     with pytest.raises(InputError, match="shared"):
         ft.attach(model, "parallel", depth=1, shared=True)
@@ -417,8 +417,3 @@ def test_a_model_without_heads_says_how_to_get_some() -> None:
     logits = model.lm(tokens).logits[:, :-1].flatten(0, 1)
     expected = nn.functional.cross_entropy(logits, tokens[:, 1:].flatten())
     torch.testing.assert_close(output.depth_losses, expected.detach().reshape(1))
-
-
-def test_a_head_is_abstract_until_it_has_a_forward() -> None:
-    with pytest.raises(TypeError, match="abstract"):
-        Head(ft.ParallelHeads.Config(depth=1), None)  # type: ignore[abstract]

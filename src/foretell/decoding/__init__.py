@@ -1,6 +1,7 @@
 """Decoding: drafters, acceptance rules, and the loop that joins them."""
 
 from foretell.decoding.acceptance import (
+    RULES,
     AcceptanceRule,
     Distance,
     Exact,
@@ -31,6 +32,7 @@ from foretell.decoding.text import Detokenizer
 from foretell.decoding.tree import TreeShape
 
 __all__ = [
+    "RULES",
     "AcceptanceRule",
     "AutoLength",
     "Batch",

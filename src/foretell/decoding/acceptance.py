@@ -12,7 +12,7 @@ Shapes: B rows, N drafted tokens, W = N+1 nodes, V vocabulary.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -42,10 +42,36 @@ class Verdict:
         return self.path.gather(1, self.accepted.unsqueeze(1)).squeeze(1)
 
 
+RULES: dict[str, type["AcceptanceRule"]] = {}
+"""Every rule by the name that commands and `MTPModel.decode` use, lossless ones first."""
+
+
 class AcceptanceRule(Protocol):
-    """A way to judge drafts."""
+    """A way to judge drafts.
+
+    `class Mine(AcceptanceRule, name="mine")` is asked for by that name. `number` is what `mine:N`
+    stands for where no N is given; None: the rule takes no number.
+    """
 
     lossless: ClassVar[bool]
+    number: ClassVar[float | None] = None
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, number: float | None = None, **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            cls.number = number
+            RULES[name] = cls
+
+    @classmethod
+    def of(cls, number: float | None) -> Self:
+        """The rule with a number.
+
+        Raises:
+            InputError, ValueError: it does not take that one.
+        """
+        return cls() if number is None else cls(number)  # type: ignore[call-arg]
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
         """Judge a draft.
@@ -61,7 +87,7 @@ class AcceptanceRule(Protocol):
 # -- lossless rules -----------------------------------------------------------------------------
 
 
-class Exact:
+class Exact(AcceptanceRule, name="exact"):
     """Accept what the backbone itself chooses (Stern et al. 2018, arXiv 1811.03115, section 3).
 
     Under sampling the choice is drawn from the backbone's distribution, whatever the draft is, so
@@ -75,7 +101,7 @@ class Exact:
         return longest(draft, draft.tokens == draft.at_parents(own), own)
 
 
-class SpeculativeSampling:
+class SpeculativeSampling(AcceptanceRule, name="speculative"):
     """Accept a drawn token with probability min(1, p/q), else draw from the rest of p.
 
     Leviathan et al. 2023 (arXiv 2211.17192), algorithm 1. Siblings in a tree are tried one after
@@ -117,11 +143,15 @@ class SpeculativeSampling:
 
 
 @dataclass(frozen=True)
-class TopK:
+class TopK(AcceptanceRule, name="top-k", number=2):
     """Accept what is among the backbone's `k` likeliest (Stern et al. 2018, section 5.1)."""
 
     k: int = 2
     lossless: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, number: float | None) -> "TopK":
+        return cls(whole(number))
 
     def __post_init__(self) -> None:
         if self.k < 1:
@@ -136,7 +166,7 @@ class TopK:
 
 
 @dataclass(frozen=True)
-class Distance:
+class Distance(AcceptanceRule, name="distance", number=1):
     """Accept what lies within `epsilon` of the backbone's choice, for ordinal vocabularies.
 
     Stern et al. 2018, section 5.2; token ids are the ordinals.
@@ -144,6 +174,10 @@ class Distance:
 
     epsilon: int = 1
     lossless: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, number: float | None) -> "Distance":
+        return cls(whole(number))
 
     def __post_init__(self) -> None:
         if self.epsilon < 0:
@@ -156,7 +190,7 @@ class Distance:
 
 
 @dataclass(frozen=True)
-class Typical:
+class Typical(AcceptanceRule, name="typical", number=0.09):
     """Accept what is likely enough, less where the backbone is unsure.
 
     p(x) > min(ε, δ·exp(-H(p))): Cai et al. 2024, "Medusa" (arXiv 2401.10774), section 2.3.1.
@@ -179,7 +213,7 @@ class Typical:
 
 
 @dataclass(frozen=True)
-class MinimumBlock:
+class MinimumBlock(AcceptanceRule, name="minimum-block", number=1):
     """Accept at least `length` tokens, whatever they are (Stern et al. 2018, section 5.3).
 
     The token that follows is the backbone's, so that a step emits `length + 1`.
@@ -187,6 +221,10 @@ class MinimumBlock:
 
     length: int = 1
     lossless: ClassVar[bool] = False
+
+    @classmethod
+    def of(cls, number: float | None) -> "MinimumBlock":
+        return cls(whole(number))
 
     def __post_init__(self) -> None:
         if self.length < 1:
@@ -199,6 +237,13 @@ class MinimumBlock:
 
 
 # -- what rules share -----------------------------------------------------------------------------
+
+
+def whole(number: float | None) -> int:
+    """A rule's number where it has to be whole; else ValueError."""
+    if number is None or number != int(number):
+        raise ValueError(number)
+    return int(number)
 
 
 def choose(draft: Draft, logits: Tensor, uniforms: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ from foretell.backbone import Backbone
 from foretell.data import PackedBlocks
 from foretell.errors import InputError
 from foretell.evaluation.calibration import calibrate, calibration_rows
-from foretell.evaluation.rules import RULES, accepted_by_rule
+from foretell.evaluation.rules import accepted_by_rule, reported
 from foretell.model import MTPModel
 from foretell.probe import Marginalization, measure
 from foretell.probe.branches import distribution
@@ -122,7 +122,7 @@ class DepthTable:
         """What each acceptance rule is expected to accept, by draft length."""
         rows = []
         for depth in range(1, self.depth + 1):
-            for rule, lossless in RULES.items():
+            for rule, lossless in reported().items():
                 where: dict[str, str | int] = {"method": self.method, "depth": depth}
                 name = f"rule {rule}"
                 rows.append(

@@ -12,22 +12,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from foretell.decoding import AcceptanceRule, Distance, Draft, Exact, MinimumBlock, TopK, Typical
+from foretell.decoding import RULES, AcceptanceRule, Draft
 
-ASKED: dict[str, AcceptanceRule] = {
-    "exact": Exact(),
-    "top-k:2": TopK(2),
-    "distance:1": Distance(1),
-    "typical:0.09": Typical(0.09),
-    "minimum-block:1": MinimumBlock(1),
-}
-"""Named as `--rule` of the command line has them."""
+SPECULATIVE = "speculative"
 
-RULES: dict[str, bool] = {
-    "speculative": True,
-    **{name: rule.lossless for name, rule in ASKED.items()},
-}
-"""Every rule that is reported, and whether it is lossless."""
+
+def reported() -> dict[str, bool]:
+    """Every rule that is reported, as `--rule` has it, and whether it is lossless."""
+    return {SPECULATIVE: True, **{name: rule.lossless for name, rule in _asked().items()}}
+
+
+def _asked() -> dict[str, AcceptanceRule]:
+    """The rules that are asked, each with its number where it takes one."""
+    return {
+        name if rule.number is None else f"{name}:{rule.number:g}": rule.of(rule.number)
+        for name, rule in RULES.items()
+        if name != SPECULATIVE
+    }
 
 
 def accepted_by_rule(drafts: Tensor, own: Sequence[Tensor]) -> dict[str, Tensor]:
@@ -44,4 +45,4 @@ def accepted_by_rule(drafts: Tensor, own: Sequence[Tensor]) -> dict[str, Tensor]
         return {}
     logits = torch.stack([*own, own[-1]], dim=1).log()  # what follows the last one is not asked
     draft = Draft(drafts)
-    return {name: rule(draft, logits).accepted for name, rule in ASKED.items()}
+    return {name: rule(draft, logits).accepted for name, rule in _asked().items()}

@@ -52,8 +52,12 @@ class Loaded:
     shared: dict[str, Tensor] = field(default_factory=dict)
 
 
+LAYOUTS: dict[str, "Layout"] = {}
+"""Every layout by its name."""
+
+
 class Layout(ABC):
-    """An external layout.
+    """An external layout. A subclass with a `name` of its own is known by it.
 
     Attributes:
         name: on the command line.
@@ -69,6 +73,11 @@ class Layout(ABC):
     serve: ClassVar[str]
     needs: ClassVar[str] = ""
     apart: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "name" in vars(cls):
+            LAYOUTS[cls.name] = cls()
 
     def head(self, depth: int, kind: str | None = None) -> HeadConfig:
         """The config of heads that can be exported to this layout.

@@ -1,34 +1,9 @@
-"""Every layout by its name."""
+"""Layouts by their names."""
 
 from foretell.errors import CheckpointError, InputError
-from foretell.formats.base import Layout, has_plain_norms
-from foretell.formats.deepseek_v3 import DeepSeekV3
-from foretell.formats.eagle import Eagle
-from foretell.formats.eagle3 import Eagle3
+from foretell.formats.base import LAYOUTS, Layout, has_plain_norms
 from foretell.formats.files import Checkpoint
-from foretell.formats.glm4_moe import Glm4Moe
-from foretell.formats.huggingface import Transformers
-from foretell.formats.medusa import Medusa
-from foretell.formats.mimo import MiMo
-from foretell.formats.qwen import Qwen3Next, Qwen35
-from foretell.formats.vllm import Vllm
 from foretell.model import MTPModel
-
-CLASSES: tuple[type[Layout], ...] = (
-    MiMo,
-    Medusa,
-    Eagle,
-    Eagle3,
-    Qwen35,
-    Qwen3Next,
-    DeepSeekV3,
-    Glm4Moe,
-    Transformers,
-    Vllm,
-)
-
-LAYOUTS: dict[str, Layout] = {one.name: one() for one in CLASSES}
-"""Every layout by its name."""
 
 
 def layout(name: str) -> Layout:

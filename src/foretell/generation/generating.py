@@ -40,8 +40,7 @@ from foretell.decoding import (
     drafter_named,
     rule_named,
 )
-from foretell.decoding.drafters import NAMED
-from foretell.decoding.drafters.named import DRAFT_LENGTH, require_trees
+from foretell.decoding.drafters import DRAFT_LENGTH, NAMED, require_trees
 from foretell.errors import HeadError, InputError
 from foretell.generation.draft_models import load_draft_model
 from foretell.generation.options import UNSET, GenerateOptions, StreamOptions

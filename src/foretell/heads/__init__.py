@@ -2,6 +2,7 @@
 
 from foretell.errors import InputError
 from foretell.heads.base import (
+    HEADS,
     BlockInit,
     BlockKind,
     EmbedAhead,
@@ -14,11 +15,6 @@ from foretell.heads.parallel import ParallelHeads
 from foretell.heads.residual import ResidualHeads
 from foretell.heads.sequential import SequentialHeads
 from foretell.heads.taps import FINAL, States, Tap, WeightedTap
-
-HEADS: dict[str, type[Head]] = {
-    head.Config.kind: head for head in (ParallelHeads, SequentialHeads, ResidualHeads)
-}
-"""Every design by its kind."""
 
 
 def head_class(kind: str) -> type[Head]:

@@ -2,7 +2,8 @@
 
 A head knows nothing of Hugging Face. It is built from `Parts` (how to make a block and a norm that
 suit the backbone) and its blocks are run by the caller's `RunBlock`, which knows masks, positions
-and caches. Adding a design is adding one file with a `Head` and its `Config`.
+and caches. Adding a design is adding one file with a `Head` and its `Config`, which carry its name,
+its drafter, and what it asks of the backbone.
 
 Shapes: B batch, T time, K depths, D hidden.
 """
@@ -76,6 +77,9 @@ class HeadConfig:
     """
 
     kind: ClassVar[str]
+    blocks: ClassVar[tuple[BlockKind, ...]] = ("same", "dense")
+    """What new blocks can be."""
+
     depth: int
     tap: str | int = "final"
     init: BlockInit = "fresh"
@@ -95,8 +99,12 @@ class HeadConfig:
         check_tap(self.tap)
         if self.init == "copy" and self.block != "same":
             raise InputError(f"a {self.block} block cannot be a copy; use init 'fresh'.")
-        if self.block == "wide" and self.kind != "sequential":
-            raise InputError("a wide block reads two states; it goes with sequential heads.")
+        if self.block not in self.blocks:
+            able = [kind for kind, head in HEADS.items() if self.block in head.Config.blocks]
+            raise InputError(
+                f"a {self.block} block does not go with {self.kind} heads; use {' or '.join(able)} "
+                "heads."
+            )
 
     @property
     def modules(self) -> int:
@@ -117,10 +125,19 @@ class HeadConfig:
             raise InputError(f"head config of kind {cls.kind!r}: {error}.") from None
 
 
+HEADS: dict[str, type["Head"]] = {}
+"""Every design by its kind, which the command line, configs and checkpoints go by."""
+
+
 class Head(nn.Module, ABC):
-    """Predicts depths 1…K."""
+    """Predicts depths 1…K. A subclass with a `Config` of its own is known by that config's kind."""
 
     Config: ClassVar[type[HeadConfig]]
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "Config" in vars(cls):
+            HEADS[cls.Config.kind] = cls
 
     def __init__(self, config: HeadConfig, parts: Parts) -> None:
         super().__init__()
@@ -141,6 +158,11 @@ class Head(nn.Module, ABC):
         Depths of a chain start from one tap and are differentiated together; others stand alone.
         """
         return False
+
+    @property
+    def drafter(self) -> str:
+        """Which drafter drafts from it, see `foretell.decoding.drafters`."""
+        return "parallel"
 
     @property
     def runs_blocks(self) -> bool:

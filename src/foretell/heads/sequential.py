@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from foretell.errors import HeadError, InputError
-from foretell.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
+from foretell.heads.base import BlockKind, EmbedAhead, Head, HeadConfig, Parts, RunBlock
 from foretell.heads.taps import States
 
 Norms = Literal["own", "backbone", "none"]
@@ -103,6 +103,7 @@ class SequentialHeads(Head):
         """
 
         kind: ClassVar[str] = "sequential"
+        blocks: ClassVar[tuple[BlockKind, ...]] = ("same", "dense", "wide")
         shared: bool = False
         norms: Norms = "own"
         recycle: Recycle = "stream"
@@ -128,6 +129,10 @@ class SequentialHeads(Head):
     def contract(self) -> "SequentialHeads.Config":
         """How the chain is run."""
         return cast(SequentialHeads.Config, self.config)
+
+    @property
+    def drafter(self) -> str:
+        return "rollout" if self.contract.rollout == "token" else "sequential"
 
     @property
     def zero_first(self) -> bool:

@@ -3,18 +3,21 @@
 Shapes: B rows, S tokens kept per row, W nodes of a pass.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
 from torch import Tensor
 
-from foretell.backbone import BackboneOutput
+from foretell.backbone import Backbone, BackboneOutput
 from foretell.decoding.cache import Past
 from foretell.decoding.draft import Draft
 from foretell.decoding.length import Measured
 from foretell.decoding.sampling import Sampler
+from foretell.decoding.tree import TreeShape
+from foretell.errors import InputError
+from foretell.heads import Head
 
 
 @dataclass(frozen=True)
@@ -40,8 +43,47 @@ class Committed:
     reach: Sequence[int]
 
 
+Make = Callable[[Backbone, Any, int | None, TreeShape | None], "Drafter"]
+"""Makes a drafter for a backbone and its heads, of a length and a tree's shape; None: its own."""
+
+DRAFT_LENGTH = 4
+"""Tokens per draft of drafters that have no length of their own, unless asked for otherwise."""
+
+NAMED: dict[str, Make] = {}
+"""Drafters by the names that commands and `MTPModel.decode` use."""
+
+OF_HEADS: dict[str, Make] = {}
+"""Drafters of heads by the names that heads have for them (`Head.drafter`)."""
+
+
 class Drafter(Protocol):
-    """Proposes tokens for the rows of one batch, from their prompts on."""
+    """Proposes tokens for the rows of one batch, from their prompts on.
+
+    `class Mine(Drafter, name="mine")` is asked for by that name, and made by its `make`;
+    `class Mine(Drafter, of_heads="mine")` drafts from heads whose `drafter` is that name, and is
+    made like any other: `Mine(backbone, head, length, shape)`.
+    """
+
+    def __init_subclass__(
+        cls, *, name: str | None = None, of_heads: str | None = None, **options: Any
+    ) -> None:
+        super().__init_subclass__(**options)
+        if name is not None:
+            NAMED[name] = cls.make
+        if of_heads is not None:
+            OF_HEADS[of_heads] = cls
+
+    @classmethod
+    def make(
+        cls, backbone: Backbone, head: Head | None, length: int | None, shape: TreeShape | None
+    ) -> "Drafter":
+        """A new one for a model, where it has a name.
+
+        Raises:
+            InputError: it cannot draft so.
+            HeadError: it needs heads, and there are none.
+        """
+        raise InputError(f"{cls.__name__} is not made by name; build one and give that.")
 
     @cached_property
     def measured(self) -> dict[tuple[Any, ...], Measured]:
@@ -74,3 +116,9 @@ class Drafter(Protocol):
     def select(self, places: Sequence[int]) -> None:
         """Go on with the rows at some places alone; the backbone's past has done so by then."""
         ...
+
+
+def require_chains(name: str, shape: TreeShape | None) -> None:
+    """Refuse trees for a drafter that makes none."""
+    if shape is not None:
+        raise InputError(f"drafter {name} makes no trees; leave out the tree.")

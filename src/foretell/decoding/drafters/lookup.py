@@ -9,18 +9,21 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from foretell.backbone import Backbone
 from foretell.decoding.cache import Past
 from foretell.decoding.draft import Draft
-from foretell.decoding.drafters.base import Committed, Drafter
+from foretell.decoding.drafters.base import DRAFT_LENGTH, Committed, Drafter, require_chains
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.transfer import to_device
+from foretell.decoding.tree import TreeShape
 from foretell.errors import InputError
+from foretell.heads import Head
 
 MATCH = 3
 """Tokens that have to be the same before what follows them is copied, if so many are anywhere."""
 
 
-class LookupDrafter(Drafter):
+class LookupDrafter(Drafter, name="lookup"):
     """Copies the tokens after the latest earlier place that ends with the same tokens.
 
     Args:
@@ -30,10 +33,17 @@ class LookupDrafter(Drafter):
 
     layers: tuple[int, ...] = ()
 
-    def __init__(self, length: int = 4, match: int = MATCH) -> None:
+    def __init__(self, length: int = DRAFT_LENGTH, match: int = MATCH) -> None:
         if min(length, match) < 1:
             raise InputError("prompt lookup drafts at least 1 token, after at least 1 that match.")
         self.length, self.match = length, match
+
+    @classmethod
+    def make(
+        cls, backbone: Backbone, head: Head | None, length: int | None, shape: TreeShape | None
+    ) -> "LookupDrafter":
+        require_chains("lookup", shape)
+        return cls(DRAFT_LENGTH if length is None else length)
 
     @property
     def longest(self) -> int:

@@ -24,7 +24,7 @@ from foretell.errors import InputError
 from foretell.heads import FINAL, Head
 
 
-class ParallelDrafter(Drafter):
+class ParallelDrafter(Drafter, of_heads="parallel"):
     """Drafts from parallel or residual heads.
 
     Args:

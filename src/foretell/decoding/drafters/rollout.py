@@ -25,7 +25,7 @@ from foretell.decoding.tree import chain, comb
 from foretell.heads import FINAL
 
 
-class RolloutDrafter(ModuleDrafter):
+class RolloutDrafter(ModuleDrafter, of_heads="rollout"):
     """Drafts with a module that continues its own past."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:

@@ -78,7 +78,7 @@ class ModuleDrafter(Drafter):
         self.tapped.select(places)
 
 
-class SequentialDrafter(ModuleDrafter):
+class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
     """Drafts from a chain of modules, depth by depth as in training."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:

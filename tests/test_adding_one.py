@@ -1,0 +1,139 @@
+"""A head, a drafter, a rule and a layout that the package has never heard of, used by name."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import pytest
+import torch
+from torch import nn
+
+import families
+import foretell as ft
+from foretell.decoding import RULES, Draft, Verdict
+from foretell.decoding.acceptance import AcceptanceRule, choose, longest
+from foretell.decoding.drafters import NAMED, OF_HEADS, Drafter, ParallelDrafter
+from foretell.errors import InputError
+from foretell.evaluation.rules import reported
+from foretell.formats import LAYOUTS, Layout, layout
+from foretell.formats.contract import SideBySide
+from foretell.heads import HEADS, Head, HeadConfig
+from foretell.training.config import TrainConfig
+
+
+@pytest.fixture(autouse=True)
+def _nothing_stays() -> Iterator[None]:
+    """What a test adds is gone after it."""
+    registries = (HEADS, NAMED, OF_HEADS, RULES, LAYOUTS)
+    before = [dict(registry) for registry in registries]
+    yield
+    for registry, kept in zip(registries, before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def add_head() -> type[Head]:
+    class Plain(Head):
+        @dataclass(frozen=True, kw_only=True)
+        class Config(HeadConfig):
+            kind: ClassVar[str] = "matrix"
+
+        drafter = "from-matrices"
+        runs_blocks = False
+
+        def __init__(self, config, parts) -> None:
+            super().__init__(config, parts)
+            size = parts.hidden_size
+            self.ahead = nn.ModuleList(nn.Linear(size, size) for _ in range(config.depth))
+
+        def forward(self, states, embed_ahead, run, depths):
+            return [self.ahead[k - 1](self.tap(states, k)) for k in depths]
+
+    class FromMatrices(ParallelDrafter, of_heads="from-matrices"):
+        pass
+
+    return Plain
+
+
+def test_a_head_with_a_drafter_of_its_own(tmp_path: Path) -> None:
+    kind = add_head()
+    model = ft.attach(families.build("llama"), "matrix", depth=2)
+    tokens = families.prompt(2, 10)
+    model(tokens).loss.backward()
+    assert all(parameter.grad.any() for parameter in model.head.parameters())
+    row = families.prompt(1, 8)
+    plain = model.decode(row, max_new_tokens=8, drafter="none").new_tokens
+    assert model.decode(row, max_new_tokens=8).new_tokens == plain
+    assert type(model.drafter_named("heads")).__name__ == "FromMatrices"
+    model.save_pretrained(tmp_path / "model")
+    again = ft.MTPModel.from_pretrained(tmp_path / "model")
+    assert isinstance(again.head, kind)
+    assert torch.equal(again(tokens).loss, model(tokens).loss)
+    config = TrainConfig(recipe="frozen", head={"kind": "matrix", "depth": 2}, steps=1)
+    assert isinstance(config.head, kind.Config)
+
+
+def test_a_drafter() -> None:
+    class Same(Drafter, name="same"):
+        """Drafts the last token again."""
+
+        layers, longest = (), 1
+
+        @classmethod
+        def make(cls, backbone, head, length, shape):
+            return cls()
+
+        def start(self, past, sampler, rows, capacity) -> None: ...
+
+        def draft(self, committed, limit):
+            last = [n - 1 for n in committed.lengths]
+            return Draft(committed.tokens[torch.arange(len(last)), last].unsqueeze(1)[:, :limit])
+
+        def select(self, places) -> None: ...
+
+    model, row = ft.MTPModel(families.build("llama")), families.prompt(1, 8)
+    plain = model.decode(row, max_new_tokens=8).new_tokens
+    drafted = model.decode(row, max_new_tokens=8, drafter="same")
+    assert drafted.new_tokens == plain
+    assert any(step.drafted for step in drafted.row_steps)
+
+
+def test_a_rule() -> None:
+    class Everything(AcceptanceRule, name="everything", number=1.0):
+        lossless: ClassVar[bool] = False
+
+        def __init__(self, least: float = 1.0) -> None:
+            self.least = least
+
+        def __call__(self, draft, logits, uniforms=None) -> Verdict:
+            own = choose(draft, logits, uniforms)
+            return longest(draft, torch.ones_like(draft.tokens, dtype=torch.bool), own)
+
+    model = ft.attach(families.build("llama"), depth=2)
+    found = model.decode(families.prompt(1, 8), max_new_tokens=9, rule="everything:2")
+    assert all(step.accepted == step.drafted for step in found.row_steps)
+    assert found.tokens_per_forward > 2
+    assert reported()["everything:1"] is False
+    with pytest.raises(InputError, match="everything:1"):
+        model.decode(families.prompt(1, 8), max_new_tokens=2, rule="everything:much")
+
+
+def test_a_layout() -> None:
+    class Own(Layout):
+        name = "own"
+        contract = SideBySide(engine="none", heads="residual")
+        serve = ""
+
+        def recognises(self, base) -> bool:
+            return False
+
+        def load(self, base): ...
+
+        def save(self, model, base, out) -> None: ...
+
+        def owns(self, name, base) -> bool:
+            return False
+
+    assert isinstance(layout("own"), Own)
+    assert layout("own").head(2).kind == "residual"
