@@ -355,7 +355,7 @@ def test_rows_that_have_ended_leave_the_passes(name: str) -> None:
     assert sizes[-1] == 1
     for row, limit in enumerate(limits):
         drawn = [token for step in steps for token in step[row].tokens]
-        assert drawn == batch.continuations[row]
+        assert drawn == batch.rows[row].continuation
         assert len(drawn) == limit
         own = Batch(model.backbone, torch.tensor([prompt(lengths[row])]), None, limit)
         alone = replace(options, sampling=replace(sampling, seeds=row))

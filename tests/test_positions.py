@@ -190,8 +190,8 @@ def test_rows_read_anew_can_be_ended_from_outside() -> None:
         for row, step in enumerate(steps):
             found[row] += step.tokens
         if len(found[1]) == 3:
-            batch.end(1)
-            batch.end(2)
+            batch.rows[1].active = False
+            batch.rows[2].active = False
     cut = [NEW, 3, 0, NEW, NEW]
     assert found == [said[:end] for said, end in zip(expected("phi3"), cut, strict=True)]
     assert not any(batch.active)

@@ -354,7 +354,7 @@ def test_nor_on_where_they_end(kind: str, shape: TreeShape | None) -> None:
         batch = Batch(backbone, torch.tensor(texts[rows]), None, limits[rows])
         sampling = Sampling(temperature=1.0, seeds=list(seeds[rows]))
         list(decode(backbone, batch, DecodeOptions(drafter=one, sampling=sampling)))
-        return batch.continuations
+        return [row.continuation for row in batch.rows]
 
     together = drawn(slice(None))
     assert [len(row) for row in together] == limits

@@ -203,7 +203,7 @@ def _followed(told: Mapping[str, Any]) -> bool:
 
 def _sees_its_row(batch: Batch, told: Mapping[str, Any]) -> bool:
     """Whether stopping criteria, which are asked for each row alone, could tell the difference."""
-    return batch.rows == 1 or all(map(_known, told.get("stopping_criteria") or ()))
+    return len(batch) == 1 or all(map(_known, told.get("stopping_criteria") or ()))
 
 
 def _known(part: object) -> bool:

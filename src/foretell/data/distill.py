@@ -24,9 +24,9 @@ from foretell import decoding
 from foretell.backbone.discovery import generating
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
-from foretell.decoding.batch import stopped_at
 from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import OBEYED, ByRow, constraints, obeyed, undrawn
+from foretell.decoding.stops import stopped_at
 from foretell.errors import InputError
 from foretell.files import local_path, refusing, write_whole
 from foretell.model import MTPModel

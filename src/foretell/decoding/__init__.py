@@ -11,7 +11,7 @@ from foretell.decoding.acceptance import (
     Typical,
     Verdict,
 )
-from foretell.decoding.batch import Batch, Step, Stop, StopStrings, StopTokens
+from foretell.decoding.batch import Batch, Step
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import (
     Committed,
@@ -28,6 +28,7 @@ from foretell.decoding.loop import Generation, decode
 from foretell.decoding.options import DecodeOptions
 from foretell.decoding.rules import rule_named
 from foretell.decoding.sampling import Sampler, Sampling
+from foretell.decoding.stops import Stop, StopStrings, StopTokens
 from foretell.decoding.text import Detokenizer
 from foretell.decoding.tree import TreeShape
 

@@ -1,24 +1,21 @@
 """The rows of a batch: what stands of each, and where each ends.
 
-Rows that have ended leave the passes. From then on a row's *place* in a pass is another than its
-number.
+Rows that have ended leave the passes; a row's *place* in a pass is not its number then.
 
 Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nodes.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from copy import copy
-from dataclasses import dataclass, replace
-from typing import Protocol
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from foretell.backbone import Backbone, warn_longer
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.draft import Draft
-from foretell.decoding.text import CONTEXT, UNKNOWN, Detokenizer
+from foretell.decoding.stops import Stop, stopped_at
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
 
@@ -43,79 +40,53 @@ ENDED = Step(0, 0, ())
 """Of a row that had ended before."""
 
 
-class Stop(Protocol):
-    """Where a continuation ends early."""
+@dataclass(eq=False)
+class BatchRow:
+    """A prompt and its continuation so far.
 
-    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
-        """How many of the `new` tokens are still emitted; None: all, and it goes on."""
-        ...
-
-
-@dataclass(frozen=True)
-class StopTokens:
-    """After the first of some tokens."""
-
-    tokens: Collection[int] = ()
-
-    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
-        return next((place + 1 for place, token in enumerate(new) if token in self.tokens), None)
-
-
-class StopStrings:
-    """After the token with which one of some strings is complete; the prompt is no part of them.
-
-    Raises:
-        InputError: a string is empty, or the tokenizer cannot write it.
+    Attributes:
+        prompt_length: how many tokens the prompt has.
+        length: how many tokens stand.
+        room: how many more may be emitted.
+        stops: where the row ends earlier.
+        continuation: what was emitted.
+        active: whether the row goes on.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.strings, self.tokenizer = list(strings), tokenizer
-        for string in self.strings:
-            # Inside a text too: some tokenizers drop the spaces at its ends.
-            texts = tokenizer([string, f"a{string}a"], add_special_tokens=False)["input_ids"]
-            if not string or not any(string in tokenizer.decode(list(ids)) for ids in texts):
-                raise InputError(
-                    f"stop string {string!r} can never appear: the tokenizer does not write it."
-                )
-        self.reach = max(map(len, self.strings), default=0)
-        # In front of what is decoded: some tokenizers drop the space that a text begins with.
-        self.front = tokenizer("a", add_special_tokens=False)["input_ids"]
-        self.begin = len(tokenizer.decode(self.front))
+    prompt_length: int
+    length: int
+    room: int
+    stops: Sequence[Stop]
+    continuation: list[int] = field(default_factory=list)
+    active: bool = True
 
-    def __call__(self, before: Sequence[int], new: Sequence[int]) -> int | None:
-        if not self.strings or self._cannot_be_there(before, new):
-            return None
-        text, seen = self._behind(before)
-        for place, token in enumerate(new, start=1):
-            seen += text.add(token)
-            if any(string in seen for string in self.strings):
-                return place
-        return None
+    def emit(self, tokens: Sequence[int], drafted: int, accepted: int) -> Step:
+        """Add tokens of a verdict, as far as the row goes.
 
-    def _cannot_be_there(self, before: Sequence[int], new: Sequence[int]) -> bool:
-        """Whether one look at enough of the text shows that no string has come: it nearly always
-        does, in a third of the time.
+        Args:
+            tokens: the accepted ones and the backbone's own.
+            drafted: how many were proposed.
+            accepted: how many of them were accepted.
         """
-        size = self.reach + CONTEXT
-        text = self.tokenizer.decode([*self.front, *before[-size:], *new])[self.begin :]
-        earlier = len(text) - len(self.tokenizer.decode([*new]))
-        enough = len(before) <= size or earlier > self.reach
-        return enough and UNKNOWN not in text and not any(map(text.__contains__, self.strings))
+        if not self.active:
+            return ENDED
+        tokens = tokens[: self.room]
+        stopped = stopped_at(self.stops, self.continuation, tokens)
+        if stopped is not None:
+            tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts after it
+        self.continuation += tokens
+        self.length += len(tokens)
+        self.room -= len(tokens)
+        self.active = stopped is None and self.room > 0
+        return Step(drafted, min(accepted, drafted, len(tokens)), tuple(tokens))
 
-    def _behind(self, before: Sequence[int]) -> tuple[Detokenizer, str]:
-        """What gives the text of more tokens, and as much of the text so far as may matter."""
-        text = Detokenizer(self.tokenizer, self.front, special=True)
-        last = text.end(before, self.reach)
-        seen = text.decode([*self.front, *last])[self.begin :]
-        if UNKNOWN in seen:  # a character that is not whole: token by token, as it came
-            return text, "".join(map(text.add, last))
-        return Detokenizer(self.tokenizer, [*self.front, *last], special=True), seen
+    def reach(self, limit: int | None) -> int:
+        """How many tokens a draft has room for: one more is the backbone's own.
 
-
-def stopped_at(stops: Sequence[Stop], before: Sequence[int], new: Sequence[int]) -> int | None:
-    """How many of the `new` tokens the first of some stops lets through; None: none stops."""
-    ends = (stop(before, new) for stop in stops)
-    return min((end for end in ends if end is not None), default=None)
+        After position `limit`, where the row is read anew, nothing can be verified before it was.
+        """
+        reach = max(0, self.room - 1)
+        return reach if limit is None or self.length > limit else min(reach, limit - self.length)
 
 
 class Batch:
@@ -132,13 +103,9 @@ class Batch:
             written before; None: all.
 
     Attributes:
-        present: the rows that the passes hold, by place.
-        prompt_lengths: how many tokens each prompt has, by a row's number.
-        lengths: how many tokens stand, by place.
-        room: how many more may be emitted, by place.
-        tokens: (P, S) the tokens that stand, then filling.
-        active: whether a row goes on, by its number.
-        continuations: what was emitted, by a row's number.
+        rows: all rows, in the order of `prompts`.
+        present: those that the passes hold, by place.
+        tokens: (P, S) the tokens that stand, place by place, then filling.
 
     Raises:
         InputError: a prompt is empty, too long, or not of the vocabulary.
@@ -154,60 +121,72 @@ class Batch:
         row_stops: Sequence[Sequence[Stop]] | None = None,
         prompt_lengths: Sequence[int] | None = None,
     ) -> None:
-        rows = _rows(prompts, attention_mask)
-        limits = _each(max_new_tokens, len(rows))
-        _check(backbone, rows, limits)
-        self.rows, self.device = len(rows), backbone.device
-        self.present = list(range(self.rows))
-        self.stops = [[*stops, *own] for own in row_stops or [()] * len(rows)]
-        self.lengths = [len(row) for row in rows]
-        self.prompt_lengths = list(prompt_lengths or self.lengths)
-        self.width = max(self.lengths)
-        self.name, self.context = type(backbone.model).__name__, backbone.context
-        self.reread_behind, context = backbone.reread_behind, backbone.max_length
-        self.room = [
-            limit if context is None else min(limit, context - length)
-            for limit, length in zip(limits, self.lengths, strict=True)
+        texts = _texts(prompts, attention_mask)
+        limits = _each(max_new_tokens, len(texts))
+        _check(backbone, texts, limits)
+        self.device, self.name = backbone.device, type(backbone.model).__name__
+        self.context, self.reread_behind = backbone.context, backbone.reread_behind
+        lengths, most = [len(text) for text in texts], backbone.max_length
+        self.rows = [
+            BatchRow(
+                prompt, length, limit if most is None else min(limit, most - length), [*stops, *own]
+            )
+            for prompt, length, limit, own in zip(
+                prompt_lengths or lengths,
+                lengths,
+                limits,
+                row_stops or [()] * len(texts),
+                strict=True,
+            )
         ]
-        self.continuations: list[list[int]] = [[] for _ in rows]
-        self.active = [True] * self.rows
-        self.tokens = torch.zeros(self.rows, self.width, dtype=torch.long)
-        for number, row in enumerate(rows):
-            self.tokens[number, : len(row)] = row
-        self.tokens = self.tokens.to(self.device)
+        self.present = list(self.rows)
+        tokens = torch.zeros(len(texts), max(lengths), dtype=torch.long)
+        for row, text in zip(tokens, texts, strict=True):
+            row[: len(text)] = text
+        self.tokens = tokens.to(self.device)
+
+    def __len__(self) -> int:
+        """How many rows there are, ended ones included."""
+        return len(self.rows)
+
+    @property
+    def active(self) -> list[bool]:
+        """Whether each row goes on."""
+        return [row.active for row in self.rows]
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens stand, by place."""
+        return [row.length for row in self.present]
+
+    @property
+    def room(self) -> int:
+        """How many more tokens the row with most room may emit."""
+        return max(row.room for row in self.present)
 
     @property
     def reach(self) -> list[int]:
-        """How many tokens a draft has room for, by place: one more is the backbone's own.
-
-        Behind a place where the row is read anew nothing can be verified before it was.
-        """
-        reach, limit = [max(0, room - 1) for room in self.room], self.reread_behind
-        if limit is None:
-            return reach
-        ends = zip(reach, self.lengths, strict=True)
-        return [end if length > limit else min(end, limit - length) for end, length in ends]
-
-    @property
-    def rereads(self) -> bool:
-        """Whether a row is to be read anew on its way: its drafts then are others."""
-        limit, rooms = self.reread_behind, zip(self.lengths, self.room, strict=True)
-        return limit is not None and any(n <= limit < n + room - 1 for n, room in rooms)
+        """How many tokens a draft has room for, by place (see `BatchRow.reach`)."""
+        return [row.reach(self.reread_behind) for row in self.present]
 
     @property
     def limit(self) -> int:
         """How many tokens a draft has room for in the row that has most, of those that go on."""
-        places = zip(self.reach, self.present, strict=True)
-        return max((reach for reach, row in places if self.active[row]), default=0)
+        going_on = (row for row in self.present if row.active)
+        return max((row.reach(self.reread_behind) for row in going_on), default=0)
+
+    @property
+    def rereads(self) -> bool:
+        """Whether a row is to be read anew on its way: its drafts then are others."""
+        limit = self.reread_behind
+        return limit is not None and any(
+            row.length <= limit < row.length + row.room - 1 for row in self.present
+        )
 
     @property
     def complete(self) -> bool:
         """Whether passes still hold all rows."""
-        return len(self.present) == self.rows
-
-    def end(self, row: int) -> None:
-        """Emit nothing more for a row; the others go on."""
-        self.active[row] = False
+        return len(self.present) == len(self.rows)
 
     def let_go(self, fewest: int = 1) -> list[int] | None:
         """Have passes without the rows that have ended; the last ones take their places.
@@ -218,34 +197,27 @@ class Batch:
         Returns:
             the places that stay, in their new order; None: all.
         """
-        goes_on = [self.active[row] for row in self.present]
+        goes_on = [row.active for row in self.present]
         count = max(fewest, sum(goes_on))
         if not any(goes_on) or count >= len(goes_on):
             return None
         last = [place for place in range(count, len(goes_on)) if goes_on[place]]
         stay = [place if goes_on[place] or not last else last.pop() for place in range(count)]
         self.present = [self.present[place] for place in stay]
-        self.lengths = [self.lengths[place] for place in stay]
-        self.room = [self.room[place] for place in stay]
-        self.stops = [self.stops[place] for place in stay]
         self.tokens = self.tokens[stay]
         return stay
 
-    def row(self, number: int) -> "Batch":
-        """One row as a batch of its own; this one sees what it emits only through its steps."""
-        alone = copy(self)
-        alone.rows, alone.present, alone.active = 1, [0], [True]
-        alone.stops = [self.stops[number]]
-        alone.prompt_lengths = [self.prompt_lengths[number]]
-        alone.lengths, alone.room = [self.lengths[number]], [self.room[number]]
-        alone.continuations = [self.continuations[number]]
-        alone.width = alone.lengths[0]
-        alone.tokens = self.tokens[number : number + 1, : alone.width].clone()
-        return alone
+    def alone(self, number: int) -> "Batch":
+        """One row as a batch of its own. The row is the same; the passes are not."""
+        batch = copy(self)
+        row = self.rows[number]
+        batch.rows, batch.present = [row], [row]
+        batch.tokens = self.tokens[number : number + 1, : row.length].clone()
+        return batch
 
     def prefixes(self) -> list[Tensor]:
         """The tokens that stand, place by place."""
-        return [row[:length] for row, length in zip(self.tokens, self.lengths, strict=True)]
+        return [tokens[:length] for tokens, length in zip(self.tokens, self.lengths, strict=True)]
 
     def behind(self, read: Sequence[int]) -> Tensor:
         """(P,) how many tokens stand behind the first `read` of each row."""
@@ -272,46 +244,36 @@ class Batch:
 
         Here the host waits for what the device has computed.
         """
-        standing = draft.tokens
+        standing = draft.tokens  # (P, N)
         if verdict.path is not None:
             standing = draft.tokens.gather(1, (verdict.path[:, 1:] - 1).clamp(min=0))
         numbers = torch.stack([verdict.accepted, verdict.next_token, draft.deepest], dim=1)
-        steps = [ENDED] * self.rows
-        for place, values in enumerate(torch.cat([numbers, standing], dim=1).tolist()):
+        starts, steps = self.lengths, {}
+        for row, values in zip(
+            self.present, torch.cat([numbers, standing], dim=1).tolist(), strict=True
+        ):
             accepted, own, deepest, *tokens = values
-            if self.active[self.present[place]]:
-                tokens = [*tokens[:accepted], own]
-                steps[self.present[place]] = self._commit_row(place, tokens, deepest, accepted)
-        self._write([steps[row].tokens for row in self.present])
-        return tuple(steps)
+            steps[row] = row.emit([*tokens[:accepted], own], deepest, accepted)
+        self._write(starts, [steps[row].tokens for row in self.present])
+        return tuple(steps.get(row, ENDED) for row in self.rows)
 
-    def _commit_row(self, place: int, tokens: list[int], drafted: int, accepted: int) -> Step:
-        row, tokens = self.present[place], tokens[: self.room[place]]
-        stopped = stopped_at(self.stops[place], self.continuations[row], tokens)
-        if stopped is not None:
-            tokens, drafted = tokens[:stopped], min(drafted, stopped)  # nothing counts behind it
-        self.continuations[row] += tokens
-        self.room[place] -= len(tokens)
-        self.active[row] = stopped is None and self.room[place] > 0
-        return Step(drafted, min(accepted, drafted, len(tokens)), tuple(tokens))
-
-    def _write(self, emitted: Sequence[Sequence[int]]) -> None:
-        lengths = [length + len(new) for length, new in zip(self.lengths, emitted, strict=True)]
-        if (missing := max(lengths) - self.tokens.shape[1]) > 0:
+    def _write(self, starts: Sequence[int], emitted: Sequence[Sequence[int]]) -> None:
+        """Write what was emitted at each place behind what stood there."""
+        longest = max(self.lengths)
+        if (missing := longest - self.tokens.shape[1]) > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))
-        written = [
-            (place, self.lengths[place] + offset, token)
-            for place, new in enumerate(emitted)
-            for offset, token in enumerate(new)
-        ]
-        if self.context is not None and max(lengths) > self.context:
+        if self.context is not None and longest > self.context:
             warn_longer(self.name, self.context)
+        written = [
+            (place, position, token)
+            for place, (start, new) in enumerate(zip(starts, emitted, strict=True))
+            for position, token in enumerate(new, start)
+        ]
         places, positions, tokens = to_device(written, self.device).view(-1, 3).unbind(1)
         self.tokens[places, positions] = tokens
-        self.lengths = lengths
 
 
-def _rows(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+def _texts(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
     """The prompts without padding."""
     if prompts.ndim != 2 or not prompts.shape[0]:
         raise InputError(
@@ -339,19 +301,19 @@ def _each(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
     return limits
 
 
-def _check(backbone: Backbone, rows: Sequence[Tensor], limits: Sequence[int]) -> None:
+def _check(backbone: Backbone, texts: Sequence[Tensor], limits: Sequence[int]) -> None:
     if min(limits) < 1:
         raise InputError(f"max_new_tokens is {min(limits)}; ask for at least 1.")
     context = backbone.max_length
-    for row in rows:
-        if not len(row):
+    for text in texts:
+        if not len(text):
             raise InputError("the prompt is empty; give at least one token.")
-        if not 0 <= int(row.min()) <= int(row.max()) < backbone.vocab_size:
+        if not 0 <= int(text.min()) <= int(text.max()) < backbone.vocab_size:
             raise InputError(
                 f"the prompt has token ids outside the model's vocabulary of {backbone.vocab_size}."
             )
-        if context is not None and len(row) >= context:
+        if context is not None and len(text) >= context:
             raise InputError(
-                f"the prompt has {len(row)} tokens and the model's context {context}; "
+                f"the prompt has {len(text)} tokens and the model's context {context}; "
                 "shorten the prompt."
             )

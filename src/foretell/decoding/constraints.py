@@ -11,6 +11,7 @@ from copy import deepcopy
 from typing import Any, cast
 
 import torch
+from torch import Tensor
 from transformers import (
     GenerationConfig,
     GenerationMixin,
@@ -20,8 +21,9 @@ from transformers import (
 )
 from transformers.generation.configuration_utils import GenerationMode
 
-from foretell.decoding.batch import Batch, StopTokens
+from foretell.decoding.batch import Batch, BatchRow
 from foretell.decoding.sampling import Sampling, require_local
+from foretell.decoding.stops import StopTokens
 from foretell.errors import InputError
 
 DRAWN = (
@@ -121,11 +123,14 @@ def constraints(
     Raises:
         InputError: one of them depends on more than a row's tokens.
     """
-    require_local(sampling.processors, batch.rows)
+    require_local(sampling.processors, len(batch))
     config: Any = undrawn(lm, asked)
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = sampling.repetition_penalty
-    return [_of_row(lm, config, batch, row, sampling.processors) for row in range(batch.rows)]
+    return [
+        _of_row(lm, config, row, tokens[:, : row.prompt_length], sampling.processors)
+        for row, tokens in zip(batch.rows, batch.tokens.split(1), strict=True)
+    ]
 
 
 class ByRow(LogitsProcessor):
@@ -154,24 +159,25 @@ class ByRow(LogitsProcessor):
 
 
 def _of_row(
-    lm: PreTrainedModel, config: Any, batch: Batch, row: int, given: Sequence[LogitsProcessor]
+    lm: PreTrainedModel,
+    config: Any,
+    row: BatchRow,
+    prompt: Tensor,
+    given: Sequence[LogitsProcessor],
 ) -> list[LogitsProcessor]:
-    length = batch.prompt_lengths[row]
-    ends = {
-        token for stop in batch.stops[row] if isinstance(stop, StopTokens) for token in stop.tokens
-    }
+    ends = {token for stop in row.stops if isinstance(stop, StopTokens) for token in stop.tokens}
     # What `generate` has made of the config by then.
-    config.max_length = batch.lengths[row] + batch.room[row]
+    config.max_length = row.length + row.room
     if config.min_new_tokens is not None:
-        config.min_length = length + config.min_new_tokens
-    config._eos_token_tensor = torch.tensor(sorted(ends), device=batch.device) if ends else None
+        config.min_length = row.prompt_length + config.min_new_tokens
+    config._eos_token_tensor = torch.tensor(sorted(ends), device=prompt.device) if ends else None
     found = GenerationMixin._get_logits_processor(
         cast(Any, lm),
         config,
-        input_ids_seq_length=length,
-        encoder_input_ids=cast(Any, batch.tokens[row : row + 1, :length]),
+        input_ids_seq_length=row.prompt_length,
+        encoder_input_ids=cast(Any, prompt),
         logits_processor=LogitsProcessorList(given),
-        device=str(batch.device),
+        device=str(prompt.device),
     )
     require_local(found, rows=1)
     return list(found)

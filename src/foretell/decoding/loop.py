@@ -93,7 +93,7 @@ def decode(
     """
     options.require_trees(backbone, batch)
     histories = constraints(backbone.model, batch, options.sampling, options.config)
-    sampler = Sampler(options.sampling, batch.rows, backbone.device, histories)
+    sampler = Sampler(options.sampling, len(batch), backbone.device, histories)
     return _rows(backbone, batch, options, sampler, length or options.lengths(backbone, batch))
 
 
@@ -107,18 +107,16 @@ def _rows(
     """All rows at once, or one after another."""
     width, compiled = options.pass_width, options.compiled
     together = takes_masks(backbone, capacity(batch, width)) and not batch.rereads
-    if batch.rows == 1 or together:
+    if len(batch) == 1 or together:
         passes = Passes(backbone, batch, width, compiled)
         yield from _decode(passes, batch, options, sampler, length)
         return
-    for number in (n for n in range(batch.rows) if batch.active[n]):
-        row = batch.row(number)
-        passes = Passes(backbone, row, width, compiled)
+    for number in (n for n, row in enumerate(batch.rows) if row.active):
+        alone = batch.alone(number)
+        passes = Passes(backbone, alone, width, compiled)
         chooses = None if length is None else length.row()
-        for (step,) in _decode(passes, row, options, sampler.row(number), chooses):
-            batch.active[number] &= row.active[0]
-            yield tuple(step if other == number else ENDED for other in range(batch.rows))
-            row.active[0] &= batch.active[number]
+        for (step,) in _decode(passes, alone, options, sampler.row(number), chooses):
+            yield tuple(step if other == number else ENDED for other in range(len(batch)))
 
 
 @torch.inference_mode()
@@ -130,8 +128,8 @@ def _decode(
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
     drafter, rule = options.drafter, options.rule
-    draft = Draft.nothing(batch.rows, batch.device)
-    drafter.start(passes.past, sampler, batch.rows, passes.capacity)
+    draft = Draft.nothing(len(batch), batch.device)
+    drafter.start(passes.past, sampler, len(batch), passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
     with passes.backbone.watch(layers), passes.backbone.rotated():

@@ -70,6 +70,6 @@ class DecodeOptions:
         if not self.auto_length:
             return None
         warmth = (self.sampling.greedy, round(self.sampling.temperature, 1))
-        alike = (id(backbone), batch.rows, warmth, self.pass_width, self.compiled)
+        alike = (id(backbone), len(batch), warmth, self.pass_width, self.compiled)
         measured = self.drafter.measured.setdefault(alike, Measured())
-        return AutoLength(self.drafter.longest, measured, batch.rows, max(batch.room))
+        return AutoLength(self.drafter.longest, measured, len(batch), batch.room)

@@ -26,7 +26,7 @@ more the past is copied."""
 
 def capacity(batch: Batch, width: int | None = None) -> int:
     """Slots per row: for tokens, and for drafts behind them; `width` as in `Passes`."""
-    return batch.width + max(batch.room) + max(DRAFT_SLOTS, width or 0)
+    return max(batch.lengths) + batch.room + max(DRAFT_SLOTS, width or 0)
 
 
 @dataclass(frozen=True)
@@ -73,12 +73,12 @@ class Passes:
 
     def __init__(self, backbone: Backbone, batch: Batch, width: int | None, compiled: bool) -> None:
         self.backbone, self.width, self.compiled = backbone, width, compiled
-        self.rows = batch.rows
+        self.rows = len(batch)
         self.capacity = capacity(batch, width)
         fixed = width is not None
-        self.past = new_past(backbone, batch.rows, self.capacity, fixed=fixed, compiled=compiled)
+        self.past = new_past(backbone, self.rows, self.capacity, fixed=fixed, compiled=compiled)
         if width is not None:
-            require_invariance(backbone, batch.rows, width, self.capacity)
+            require_invariance(backbone, self.rows, width, self.capacity)
         self._steady = compile_fixed(_verify, backbone) if compiled else _verify
 
     def verify(self, batch: Batch, draft: Draft, layers: tuple[int, ...]) -> Verified:

@@ -465,7 +465,7 @@ class Generating(nn.Module):
     ) -> Tensor | Generation:
         """What a call of `generate` returns, once its steps are done."""
         steps = []
-        columns = Columns(request.streamer, batch.rows, request.fill)
+        columns = Columns(request.streamer, len(batch), request.fill)
         columns.begin(request.input_ids)
         for step in stream:
             steps.append(step)

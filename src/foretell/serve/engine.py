@@ -149,9 +149,9 @@ class Engine:
             for steps in stream:
                 self.metrics.forward(steps)
                 for row, (job, step) in enumerate(zip(jobs, steps, strict=True)):
-                    self._deliver(job, step, ended=not batch.active[row])
+                    self._deliver(job, step, ended=not batch.rows[row].active)
                     if job.cancelled:
-                        batch.end(row)
+                        batch.rows[row].active = False
                         self._finish(job)
                 written += sum(len(step.tokens) for step in steps)
                 if self._closed:
