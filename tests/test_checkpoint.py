@@ -240,7 +240,7 @@ def damage_config(saved: Path, **changes) -> None:
         ({"backbone": None}, ["backbone"]),
         ({"backbone__colour": "red"}, ["colour"]),
         ({"backbone__fingerprint": None}, ["fingerprint"]),
-        ({"head__kind": "medusa"}, ["'medusa'", "parallel, sequential"]),
+        ({"head__kind": "medusa"}, ["'medusa'", "parallel, residual, sequential"]),
         ({"head__kind": None}, ["unknown"]),
         ({"head__kind": []}, ["unknown"]),
         ({"head__depth": 0}, ["depth is 0"]),

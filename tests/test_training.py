@@ -557,7 +557,7 @@ def test_the_rate_at_a_few_places() -> None:
         ({"head": {"depth": "many"}}, "depth"),
         ({"head": {"tap": "middle"}}, "tap 'middle' is unknown"),
         ({"head": {"kind": "parallel", "shared": True}}, "shared"),
-        ({"head": "medusa"}, "'medusa' is unknown; choose from parallel, sequential"),
+        ({"head": "medusa"}, "'medusa' is unknown; choose from parallel, residual, sequential"),
         ({"head": 3}, "give a kind"),
         ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
         ({"head": "parallel", "recipe": "native"}, "model's own heads"),

@@ -304,16 +304,16 @@ def _each(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
 def _check(backbone: Backbone, texts: Sequence[Tensor], limits: Sequence[int]) -> None:
     if min(limits) < 1:
         raise InputError(f"max_new_tokens is {min(limits)}; ask for at least 1.")
-    context = backbone.max_length
-    for text in texts:
-        if not len(text):
-            raise InputError("the prompt is empty; give at least one token.")
-        if not 0 <= int(text.min()) <= int(text.max()) < backbone.vocab_size:
-            raise InputError(
-                f"the prompt has token ids outside the model's vocabulary of {backbone.vocab_size}."
-            )
-        if context is not None and len(text) >= context:
-            raise InputError(
-                f"the prompt has {len(text)} tokens and the model's context {context}; "
-                "shorten the prompt."
-            )
+    lengths, tokens = [len(text) for text in texts], torch.cat(list(texts))
+    context, vocab_size = backbone.max_length, backbone.vocab_size
+    if not min(lengths):
+        raise InputError("the prompt is empty; give at least one token.")
+    if not 0 <= int(tokens.min()) <= int(tokens.max()) < vocab_size:
+        raise InputError(
+            f"the prompt has token ids outside the model's vocabulary of {vocab_size}."
+        )
+    if context is not None and max(lengths) >= context:
+        raise InputError(
+            f"the prompt has {max(lengths)} tokens and the model's context {context}; "
+            "shorten the prompt."
+        )
