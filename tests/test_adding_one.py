@@ -1,7 +1,6 @@
 """A head, a drafter, a rule and a layout that the package has never heard of, used by name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
@@ -35,7 +34,6 @@ def _nothing_stays() -> Iterator[None]:
 
 def add_head() -> type[Head]:
     class Plain(Head):
-        @dataclass(frozen=True, kw_only=True)
         class Config(HeadConfig):
             kind: ClassVar[str] = "matrix"
 

@@ -93,7 +93,7 @@ def train(asked: Train) -> None:
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
     left_out = {"skip_bad": asked.skip_bad, "bad_records": len(bad.found)}
-    common.save_json(asked.json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
+    common.save_json(asked.json, "train", built, run.seed, {**run.to_dict(), **left_out}, rows)
 
 
 @contextmanager
