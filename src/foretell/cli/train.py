@@ -26,15 +26,10 @@ from foretell.training.config import merged
 def train(asked: Train) -> None:
     """Do what `asked` says."""
     common.quiet_transformers()
-    given = {
-        **asked.told("recipe", "epochs", "steps", "minutes", "batch_size", "block_size"),
-        **asked.told("optimizer", "learning_rate", "precision", "save_every", "seed"),
-        "head": _given(kind=asked.head, depth=asked.depth, tap=_tap(asked.tap)),
-        "objective": _given(weights=asked.loss),
-    }
+    given = asked.settings()
     if asked.head == "none":
         given["head"] = "none"
-    chosen = merged(_given(**given), _parse_settings(asked.settings or []))
+    chosen = merged(given, _parse_settings(asked.others or []))
     if asked.target is not None:
         chosen["head"] = head_for(asked.target, chosen.get("head", {}))
     run = (
@@ -107,11 +102,6 @@ def _processes(device: torch.device) -> Iterator[torch.device]:
         processes.destroy_process_group()
 
 
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, {})}
-
-
 def _parse_settings(pairs: list[str]) -> dict[str, Any]:
     """`a.b=value` as nested mappings; values are YAML."""
     result: dict[str, Any] = {}
@@ -142,7 +132,3 @@ def show_result(result: TrainResult) -> None:
     for movement in result.movements:
         if movement.suspicious:
             common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
-
-
-def _tap(name: str | None) -> str | int | None:
-    return int(name) if name is not None and name.isdigit() else name

@@ -16,9 +16,9 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from foretell.config import BaseConfig
 from foretell.errors import InputError
 from foretell.heads.taps import FINAL, States, check_tap, make_tap
-from foretell.settings import Settings
 
 BlockInit = Literal["fresh", "copy"]
 """Weights of a new block: the model's own random initialisation, or a copy of its last block."""
@@ -62,7 +62,7 @@ DEEPEST = 256
 """The deepest heads: far beyond what a model foresees, and as much as one pass can verify."""
 
 
-class HeadConfig(Settings):
+class HeadConfig(BaseConfig):
     """What all heads can be told. A design adds fields of its own in a subclass."""
 
     kind: ClassVar[str]

@@ -93,8 +93,8 @@ class SequentialHeads(Head):
         shared: bool = False
         """One module for all depths, applied recursively."""
         norms: Norms = "own"
-        """Of a module's two inputs: RMSNorms of its `own`, norms like the `backbone`'s, or `none`,
-        and then none before its block, in its attention or after it (EAGLE)."""
+        """Norms of a module's two inputs: RMSNorms of its `own`, norms like the `backbone`'s, or
+        `none`, and then none before its block, in its attention or after it (EAGLE)."""
         recycle: Recycle = "stream"
         """What depth k+1 reads of depth k: the residual `stream` leaving the block, or what the
         output head reads, `normed`."""

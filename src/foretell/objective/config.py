@@ -18,14 +18,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from foretell.settings import Count, NotNegative, Number, Positive, Settings
+from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
 
 Weights = Literal["sum", "mean", "geometric"]
 Schedule = Literal["constant", "drop", "forward", "reverse"]
 Distill = Literal["none", "backbone", "marginal"]
 
 
-class ObjectiveConfig(Settings):
+class ObjectiveConfig(BaseConfig):
     """The objective of a run."""
 
     weights: Weights = "sum"
@@ -41,7 +41,7 @@ class ObjectiveConfig(Settings):
     drop_at: Positive = 0.67
     """Where `drop` happens: a share of the run below 1, else an optimiser step."""
     drop_to: Positive = 0.1
-    """λ from then on."""
+    """λ after `drop`."""
     curriculum: Annotated[Positive, Field(le=1)] = 0.5
     """Share of the run over which `forward` and `reverse` move through the depths."""
     distill: Distill = "none"
@@ -49,9 +49,9 @@ class ObjectiveConfig(Settings):
     once it has read the true tokens in between; or `marginal`, what it predicts without them, by
     numerical marginalization."""
     distill_share: Annotated[Number, Field(ge=0, le=1)] = 1.0
-    """How much of a depth's loss that is, 0…1; the rest is the text's."""
+    """Share of a depth's loss that `distill` has, 0…1; the rest is the text's."""
     temperature: Positive = 1.0
-    """Of teacher and student in `backbone` distillation (Hinton et al. 2015)."""
+    """Temperature of teacher and student in `backbone` distillation (Hinton et al. 2015)."""
     marginal_width: Count = 8
     """Strings summed over per position and depth."""
     marginal_positions: Count = 16

@@ -6,11 +6,11 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
+from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
 from foretell.errors import InputError
 from foretell.files import local_path
 from foretell.heads import HeadConfig, ParallelHeads, head_class
 from foretell.objective import ObjectiveConfig
-from foretell.settings import Count, NotNegative, Number, Positive, Settings
 
 Share = Annotated[Number, Field(ge=0, lt=1)]
 Every = Annotated[int, Field(ge=0)]
@@ -38,15 +38,15 @@ HeadSettings = Annotated[
 ]
 
 
-class LoraSettings(Settings):
+class LoraSettings(BaseConfig):
     """Adapters on the backbone (Hu et al. 2021, arXiv 2106.09685), made by peft."""
 
     rank: Count = 16
-    """Of the update."""
+    """Rank of the update."""
     alpha: Positive = 32.0
-    """Its scale times the rank."""
+    """Scale of the update, times its rank."""
     dropout: Share = 0.0
-    """Before the update."""
+    """Dropout before the update."""
     targets: str | list[str] = "all-linear"
     """Names of the matrices adapted, or `all-linear` for all in the blocks."""
     merge: bool = True
@@ -58,7 +58,7 @@ class LoraSettings(Settings):
         return "lora"
 
 
-class TrainConfig(Settings):
+class TrainConfig(BaseConfig):
     """Settings of a run. The defaults suit heads on a frozen backbone."""
 
     recipe: Literal["frozen", "joint", "lora", "native", "pretrain"] = "frozen"
@@ -110,7 +110,7 @@ class TrainConfig(Settings):
     matrix_learning_rate: Positive = 0.02
     """Peak rate of Muon."""
     weight_decay: NotNegative = 0.0
-    """Of matrices and embeddings."""
+    """Decay of matrices and embeddings."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
     """How the rate falls after warm-up: `linear` or `cosine` to zero; `wsd` stays at the peak and
     falls linearly over the last part; or `constant`.

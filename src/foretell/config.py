@@ -26,7 +26,7 @@ NotNegative = Annotated[Number, Field(ge=0)]
 Count = Annotated[int, Field(ge=1)]
 
 
-class Settings(BaseModel):
+class BaseConfig(BaseModel):
     """Frozen values under the names that are declared, each held to its annotation.
 
     No text passes for a whole number and no number for a truth value. What goes beyond one field is
@@ -94,7 +94,7 @@ class _Fault(InputError):
         self.path, self.wrong = path, wrong
 
 
-def _first(error: ValidationError, kind: type[Settings]) -> InputError:
+def _first(error: ValidationError, kind: type[BaseConfig]) -> InputError:
     """The first thing that is wrong."""
     fault = error.errors(include_url=False)[0]
     # Further parts tell the members of a union apart, which nobody has typed.
