@@ -83,7 +83,7 @@ class HeadConfig(BaseConfig):
     """What new blocks are: the `same` as the backbone's last block; on a mixture of experts
     `dense`, with one feed-forward network of the active experts' size; or `wide`, with an attention
     that reads two states side by side (sequential heads)."""
-    normalize: bool = Field(default_factory=lambda told: told["init"] == "fresh")
+    normalize: bool = Field(default_factory=lambda told: told.get("init") == "fresh")
     """Whether the tap scales residual states to a root mean square of 1; by default for fresh
     blocks, while copied ones expect states as the backbone has them."""
 
