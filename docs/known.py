@@ -10,6 +10,7 @@ from typing import Any
 
 from foretell.config import BaseConfig
 from foretell.decoding import RULES, DecodeOptions
+from foretell.decoding.drafters.base import DRAFT_LENGTH
 from foretell.formats import LAYOUTS
 from foretell.heads import HEADS, HeadConfig
 from foretell.serve import Limits
@@ -27,6 +28,7 @@ def found() -> dict[str, Any]:
     return {
         "train": train,
         "serve": described(Limits),
+        "draft_length": DRAFT_LENGTH,
         "layouts": list(LAYOUTS),
         "rule": next(name for name, rule in RULES.items() if rule is usual),
         "lossless": [name for name, rule in RULES.items() if rule.lossless],

@@ -44,18 +44,26 @@ class Command(ABC):
         """These options, by name."""
         return {name: getattr(self, name) for name in names}
 
+    @classmethod
+    def sets(cls) -> dict[str, str]:
+        """Where the fields stand that its options set, by the option."""
+        return {
+            name: option.sets
+            for name, annotation in get_type_hints(cls, include_extras=True).items()
+            for option in getattr(annotation, "__metadata__", ())
+            if hasattr(option, "sets")
+        }
+
     def settings(self) -> dict[str, Any]:
         """The settings that were given, nested as their config has them."""
         result: dict[str, Any] = {}
-        for name, annotation in get_type_hints(type(self), include_extras=True).items():
-            for option in getattr(annotation, "__metadata__", ()):
-                path, value = getattr(option, "sets", None), getattr(self, name)
-                if path is not None and value is not None:
-                    *outer, last = path.split(".")
-                    inside = result
-                    for part in outer:
-                        inside = inside.setdefault(part, {})
-                    inside[last] = value
+        for name, path in self.sets().items():
+            if (value := getattr(self, name)) is not None:
+                *outer, last = path.split(".")
+                inside = result
+                for part in outer:
+                    inside = inside.setdefault(part, {})
+                inside[last] = value
         return result
 
     @abstractmethod
@@ -185,7 +193,7 @@ DraftLength = Annotated[
     typer.Option(
         metavar="N|auto",
         help="Tokens per draft; auto: chosen at every step for speed, down to none. [default: all "
-        "depths of the heads; 4 for other drafters]",
+        f"depths of the heads; {KNOWN['draft_length']} for other drafters]",
     ),
 ]
 Tree = Annotated[

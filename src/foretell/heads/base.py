@@ -61,6 +61,9 @@ class Parts:
 DEEPEST = 256
 """The deepest heads: far beyond what a model foresees, and as much as one pass can verify."""
 
+DEPTH = 3
+"""Of new heads, where no other depth is asked for."""
+
 
 class HeadConfig(BaseConfig):
     """What all heads can be told. A design adds fields of its own in a subclass."""
@@ -89,7 +92,7 @@ class HeadConfig(BaseConfig):
 
     @classmethod
     def called(cls) -> str:
-        return f"a head of kind {cls.kind!r}"
+        return f"head config of kind {cls.kind!r}"
 
     @field_validator("tap", mode="before")
     @classmethod

@@ -83,12 +83,6 @@ class Run:
         """A run names none."""
         return ()
 
-    @cached_property
-    def drafters(self) -> dict[str, str]:
-        """What drafts, by method, where the rows of its speed say it."""
-        said = (row for row in self.rows if row.get("drafter") is not None)
-        return {str(row.get("method")): str(row["drafter"]) for row in said}
-
     @property
     def identities(self) -> frozenset[str]:
         """Whose run it is."""
