@@ -277,7 +277,7 @@ def test_every_option_that_sets_a_field_has_its_default() -> None:
             assert (told[1] if told else "None") == unlike.get(name, str(value)), name
             assert getattr(kind, name) is None  # left to the config
     assert set(foretell.cli.COMMANDS["serve"].sets()) == set(Limits.model_fields)
-    assert len(foretell.cli.COMMANDS["train"].sets()) == 14
+    assert len(foretell.cli.COMMANDS["train"].sets()) == 15
 
 
 def test_options_of_what_has_no_config_have_its_defaults() -> None:
