@@ -3,10 +3,12 @@
 A place is `<!-- results/FILE -->` … `<!-- end -->`. A `.txt` file is shown as it is; a JSON result
 becomes a table, whose columns follow from the command that wrote it. Two files are a probe and what
 heads reached: a table of both. `<!-- results/FILE: NAME, NAME -->` keeps the rows of these names.
-`<!-- foretell COMMAND -->` is a table of that command's options.
+`<!-- foretell COMMAND -->` is a table of that command's options, `<!-- settings of COMMAND -->` one
+of what its config holds. What their help says of the library is found out first, see `known.py`.
 """
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -15,7 +17,6 @@ from typing import Any
 
 from typer.main import get_command
 
-from foretell.cli import app
 from foretell.provenance import Result, read_result
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source
@@ -23,7 +24,7 @@ from foretell.report.sources import Source
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 PLACE = re.compile(
-    r"(?P<begin><!-- (?:foretell (?P<command>\w+)|"
+    r"(?P<begin><!-- (?:foretell (?P<command>\w+)|settings of (?P<config>\w+)|"
     r"(?P<files>results/[^\s:]+(?: results/[^\s:]+)?)(?:: (?P<rows>[^\n]+))?) -->\n)"
     r".*?(?P<end><!-- end -->)",
     re.DOTALL,
@@ -207,6 +208,8 @@ def _number(value: Any) -> float:
 
 def options(command: str) -> list[list[str]]:
     """The options of a command, as its help has them."""
+    from foretell.cli import app  # which reads what `main` may write first
+
     found = get_command(app).commands[command]
     context = found.make_context(command, [], resilient_parsing=True)
     table = [["option", "meaning"]]
@@ -214,6 +217,18 @@ def options(command: str) -> list[list[str]]:
         if record := parameter.get_help_record(context):
             names, meaning = (text.replace("|", "\\|") for text in record)
             table.append([f"`{names}`", meaning.replace("*", "\\*")])
+    return table
+
+
+def settings(command: str) -> list[list[str]]:
+    """What the config of a command holds."""
+    from foretell.cli.options import KNOWN
+
+    table = [["setting", "default", "meaning"]]
+    for name, field in KNOWN[command].items():
+        default = json.dumps(field["default"]).strip('"')
+        shown = "" if default == "null" else f"`{default}`"
+        table.append([f"`{name}`", shown, field["help"]])
     return table
 
 
@@ -238,6 +253,8 @@ def written(table: list[list[str]]) -> str:
 def filled(place: re.Match[str]) -> str:
     if place["command"]:
         inside = written(options(place["command"]))
+    elif place["config"]:
+        inside = written(settings(place["config"]))
     else:
         kept = place["rows"] and place["rows"].split(", ")
         inside = render([ROOT / name for name in place["files"].split()], kept)
@@ -252,6 +269,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     arguments = parser.parse_args()
+    if not arguments.check:
+        import known
+
+        known.write()
     stale = []
     for page in PAGES:
         old = page.read_text(encoding="utf-8")

@@ -1,24 +1,31 @@
 """A head, a drafter, a rule and a layout that the package has never heard of, used by name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import families
 import foretell as ft
+import report_files
+from foretell.data import PackedBlocks
 from foretell.decoding import RULES, Draft, Verdict
 from foretell.decoding.acceptance import AcceptanceRule, choose, longest
 from foretell.decoding.drafters import NAMED, OF_HEADS, Drafter, ParallelDrafter
 from foretell.errors import InputError
+from foretell.evaluation import compare, measure_heads, methods_of, verdict_of_speed
 from foretell.evaluation.rules import reported
 from foretell.formats import LAYOUTS, Layout, layout
 from foretell.formats.contract import SideBySide
 from foretell.heads import HEADS, Head, HeadConfig
+from foretell.provenance import write_result
+from foretell.report.page import summary
+from foretell.report.predicted import comparisons
+from foretell.report.sources import collect
 from foretell.training.config import TrainConfig
 
 
@@ -35,7 +42,6 @@ def _nothing_stays() -> Iterator[None]:
 
 def add_head() -> type[Head]:
     class Plain(Head):
-        @dataclass(frozen=True, kw_only=True)
         class Config(HeadConfig):
             kind: ClassVar[str] = "matrix"
 
@@ -72,6 +78,26 @@ def test_a_head_with_a_drafter_of_its_own(tmp_path: Path) -> None:
     assert torch.equal(again(tokens).loss, model(tokens).loss)
     config = TrainConfig(recipe="frozen", head={"kind": "matrix", "depth": 2}, steps=1)
     assert isinstance(config.head, kind.Config)
+
+
+def test_a_head_through_bench_eval_and_the_report(tmp_path: Path) -> None:
+    """A figure of a kind that the package does not know is one of heads, as its rows say."""
+    add_head()
+    model = ft.attach(families.build("llama"), "matrix", depth=2)
+    prompts = [families.prompt(1, 8, seed=n) for n in range(2)]
+    table = compare(methods_of(model), prompts, max_new_tokens=8, repeats=1)
+    assert verdict_of_speed(table.rows) is not None
+    tokens = families.prompt(4, 16).numpy().astype(np.int32)
+    depths = measure_heads(model, PackedBlocks(tokens, np.arange(4) * 16, num_bytes=200))
+    for command, rows in (("bench", table.rows), ("eval", depths.all_rows())):
+        named = [{"model": "toy", **row} for row in rows]
+        write_result(tmp_path / f"{command}.json", command, {}, named, report_files.ORIGIN)
+    report_files.write(tmp_path / "probe.json", "probe", report_files.probe_rows())
+    sources = collect([tmp_path])
+    facts = [fact for fact in summary(sources) if "with heads" in fact.what]
+    assert [fact.whose for fact in facts] == ["matrix, toy"] * 2
+    compared = comparisons(sources.results)
+    assert {(one.who, one.behind) for one in compared} == {("matrix", "text"), ("matrix", "own")}
 
 
 def test_a_drafter() -> None:

@@ -1,17 +1,20 @@
 import contextlib
 import gzip
 import importlib.util
+import inspect
 import io
 import json
+import operator
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 import pyarrow
 import pytest
@@ -41,25 +44,25 @@ import foretell.probe.whole
 from foretell.backbone import fingerprint
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
 from foretell.cli import bench, common, drafting, main, options
-from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
 from foretell.data import read_prompts
 from foretell.decoding import (
-    RULES,
     AcceptanceRule,
     Distance,
     Exact,
     MinimumBlock,
+    Sampling,
     SpeculativeSampling,
     Step,
     TopK,
     TreeShape,
     Typical,
 )
-from foretell.evaluation import SpeedTable, methods_of
-from foretell.formats import LAYOUTS
-from foretell.heads import HEADS
+from foretell.evaluation import SpeedTable, compare, methods_of
+from foretell.heads import HEADS, HeadConfig
 from foretell.heads.taps import TAPS
+from foretell.objective import ObjectiveConfig
+from foretell.probe import ProbeOptions
 from foretell.provenance import Result, read_result
 from foretell.serve import Limits
 from foretell.training import TrainConfig
@@ -253,40 +256,54 @@ def test_every_command_explains_itself(command: str) -> None:
     )
 
 
-def test_defaults_in_the_help_of_train() -> None:
-    """Help does without the libraries, and so retypes what is in them."""
-    told = {}
-    for text in fine("train", "--help").split("\n  --")[1:]:
-        if found := re.search(r"\[default: ([^\]]+)\]", " ".join(text.split())):
-            told[text.split()[0]] = found[1]
-    config = TrainConfig(steps=1)
-    defaults = {
-        "recipe": config.recipe,
-        "head": config.head.kind,
-        "depth": config.head.depth,
-        "tap": "as the kind of head has it",
-        "loss": config.objective.weights,
-        "batch-size": config.batch_size,
-        "block-size": config.block_size,
-        "optimizer": config.optimizer,
-        "learning-rate": config.learning_rate,
-        "precision": config.precision,
-        "save-every": config.save_every,
-        "seed": config.seed,
-        "device": "auto",
-    }
-    assert told == {name: str(value) for name, value in defaults.items()}
+KNOWN = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "known.py"))
 
 
-def test_names_in_help() -> None:
-    assert set(options.HEADS) == set(HEADS)
-    assert set(options.TAPS) == set(TAPS)
-    assert set(LAYOUTS) == set(options.LAYOUTS)
-    numbers = {name: rule.number for name, rule in RULES.items()}
-    assert {**dict.fromkeys(options.LOSSLESS_RULES), **options.LOSSY_RULES} == numbers
-    assert all(RULES[name].lossless == (name in options.LOSSLESS_RULES) for name in RULES)
-    limits = asdict(Limits())
-    assert limits == {name: getattr(Serve, name) for name in limits}
+def test_what_help_says_of_the_library_is_what_it_says_of_itself() -> None:
+    assert json.loads(json.dumps(KNOWN["found"]())) == options.KNOWN, "run `make figures`"
+
+
+def test_every_option_that_sets_a_field_has_its_default() -> None:
+    configs = {"train": TrainConfig(steps=1), "serve": Limits()}
+    unlike = {"tap": "as the kind of head has it", "steps": "None"}
+    for command, kind in foretell.cli.COMMANDS.items():
+        paths = kind.sets()
+        assert bool(paths) == (command in configs), command
+        hints = get_type_hints(kind, include_extras=True)
+        for name, path in paths.items():
+            value = operator.attrgetter(path)(configs[command])
+            (option,) = hints[name].__metadata__
+            told = re.search(r" \[default: (.+)\]$", option.help)
+            assert (told[1] if told else "None") == unlike.get(name, str(value)), name
+            assert getattr(kind, name) is None  # left to the config
+    assert set(foretell.cli.COMMANDS["serve"].sets()) == set(Limits.model_fields)
+    assert len(foretell.cli.COMMANDS["train"].sets()) == 15
+
+
+def test_options_of_what_has_no_config_have_its_defaults() -> None:
+    """Sampling and the like: a default in a signature is typed a second time for help."""
+    for command, callee, names in (
+        ("generate", Sampling, "temperature top_k top_p min_p repetition_penalty"),
+        ("distill", Sampling, "temperature top_p"),
+        ("bench", compare, "repeats batch_size"),
+        ("probe", ProbeOptions, "depth width positions layer_positions draft_model seed"),
+    ):
+        parameters = inspect.signature(callee).parameters
+        for name in names.split():
+            shown = getattr(foretell.cli.COMMANDS[command], name)
+            assert str(shown) == str(parameters[name].default), (command, name)
+
+
+def test_help_names_every_choice() -> None:
+    """What a field can be, its explanation says; the table of all settings shows these."""
+    kinds = [TrainConfig, ObjectiveConfig, *(head.Config for head in HEADS.values())]
+    for kind in kinds:
+        for name, field in kind.model_fields.items():
+            assert field.description, (kind, name)
+            choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+            for choice in choices:
+                assert f"`{choice}`" in field.description, (kind, name, choice)
+    assert all(f"`{tap}`" in HeadConfig.model_fields["tap"].description for tap in TAPS)
 
 
 HEAVY = """

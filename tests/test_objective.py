@@ -259,7 +259,7 @@ def test_wrong_objectives_are_refused(wrong: dict) -> None:
 
 def test_a_number_that_yaml_takes_for_a_string_is_one() -> None:
     assert ObjectiveConfig.from_dict({"scale": "1e-1"}) == ObjectiveConfig(scale=0.1)
-    assert type(ObjectiveConfig(scale=2).scale) is int  # as it was written
+    assert ObjectiveConfig(scale=2).to_dict() == ObjectiveConfig(scale=2.0).to_dict()
 
 
 # -- the model's loss ----------------------------------------------------------------------------

@@ -338,7 +338,7 @@ def test_nor_on_where_they_end(kind: str, shape: TreeShape | None) -> None:
     """Near the end of a row there is room for less of a draft than beside it."""
     config = HEADS.get(kind, HEADS["parallel"])
     depth = config.depth if getattr(config, "shared", False) else 4
-    owner = disturbed(ft.MTPModel(toy(0), replace(config, depth=depth)))
+    owner = disturbed(ft.MTPModel(toy(0), config.replace(depth=depth)))
     backbone = owner.backbone
     if kind == "model":
         one = ModelDrafter(backbone, another(), 4, shape)

@@ -107,7 +107,7 @@ def test_what_cannot_be_served_is_said_before_anything_is_loaded(
         port = taken.getsockname()[1]
         assert f"cannot listen at 127.0.0.1:{port}" in refused("serve", "none", "--port", port)
     assert "give one from 0 to 65535" in refused("serve", "none", "--port", 70000)
-    assert "--max-batch is 0" in refused("serve", "none", "--max-batch", 0)
+    assert "max_batch is 0; it must be at least 1" in refused("serve", "none", "--max-batch", 0)
     assert "cannot listen at nowhere" in refused("serve", "none", "--host", "nowhere.invalid")
     assert "cannot listen at a..b" in refused("serve", "none", "--host", "a..b")
     for origin in ("example.org", "https://example.org/", "https://a b", ""):

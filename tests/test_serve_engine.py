@@ -320,5 +320,5 @@ def test_nothing_is_kept_of_requests_that_are_done(model: ft.MTPModel) -> None:
 
 
 def test_limits_are_at_least_one() -> None:
-    with pytest.raises(InputError, match="--max-queue is 0; give at least 1"):
+    with pytest.raises(InputError, match="max_queue is 0; it must be at least 1"):
         Limits(max_queue=0)

@@ -597,6 +597,42 @@ def test_settings_that_make_no_sense_are_one_line(wrong: dict, message: str) -> 
     assert str(caught.value).startswith("run.yaml: ")
 
 
+@pytest.mark.parametrize(
+    ("wrong", "line"),
+    [
+        ({"steps": 0}, "steps is 0; it must be at least 1."),
+        ({"steps": "5"}, "steps is '5'; it is a whole number."),
+        ({"steps": True}, "steps is True; it is a whole number."),
+        ({"minutes": True}, "minutes is True; it is a number."),
+        ({"minutes": -1}, "minutes is -1; it must be more than 0."),
+        ({"warmup": 1.0}, "warmup is 1.0; it must be less than 1."),
+        ({"streaming": 1}, "streaming is 1; it is true or false."),
+        ({"attention": 3}, "attention is 3; it is a text."),
+        ({"precision": "int8"}, "precision is 'int8'; choose from float32, bf16-mixed or bf16."),
+        ({"lora": {"rank": 0}}, "lora.rank is 0; it must be at least 1."),
+        ({"lora": {"rate": 1}}, "lora has no 'rate'; it has rank, alpha, dropout, targets, merge."),
+        ({"lora": 8}, "lora is 8; give a mapping of names to values."),
+        ({"lora": {"targets": [3]}}, "lora.targets is [3]; it is a text."),
+        ({"objective": {"decay": 2}}, "objective.decay is 2; it must be at most 1."),
+        ({"head": {"depth": 300}}, "head.depth is 300; it must be at most 256."),
+        ({"head": {"normalize": "no"}}, "head.normalize is 'no'; it is true or false."),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_named_with_its_value(wrong: dict, line: str) -> None:
+    with pytest.raises(InputError) as caught:
+        TrainConfig(**{"steps": 5, **wrong})
+    assert str(caught.value) == line
+
+
+def test_settings_stay_as_they_are() -> None:
+    head = ft.ParallelHeads.Config(depth=2)
+    with pytest.raises(ValueError, match="frozen"):
+        head.depth = 3
+    assert head.replace(depth=3) == ft.ParallelHeads.Config(depth=3)
+    with pytest.raises(InputError, match="depth is 0"):
+        head.replace(depth=0)
+
+
 def test_numbers_without_a_point_are_numbers() -> None:
     """`1e-1` is a string to YAML 1.1."""
     values = yaml.safe_load("{steps: 5, learning_rate: 1e-4, objective: {scale: 1e-1}}")
@@ -652,7 +688,7 @@ def test_a_config_has_a_head_where_one_is_to_be_made() -> None:
     assert settings(head="none").head is None
     assert TrainConfig(steps=1, recipe="native").head is None
     written = settings(recipe="joint", head="sequential", objective={"scale": 0.3})
-    assert TrainConfig.parse(written.model_dump()) == written
+    assert TrainConfig.parse(written.to_dict()) == written
     assert [settings(recipe=r).backbone_learns for r in ("frozen", "joint")] == [False, True]
     assert not TrainConfig(steps=1, recipe="native", backbone_rate=0).backbone_learns
 

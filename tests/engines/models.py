@@ -7,7 +7,7 @@ Shapes: P prompts, T tokens.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -183,11 +183,11 @@ def other_contracts(config: Any) -> dict[str, Any]:
         return {}
     recycle = "stream" if config.recycle == "normed" else "normed"
     ways = {
-        "zero_first": replace(config, zero_first=not config.zero_first),
-        "rollout": replace(config, rollout="depth"),
+        "zero_first": config.replace(zero_first=not config.zero_first),
+        "rollout": config.replace(rollout="depth"),
     }
     if config.norms != "none":
-        ways["recycle"] = replace(config, recycle=recycle)
+        ways["recycle"] = config.replace(recycle=recycle)
     if config.tap in ("final", "last"):
-        ways["tap"] = replace(config, tap="last" if config.tap == "final" else "final")
+        ways["tap"] = config.replace(tap="last" if config.tap == "final" else "final")
     return ways

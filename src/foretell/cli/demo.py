@@ -142,8 +142,7 @@ def _continue_one(path: Path, name: str, model: MTPModel, seed: int) -> None:
 
 def _verdict(found: list[tuple[str, SpeedTable]]) -> None:
     """Count the outputs of the heads; one that differs is an error."""
-    heads = ("parallel", "sequential")
-    measured = [row for _, table in found for row in table.rows if row["method"] in heads]
+    measured = [row for _, table in found for row in table.rows if row.get("drafter") == "heads"]
     same = sum(row.get("identical", 0) for row in measured)
     total = sum(row.get("prompts", 0) for row in measured)
     common.console.print(f"With heads, {same} of {total} outputs are identical to plain decoding.")

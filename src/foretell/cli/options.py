@@ -1,28 +1,40 @@
-"""What commands can be told: the options that they share, and the names that help mentions.
+"""What commands can be told: the options that they share, and the settings of configs.
 
-Nothing heavy is imported here or in `commands/`, so that help and typing errors come at once. The
-names stand here a second time for the same reason; a test holds them to what they are names of.
+Nothing heavy is imported here or in `commands/`, so that help and typing errors come at once. What
+help says of the library is read from `known.json`, which `make figures` writes.
 """
 
+import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
 from foretell.errors import InputError
 
-HEADS = ("parallel", "sequential", "residual")
-TAPS = ("final", "trunk", "last", "weighted", "fused")
-LAYOUTS = (
-    "mimo", "medusa", "eagle", "eagle3", "qwen3_5", "qwen3_next", "deepseek_v3", "glm4_moe",
-    "transformers", "vllm",
-)  # fmt: skip
-LOSSLESS_RULES = ("speculative", "exact")
-LOSSY_RULES = {"top-k": 2, "distance": 1, "typical": 0.09, "minimum-block": 1}
-"""With the number that each takes where none is given."""
+KNOWN: dict[str, Any] = json.loads(Path(__file__).with_name("known.json").read_text("utf-8"))
+"""Settings by command and name, layouts and rules; see `docs/known.py`."""
 
 STDOUT = Path("-")
+
+
+def setting(path: str, metavar: str, *names: str, **more: Any) -> Any:
+    """An option that sets a field of a command's config, which explains it and has its default.
+
+    Args:
+        path: the command, and where the setting stands in its config: `train.head.depth`.
+        metavar: what is given.
+        *names: of the option, where it has another name than its field.
+        **more: what else an option of typer has.
+    """
+    command, _, name = path.partition(".")
+    field = KNOWN[command][name]
+    default = "" if field["default"] is None else f" [default: {field['default']}]"
+    text = field["help"].replace("`", "") + default
+    option = typer.Option(*names, metavar=metavar, help=text, **more)
+    option.sets = name
+    return option
 
 
 class Command(ABC):
@@ -31,6 +43,28 @@ class Command(ABC):
     def told(self, *names: str) -> dict[str, Any]:
         """These options, by name."""
         return {name: getattr(self, name) for name in names}
+
+    @classmethod
+    def sets(cls) -> dict[str, str]:
+        """Where the fields stand that its options set, by the option."""
+        return {
+            name: option.sets
+            for name, annotation in get_type_hints(cls, include_extras=True).items()
+            for option in getattr(annotation, "__metadata__", ())
+            if hasattr(option, "sets")
+        }
+
+    def settings(self) -> dict[str, Any]:
+        """The settings that were given, nested as their config has them."""
+        result: dict[str, Any] = {}
+        for name, path in self.sets().items():
+            if (value := getattr(self, name)) is not None:
+                *outer, last = path.split(".")
+                inside = result
+                for part in outer:
+                    inside = inside.setdefault(part, {})
+                inside[last] = value
+        return result
 
     @abstractmethod
     def run(self) -> None:
@@ -159,7 +193,7 @@ DraftLength = Annotated[
     typer.Option(
         metavar="N|auto",
         help="Tokens per draft; auto: chosen at every step for speed, down to none. [default: all "
-        "depths of the heads; 4 for other drafters]",
+        f"depths of the heads; {KNOWN['draft_length']} for other drafters]",
     ),
 ]
 Tree = Annotated[
@@ -173,10 +207,10 @@ Rule = Annotated[
     str | None,
     typer.Option(
         metavar="NAME[:N]",
-        help=f"Which drafted tokens are accepted. Lossless: {', '.join(LOSSLESS_RULES)}. Lossy, "
+        help=f"Which drafted tokens are accepted. Lossless: {', '.join(KNOWN['lossless'])}. Lossy, "
         "with their numbers if not given: "
-        f"{', '.join(f'{name}:{number}' for name, number in LOSSY_RULES.items())}. "
-        f"[default: {LOSSLESS_RULES[0]}]",
+        f"{', '.join(f'{name}:{number}' for name, number in KNOWN['lossy'].items())}. "
+        f"[default: {KNOWN['rule']}]",
     ),
 ]
 PassWidth = Annotated[

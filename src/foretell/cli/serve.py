@@ -3,7 +3,6 @@
 import ipaddress
 import os
 import re
-from dataclasses import asdict
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.serve import API_KEY, Serve
@@ -20,14 +19,7 @@ def serve(asked: Serve) -> None:
         from foretell import serve as serving
     except ModuleNotFoundError as error:
         raise not_installed(str(error.name), "serve") from None
-    limits = serving.Limits(
-        max_body_bytes=asked.max_body_bytes,
-        max_prompt_tokens=asked.max_prompt_tokens,
-        max_tokens=asked.max_tokens,
-        max_batch=asked.max_batch,
-        max_queue=asked.max_queue,
-        grace_seconds=asked.grace_seconds,
-    )
+    limits = serving.Limits(**asked.settings())
     shape, length = drafting.parse_tree(asked.tree), drafting.parse_length(asked.draft_length)
     api_key = _api_key(asked)
     origins = [_origin(each) for each in asked.cors or ()]
@@ -61,7 +53,7 @@ def serve(asked: Serve) -> None:
             "depth": service.drafter.longest,
             "draft_length": length,
         }
-        settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **asdict(limits)}
+        settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **limits.to_dict()}
         common.save_json(asked.json, "serve", loaded, None, settings, [row])
         try:
             running.run(sockets=[listening])

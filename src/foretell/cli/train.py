@@ -26,15 +26,10 @@ from foretell.training.config import merged
 def train(asked: Train) -> None:
     """Do what `asked` says."""
     common.quiet_transformers()
-    given = {
-        **asked.told("recipe", "epochs", "steps", "minutes", "batch_size", "block_size"),
-        **asked.told("optimizer", "learning_rate", "precision", "save_every", "seed"),
-        "head": _given(kind=asked.head, depth=asked.depth, tap=_tap(asked.tap)),
-        "objective": _given(weights=asked.loss),
-    }
+    given = asked.settings()
     if asked.head == "none":
         given["head"] = "none"
-    chosen = merged(_given(**given), _parse_settings(asked.settings or []))
+    chosen = merged(given, _parse_settings(asked.others or []))
     if asked.target is not None:
         chosen["head"] = head_for(asked.target, chosen.get("head", {}))
     run = (
@@ -93,7 +88,7 @@ def train(asked: Train) -> None:
         for depth_, loss_ in enumerate(result.depth_losses)
     ]  # fmt: skip
     left_out = {"skip_bad": asked.skip_bad, "bad_records": len(bad.found)}
-    common.save_json(asked.json, "train", built, run.seed, {**run.model_dump(), **left_out}, rows)
+    common.save_json(asked.json, "train", built, run.seed, {**run.to_dict(), **left_out}, rows)
 
 
 @contextmanager
@@ -105,11 +100,6 @@ def _processes(device: torch.device) -> Iterator[torch.device]:
         yield device if processes.num_processes == 1 else processes.device
     finally:
         processes.destroy_process_group()
-
-
-def _given(**options: Any) -> dict[str, Any]:
-    """The options that were given."""
-    return {name: value for name, value in options.items() if value not in (None, {})}
 
 
 def _parse_settings(pairs: list[str]) -> dict[str, Any]:
@@ -142,7 +132,3 @@ def show_result(result: TrainResult) -> None:
     for movement in result.movements:
         if movement.suspicious:
             common.console.print(f"Warning: {movement.suspicious}.", style="bold red")
-
-
-def _tap(name: str | None) -> str | int | None:
-    return int(name) if name is not None and name.isdigit() else name

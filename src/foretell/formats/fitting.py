@@ -5,10 +5,8 @@ from typing import Any
 
 from foretell.errors import HeadError, InputError
 from foretell.formats.registry import layout
+from foretell.heads import DEPTH
 from foretell.model import MTPModel
-
-DEPTH = 3
-"""Of heads, where none is given."""
 
 
 def head_for(target: str, given: Mapping[str, Any] | str | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from foretell.errors import InputError
 from foretell.heads.base import (
+    DEPTH,
     HEADS,
     BlockInit,
     BlockKind,
@@ -26,6 +27,7 @@ def head_class(kind: str) -> type[Head]:
 
 
 __all__ = [
+    "DEPTH",
     "FINAL",
     "HEADS",
     "BlockInit",

@@ -10,13 +10,14 @@ Shapes: B batch, T time, K depths, D hidden.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Literal, Protocol, Self
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
+from foretell.config import BaseConfig
 from foretell.errors import InputError
-from foretell.fields import check_fields
 from foretell.heads.taps import FINAL, States, check_tap, make_tap
 
 BlockInit = Literal["fresh", "copy"]
@@ -60,43 +61,46 @@ class Parts:
 DEEPEST = 256
 """The deepest heads: far beyond what a model foresees, and as much as one pass can verify."""
 
+DEPTH = 3
+"""Of new heads, where no other depth is asked for."""
 
-@dataclass(frozen=True, kw_only=True)
-class HeadConfig:
-    """What all heads can be told.
 
-    Attributes:
-        depth: K ≥ 1, how many tokens beyond the next one are predicted.
-        tap: which hidden states are read, see `foretell.heads.taps`.
-        init: weights of new blocks: `"fresh"` or a `"copy"` of the backbone's last block.
-        block: what new blocks are: the `"same"` as the backbone's last block; on a mixture of
-            experts `"dense"`, with one feed-forward network of the active experts' size; or
-            `"wide"`, with an attention that reads two states side by side (sequential heads).
-        normalize: whether the tap scales residual states to a root mean square of 1; by default
-            for fresh blocks, while copied ones expect states as the backbone has them.
-    """
+class HeadConfig(BaseConfig):
+    """What all heads can be told. A design adds fields of its own in a subclass."""
 
     kind: ClassVar[str]
     blocks: ClassVar[tuple[BlockKind, ...]] = ("same", "dense")
     """What new blocks can be."""
 
-    depth: int
+    depth: Annotated[int, Field(ge=1, le=DEEPEST)]
+    """How many tokens after the next one are predicted, K."""
     tap: str | int = "final"
-    init: BlockInit = "fresh"
-    block: BlockKind = "same"
-    normalize: bool | None = None
+    """Hidden state that heads read: `final`, `trunk`, `last`, `weighted`, `fused`, or a layer's
+    number.
 
-    def __post_init__(self) -> None:
-        if self.normalize is None:
-            object.__setattr__(self, "normalize", self.init == "fresh")
-        check_fields(self)
-        if not isinstance(self.normalize, bool):
-            raise InputError(f"normalize is {self.normalize!r}; it is true or false.")
-        if self.depth < 1:
-            raise InputError(f"depth is {self.depth!r}; a head predicts at least depth 1.")
-        if self.depth > DEEPEST:
-            raise InputError(f"depth is {self.depth!r}; a head predicts at most depth {DEEPEST}.")
-        check_tap(self.tap)
+    See `foretell.heads.taps`.
+    """
+    init: BlockInit = "fresh"
+    """Weights of new blocks: `fresh`, or a `copy` of the backbone's last block."""
+    block: BlockKind = "same"
+    """What new blocks are: the `same` as the backbone's last block; on a mixture of experts
+    `dense`, with one feed-forward network of the active experts' size; or `wide`, with an attention
+    that reads two states side by side (sequential heads)."""
+    normalize: bool = Field(default_factory=lambda told: told.get("init") == "fresh")
+    """Whether the tap scales residual states to a root mean square of 1; by default for fresh
+    blocks, while copied ones expect states as the backbone has them."""
+
+    @classmethod
+    def called(cls) -> str:
+        return f"head config of kind {cls.kind!r}"
+
+    @field_validator("tap", mode="before")
+    @classmethod
+    def _tap_exists(cls, tap: Any) -> str | int:
+        return check_tap(tap)
+
+    @model_validator(mode="after")
+    def _block_is_possible(self) -> Self:
         if self.init == "copy" and self.block != "same":
             raise InputError(f"a {self.block} block cannot be a copy; use init 'fresh'.")
         if self.block not in self.blocks:
@@ -105,6 +109,7 @@ class HeadConfig:
                 f"a {self.block} block does not go with {self.kind} heads; use {' or '.join(able)} "
                 "heads."
             )
+        return self
 
     @property
     def modules(self) -> int:
@@ -113,16 +118,12 @@ class HeadConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, with the head's kind under `kind`."""
-        return {"kind": self.kind, **asdict(self)}
+        return {"kind": self.kind, **super().to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
-        """The inverse of `to_dict` on a known class; unknown names are errors."""
-        known = {name: value for name, value in values.items() if name != "kind"}
-        try:
-            return cls(**known)
-        except TypeError as error:
-            raise InputError(f"head config of kind {cls.kind!r}: {error}.") from None
+        """The inverse of `to_dict` on a known class."""
+        return super().from_dict({name: told for name, told in values.items() if name != "kind"})
 
 
 HEADS: dict[str, type["Head"]] = {}
@@ -143,8 +144,9 @@ class Head(nn.Module, ABC):
         super().__init__()
         self.config = config
         depths = 1 if self.chained else config.depth
-        scaled = bool(config.normalize)
-        self.tap = make_tap(config.tap, parts.num_layers, parts.hidden_size, depths, scaled)
+        self.tap = make_tap(
+            config.tap, parts.num_layers, parts.hidden_size, depths, config.normalize
+        )
 
     @property
     def depth(self) -> int:

@@ -15,9 +15,9 @@ linear       f_{h_k} is one matrix
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from foretell.heads.base import EmbedAhead, Head, HeadConfig, Parts, RunBlock
@@ -29,24 +29,19 @@ Variant = Literal["parallel", "causal", "anticausal", "linear"]
 class ParallelHeads(Head):
     """K blocks, which know nothing of each other unless `variant` chains them."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(HeadConfig):
-        """Parallel heads.
-
-        Attributes:
-            variant: how the heads hang together, see above.
-            tap: Gloeckle's trunk unless something else is said; `"last"` for `causal`.
-        """
+        """Parallel heads. They read Gloeckle's trunk unless another tap is given."""
 
         kind: ClassVar[str] = "parallel"
         variant: Variant = "parallel"
-        tap: str | int = "default"
+        """How the heads hang together: `parallel`, `causal`, `anticausal` or `linear`."""
+        tap: str | int = "trunk"
+        """Hidden state that heads read; by default `trunk`, or `last` for `causal` heads."""
 
-        def __post_init__(self) -> None:
-            if self.tap == "default":
-                tap = "last" if self.variant == "causal" else "trunk"
-                object.__setattr__(self, "tap", tap)
-            super().__post_init__()
+        @model_validator(mode="before")
+        @classmethod
+        def _causal_heads_follow_the_last_block(cls, told: dict[str, Any]) -> dict[str, Any]:
+            return {"tap": "last", **told} if told.get("variant") == "causal" else told
 
     def __init__(self, config: "ParallelHeads.Config", parts: Parts) -> None:
         super().__init__(config, parts)

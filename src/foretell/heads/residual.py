@@ -11,13 +11,12 @@ small; Medusa gives every head an output matrix of its own.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from foretell.errors import InputError
 from foretell.heads.base import DEEPEST, EmbedAhead, Head, HeadConfig, Parts, RunBlock
 from foretell.heads.taps import States
 
@@ -39,21 +38,12 @@ class ResidualLayer(nn.Linear):
 class ResidualHeads(Head):
     """K stacks of residual layers."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(HeadConfig):
-        """Residual heads. `init` and `block` do not concern them: they have no decoder blocks.
-
-        Attributes:
-            layers: residual layers per head.
-        """
+        """Residual heads. `init` and `block` do not concern them: they have no decoder blocks."""
 
         kind: ClassVar[str] = "residual"
-        layers: int = 1
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            if not 1 <= self.layers <= DEEPEST:
-                raise InputError(f"layers is {self.layers!r}; a head has 1 to {DEEPEST}.")
+        layers: Annotated[int, Field(ge=1, le=DEEPEST)] = 1
+        """Residual layers per head."""
 
         @property
         def modules(self) -> int:

@@ -18,10 +18,10 @@ inputs side by side (`block="wide"`).
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal, Self, cast
 
 import torch
+from pydantic import model_validator
 from torch import Tensor, nn
 
 from foretell.errors import HeadError, InputError
@@ -85,35 +85,30 @@ def _input_norm(parts: Parts, norms: Norms) -> nn.Module:
 class SequentialHeads(Head):
     """The chain. Depth k's state is computed from depth k-1's and the token k places ahead."""
 
-    @dataclass(frozen=True, kw_only=True)
     class Config(HeadConfig):
-        """Sequential heads.
-
-        Attributes:
-            shared: one module for all depths, applied recursively.
-            norms: of a module's two inputs: RMSNorms of its `"own"`, norms like the `"backbone"`'s,
-                or `"none"`, and then none before its block, in its attention or behind it (EAGLE).
-            recycle: what depth k+1 reads of depth k: the residual `"stream"` leaving the block, or
-                what the output head reads, `"normed"`.
-            zero_first: whether depth 1 reads zeros for the embedding at a document's first
-                position.
-            rollout: whose past a drafted depth continues: that of the same `"depth"`, as in
-                training, or that of depth 1, one `"token"` further on, as engines do that run one
-                module step by step.
-        """
+        """Sequential heads."""
 
         kind: ClassVar[str] = "sequential"
         blocks: ClassVar[tuple[BlockKind, ...]] = ("same", "dense", "wide")
         shared: bool = False
+        """One module for all depths, applied recursively."""
         norms: Norms = "own"
+        """Norms of a module's two inputs: RMSNorms of its `own`, norms like the `backbone`'s, or
+        `none`, and then none before its block, in its attention or after it (EAGLE)."""
         recycle: Recycle = "stream"
+        """What depth k+1 reads of depth k: the residual `stream` leaving the block, or what the
+        output head reads, `normed`."""
         zero_first: bool = False
+        """Whether depth 1 reads zeros for the embedding at a document's first position."""
         rollout: Rollout = "depth"
+        """Whose past a drafted depth continues: that of the same `depth`, as in training, or that
+        of depth 1, one `token` further on, as engines do that run one module step by step."""
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
+        @model_validator(mode="after")
+        def _one_module_rolls_out(self) -> Self:
             if self.rollout == "token" and self.depth > 1 and not self.shared:
                 raise InputError("rollout 'token' runs one module step by step; use shared true.")
+            return self
 
         @property
         def modules(self) -> int:

@@ -14,79 +14,53 @@ reverse     depths leave one after another, deepest first, over the first `curri
             language models", arXiv 2505.22757)
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import Any, Literal, Self
+from typing import Annotated, Literal
 
-from foretell.errors import InputError
-from foretell.fields import check_fields
+from pydantic import Field
+
+from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
 
 Weights = Literal["sum", "mean", "geometric"]
 Schedule = Literal["constant", "drop", "forward", "reverse"]
 Distill = Literal["none", "backbone", "marginal"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ObjectiveConfig:
-    """The objective of a run.
-
-    Attributes:
-        weights: how depths 1…K share the loss.
-        scale: λ, the weight of depths 1…K against depth 0's.
-        decay: β of `geometric`, how much less each further depth counts.
-        backbone: weight of depth 0; 0 leaves the backbone's own prediction out.
-        schedule: how the weights change over the run.
-        drop_at: where `drop` happens: a share of the run below 1, else an optimiser step.
-        drop_to: λ from then on.
-        curriculum: share of the run over which `forward` and `reverse` move through the depths.
-        distill: what depths 1…K learn beside the text: nothing; `backbone`, what the backbone
-            itself predicts once it has read the true tokens in between; or `marginal`, what it
-            predicts without them, by numerical marginalization.
-        distill_share: how much of a depth's loss that is, 0…1; the rest is the text's.
-        temperature: of teacher and student in `backbone` distillation (Hinton et al. 2015).
-        marginal_width: strings summed over per position and depth.
-        marginal_positions: positions per row that are marginalized; it costs a pass over
-            `marginal_width` tokens for each of them and each depth.
-    """
+class ObjectiveConfig(BaseConfig):
+    """The objective of a run."""
 
     weights: Weights = "sum"
-    scale: float = 1.0
-    decay: float = 0.6
-    backbone: float = 1.0
+    """How depths share the loss: `sum`, `mean` (DeepSeek's λ/D), `geometric` (FastMTP)."""
+    scale: Positive = 1.0
+    """λ, the weight of depths 1…K against depth 0's."""
+    decay: Annotated[Positive, Field(le=1)] = 0.6
+    """β of `geometric`, how much less each further depth counts."""
+    backbone: NotNegative = 1.0
+    """Weight of depth 0; 0 leaves the backbone's own prediction out."""
     schedule: Schedule = "constant"
-    drop_at: float = 0.67
-    drop_to: float = 0.1
-    curriculum: float = 0.5
+    """How the weights change over the run: `constant`, `drop`, `forward`, `reverse`."""
+    drop_at: Positive = 0.67
+    """Where `drop` happens: a share of the run below 1, else an optimiser step."""
+    drop_to: Positive = 0.1
+    """λ after `drop`."""
+    curriculum: Annotated[Positive, Field(le=1)] = 0.5
+    """Share of the run over which `forward` and `reverse` move through the depths."""
     distill: Distill = "none"
-    distill_share: float = 1.0
-    temperature: float = 1.0
-    marginal_width: int = 8
-    marginal_positions: int = 16
-
-    def __post_init__(self) -> None:
-        check_fields(self)
-        for name in ("scale", "drop_to", "temperature", "drop_at", "curriculum", "decay"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it must be positive.")
-        for name in ("distill_share", "curriculum", "decay"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)!r}; it is a share, at most 1.")
-        if not self.backbone >= 0:
-            raise InputError(f"backbone is {self.backbone!r}; a weight cannot be negative.")
-        if min(self.marginal_width, self.marginal_positions) < 1:
-            raise InputError("marginal_width and marginal_positions must be at least 1.")
+    """What depths 1…K learn beside the text: `none`; `backbone`, what the backbone itself predicts
+    once it has read the true tokens in between; or `marginal`, what it predicts without them, by
+    numerical marginalization."""
+    distill_share: Annotated[Number, Field(ge=0, le=1)] = 1.0
+    """Share of a depth's loss that `distill` has, 0…1; the rest is the text's."""
+    temperature: Positive = 1.0
+    """Temperature of teacher and student in `backbone` distillation (Hinton et al. 2015)."""
+    marginal_width: Count = 8
+    """Strings summed over per position and depth."""
+    marginal_positions: Count = 16
+    """Positions per row that are marginalized; it costs a pass over `marginal_width` tokens for
+    each of them and each depth."""
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Self:
-        """From plain values; unknown names are errors."""
-        known = [field.name for field in fields(cls)]
-        for name in values:
-            if name not in known:
-                raise InputError(f"objective has no {name!r}; it has {', '.join(known)}.")
-        return cls(**values)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
+    def called(cls) -> str:
+        return "objective"
 
     @property
     def skips_depths(self) -> bool:

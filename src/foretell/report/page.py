@@ -147,9 +147,10 @@ def verdicts(sources: Sources) -> list[tuple[str, str]]:
 
 def summary(sources: Sources) -> list[Fact]:
     """The few numbers that people come for: what heads bring, and what is fastest of all."""
-    rows = [row for source in sources.results for row in speeds(source)]
-    drafting = [row for row in rows if row["method"] not in UNCHANGED]
-    heads = [row for row in drafting if of_heads(row["method"])]
+    found = [(row, source) for source in sources.results for row in speeds(source)]
+    found = [(row, source) for row, source in found if row["method"] not in UNCHANGED]
+    drafting = [row for row, _ in found]
+    heads = [row for row, source in found if of_heads(row, source)]
     facts = [
         _best(heads, "tokens_per_forward", "tokens per forward with heads"),
         _best(heads, "speedup", "the speed of plain decoding, with heads"),

@@ -97,7 +97,7 @@ def _text(source: Source) -> list[Row]:
     return [
         row
         for row in teacher_forced(source)
-        if of_heads(row.get("head") or row.get("method"))
+        if of_heads(row, source)
         and number(row, "acceptance") is not None
         and row.get("recipe") != "pretrain"
     ]
@@ -110,7 +110,7 @@ def _own(source: Source) -> list[Row]:
     return [
         row
         for row in while_decoding(source)
-        if of_heads(row["method"]) and "tree" not in str(row["method"]).split("-")
+        if of_heads(row, source) and "tree" not in str(row["method"]).split("-")
     ]
 
 

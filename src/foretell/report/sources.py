@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,12 @@ class Source:
         """The models that its rows name, in order."""
         named = (row.get("model") for row in self.rows)
         return tuple(dict.fromkeys(str(name) for name in named if name is not None))
+
+    @cached_property
+    def drafters(self) -> dict[str, str]:
+        """What drafts, by method, where the rows of its speed say it."""
+        said = (row for row in self.rows if row.get("drafter") is not None)
+        return {str(row.get("method")): str(row["drafter"]) for row in said}
 
     @property
     def identities(self) -> frozenset[str]:

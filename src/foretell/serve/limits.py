@@ -1,30 +1,24 @@
 """What a server takes on, and what it refuses."""
 
-from dataclasses import dataclass, fields
-
-from foretell.errors import InputError
+from foretell.config import BaseConfig, Count
 
 
-@dataclass(frozen=True, kw_only=True)
-class Limits:
-    """Attributes:
-    max_body_bytes: of a request; a larger one is answered 413.
-    max_prompt_tokens: of a prompt; a longer one is answered 400.
-    max_tokens: that a request may ask for; more is answered 400.
-    max_batch: rows that are decoded together.
-    max_queue: requests that wait; one more is answered 429.
-    grace_seconds: that running requests are given to finish when the server is told to stop.
-    """
+class Limits(BaseConfig):
+    """What a server takes on, and what it refuses."""
 
-    max_body_bytes: int = 1 << 20
-    max_prompt_tokens: int = 4096
-    max_tokens: int = 1024
-    max_batch: int = 16
-    max_queue: int = 256
-    grace_seconds: int = 30
+    max_batch: Count = 16
+    """Requests decoded together."""
+    max_queue: Count = 256
+    """Requests that may wait; others get a 429."""
+    max_prompt_tokens: Count = 4096
+    """Longest prompt; a longer one gets a 400."""
+    max_tokens: Count = 1024
+    """Most tokens a request may ask for; more get a 400."""
+    max_body_bytes: Count = 1 << 20
+    """Largest request; a larger one gets a 413."""
+    grace_seconds: Count = 30
+    """Time that running requests have when the server stops."""
 
-    def __post_init__(self) -> None:
-        for field in fields(self):
-            if getattr(self, field.name) < 1:
-                option = field.name.replace("_", "-")
-                raise InputError(f"--{option} is {getattr(self, field.name)}; give at least 1.")
+    @classmethod
+    def called(cls) -> str:
+        return "a server"

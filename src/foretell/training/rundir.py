@@ -109,7 +109,7 @@ class RunDirectory:
         """
         settings, origin = self.path / "config.yaml", self.path / SOURCE
         texts = {
-            settings: yaml.safe_dump(config.model_dump(), sort_keys=False),
+            settings: yaml.safe_dump(config.to_dict(), sort_keys=False),
             origin: json.dumps(source, indent=2) + "\n",
         }
         if settings.is_file():

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any, cast
@@ -231,7 +231,7 @@ class MTPTrainer(Trainer):
         self.settings = config
         self.mtp = model
         self.objective: ObjectiveConfig = (
-            config.objective if config.backbone_learns else replace(config.objective, backbone=0.0)
+            config.objective if config.backbone_learns else config.objective.replace(backbone=0.0)
         )
         self.run = run
         self.held_out = held_out

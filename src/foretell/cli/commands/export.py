@@ -21,7 +21,7 @@ class Export(options.Command):
 
     model: options.Model
     to: Annotated[
-        str, typer.Option(metavar="LAYOUT", help=f"Layout: {', '.join(options.LAYOUTS)}.")
+        str, typer.Option(metavar="LAYOUT", help=f"Layout: {', '.join(options.KNOWN['layouts'])}.")
     ]
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Directory to write, all of it or nothing.")

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from foretell.cli import options
+from foretell.cli.options import setting
 
 API_KEY = "FORETELL_API_KEY"
 """The variable that may hold it."""
@@ -55,23 +56,12 @@ class Serve(options.Command):
     drafter: options.Drafter = None
     draft_length: options.DraftLength = None
     tree: options.Tree = None
-    max_batch: Annotated[int, typer.Option(metavar="N", help="Requests decoded together.")] = 16
-    max_queue: Annotated[
-        int, typer.Option(metavar="N", help="Requests that may wait; others get a 429.")
-    ] = 256
-    max_prompt_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Longest prompt; a longer one gets a 400.")
-    ] = 4096
-    max_tokens: Annotated[
-        int, typer.Option(metavar="N", help="Most tokens a request may ask for; more get a 400.")
-    ] = 1024
-    max_body_bytes: Annotated[
-        int, typer.Option(metavar="N", help="Largest request; a larger one gets a 413.")
-    ] = 1024 * 1024
-    grace_seconds: Annotated[
-        int,
-        typer.Option(metavar="N", help="Time that running requests have when the server stops."),
-    ] = 30
+    max_batch: Annotated[int | None, setting("serve.max_batch", "N")] = None
+    max_queue: Annotated[int | None, setting("serve.max_queue", "N")] = None
+    max_prompt_tokens: Annotated[int | None, setting("serve.max_prompt_tokens", "N")] = None
+    max_tokens: Annotated[int | None, setting("serve.max_tokens", "N")] = None
+    max_body_bytes: Annotated[int | None, setting("serve.max_body_bytes", "N")] = None
+    grace_seconds: Annotated[int | None, setting("serve.grace_seconds", "N")] = None
     backbone: options.Backbone = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"

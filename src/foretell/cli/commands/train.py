@@ -7,6 +7,11 @@ from typing import Annotated
 import typer
 
 from foretell.cli import options
+from foretell.cli.options import setting
+
+
+def _number_or_name(tap: str | None) -> str | int | None:
+    return int(tap) if tap is not None and tap.isdigit() else tap
 
 
 @dataclass(frozen=True)
@@ -30,83 +35,32 @@ class Train(options.Command):
         Path | None,
         typer.Option(metavar="FILE", help="YAML file of settings; options given here override it."),
     ] = None
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="frozen: heads on unchanged weights. joint: heads and backbone. lora: heads, and "
-            "adapters on the backbone. native: the heads that MODEL has. pretrain: backbone and "
-            "heads from scratch. [default: frozen]",
-        ),
-    ] = None
-    head: Annotated[
-        str | None,
-        typer.Option(
-            metavar="KIND",
-            help=f"{', '.join(options.HEADS)}, or none (recipe pretrain only). "
-            f"[default: {options.HEADS[0]}]",
-        ),
-    ] = None
-    depth: Annotated[
-        int | None,
-        typer.Option(metavar="K", help="How many tokens after the next one. [default: 3]"),
-    ] = None
-    tap: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help=f"Hidden state that heads read: {', '.join(options.TAPS)}, or a layer's number. "
-            "[default: as the kind of head has it]",
-        ),
-    ] = None
+    recipe: Annotated[str | None, setting("train.recipe", "NAME")] = None
+    head: Annotated[str | None, setting("train.head.kind", "KIND")] = None
+    depth: Annotated[int | None, setting("train.head.depth", "K")] = None
+    tap: Annotated[str | None, setting("train.head.tap", "NAME", callback=_number_or_name)] = None
     target: Annotated[
         str | None,
         typer.Option(
             "--for",
             metavar="LAYOUT",
             help="Train heads for `foretell export --to LAYOUT`, with the kind, tap and details "
-            f"that its engines run: {', '.join(options.LAYOUTS)}.",
+            f"that its engines run: {', '.join(options.KNOWN['layouts'])}.",
         ),
     ] = None
-    loss: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME",
-            help="How depths count: sum, mean (DeepSeek's λ/D), geometric (FastMTP). "
-            "[default: sum]",
-        ),
-    ] = None
-    epochs: Annotated[
-        float | None, typer.Option(metavar="N", help="Stop after N passes over the data.")
-    ] = None
-    steps: Annotated[int | None, typer.Option(metavar="N", help="Stop after N steps.")] = None
-    minutes: Annotated[float | None, typer.Option(metavar="N", help="Stop after N minutes.")] = None
-    batch_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Rows per step. [default: 16]")
-    ] = None
-    block_size: Annotated[
-        int | None, typer.Option(metavar="N", help="Tokens per row. [default: 256]")
-    ] = None
-    optimizer: Annotated[
-        str | None, typer.Option(metavar="NAME", help="adamw or muon. [default: adamw]")
-    ] = None
-    learning_rate: Annotated[
-        float | None, typer.Option(metavar="X", help="Peak rate of AdamW. [default: 0.001]")
-    ] = None
-    precision: Annotated[
-        str | None,
-        typer.Option(metavar="TYPE", help="float32, bf16-mixed or bf16. [default: float32]"),
-    ] = None
-    save_every: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Steps between checkpoints; 0: none. [default: 200]"),
-    ] = None
+    loss: Annotated[str | None, setting("train.objective.weights", "NAME")] = None
+    epochs: Annotated[float | None, setting("train.epochs", "N")] = None
+    steps: Annotated[int | None, setting("train.steps", "N")] = None
+    minutes: Annotated[float | None, setting("train.minutes", "N")] = None
+    batch_size: Annotated[int | None, setting("train.batch_size", "N")] = None
+    block_size: Annotated[int | None, setting("train.block_size", "N")] = None
+    optimizer: Annotated[str | None, setting("train.optimizer", "NAME")] = None
+    learning_rate: Annotated[float | None, setting("train.learning_rate", "X")] = None
+    precision: Annotated[str | None, setting("train.precision", "TYPE")] = None
+    save_every: Annotated[int | None, setting("train.save_every", "N")] = None
     skip_bad: options.SkipBad = False
-    seed: Annotated[
-        int | None,
-        typer.Option(metavar="N", help="Seed for everything that is random. [default: 0]"),
-    ] = None
-    settings: Annotated[
+    seed: Annotated[int | None, setting("train.seed", "N")] = None
+    others: Annotated[
         list[str] | None,
         typer.Option(
             "--set",

@@ -10,7 +10,8 @@ from foretell.report.sources import Source
 PARTS = ("layer", "token_class", "document_kind", "rule", "bin")
 """What tells rows of one method and depth apart; rows of the whole have none of these."""
 
-HEADS = frozenset({"parallel", "sequential", "residual"})
+UNSAID = frozenset({"parallel", "sequential", "residual"})
+"""Kinds of heads whose results may be from before rows said what drafts."""
 
 
 def number(row: Row, field: str) -> float | None:
@@ -79,9 +80,14 @@ def speeds(source: Source) -> list[Row]:
     ]
 
 
-def of_heads(method: object) -> bool:
-    """Whether a decoding method drafts with heads: their kind, perhaps with -tree or -compiled."""
-    return str(method).split("-")[0] in HEADS
+def of_heads(row: Row, source: Source) -> bool:
+    """Whether a row is about heads: what `eval` measures by depth, or a method that drafts so."""
+    if row.get("head") or (source.result.command, row.get("table")) == ("eval", "depths"):
+        return True
+    method = str(row.get("method"))
+    if method in source.drafters:
+        return source.drafters[method] == "heads"
+    return method.split("-")[0] in UNSAID
 
 
 def groups(

@@ -47,7 +47,7 @@ def _speed(source: Source, model: object, rows: Sequence[Row], place: int) -> Ch
             for row in rows
         ],
         0.45 + 0.42 * len(rows),
-        partial(_paint_speed, rows),
+        partial(_paint_speed, source, rows),
     )
 
 
@@ -56,14 +56,14 @@ def _identical(row: Row) -> str:
     return NONE if found is None else f"{found} of {prompts}" if prompts is not None else str(found)
 
 
-def _paint_speed(rows: Sequence[Row], figure: Figure) -> None:
+def _paint_speed(source: Source, rows: Sequence[Row], figure: Figure) -> None:
     axes = figure.subplots()
     plot_bars(
         axes,
         [str(row["method"]) for row in rows],
         [number(row, "speedup") or 0.0 for row in rows],
         [_note(row) for row in rows],
-        [_colour(str(row["method"])) for row in rows],
+        [0 if of_heads(row, source) else 5 for row in rows],  # heads stand out
     )
     _mark_one(axes)
 
@@ -72,11 +72,6 @@ def _note(row: Row) -> str:
     speed = text("speedup", row["speedup"])
     passes = row.get("tokens_per_forward")
     return speed if passes is None else f"{speed}, {text('tokens_per_forward', passes)}/forward"
-
-
-def _colour(method: str) -> int:
-    """Heads stand out."""
-    return 0 if of_heads(method) else 5
 
 
 def _mark_one(axes: Axes) -> None:
