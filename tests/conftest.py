@@ -45,8 +45,8 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_curves_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run draws its curves at its end alone: a picture takes longer than these models."""
-    if progress := sys.modules.get("foretell.training.progress"):
-        monkeypatch.setattr(progress, "draw_curves", lambda lines, path: None)
+    if following := sys.modules.get("foretell.training.following"):
+        monkeypatch.setattr(following, "draw_curves", lambda lines, path: None)
 
 
 @pytest.fixture(scope="session")

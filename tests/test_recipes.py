@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 import families
 import foretell as ft
+from foretell.backbone import isolates_documents
 from foretell.checkpoints import Adapters
 from foretell.errors import InputError
 from foretell.training import train, trainer
@@ -230,7 +231,7 @@ def test_a_teacher_sees_what_training_sees(
     monkeypatch.setattr(trainer, what, look)
     config = settings(recipe="frozen", steps=2, precision="bf16-mixed", **lever)
     model = small_model()
-    assert model.backbone.isolates_documents  # tried out in float32, once
+    assert isolates_documents(model.backbone)  # tried out in float32, once
     known = trainer.roles(model)  # so are these
     monkeypatch.setattr(trainer, "roles", lambda model: known)
     products = []
@@ -392,7 +393,7 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
 def test_the_curves_are_drawn_while_the_run_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foretell.training.progress.draw_curves", draw_curves)
+    monkeypatch.setattr("foretell.training.following.draw_curves", draw_curves)
     with pytest.raises(Stop):
         train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000

@@ -1,5 +1,6 @@
 """What was found in a model, in words."""
 
+from foretell.backbone import isolates_documents
 from foretell.decoding.cache import decodes, takes_masks
 from foretell.model import MTPModel
 
@@ -21,7 +22,9 @@ def facts_of(model: MTPModel) -> dict[str, str]:
         "logit scale": _scale(backbone.logit_scale),
         "logit soft-cap": str(backbone.softcap or "none"),
         "fingerprint": backbone.fingerprint(),
-        "packed documents": "kept apart" if backbone.isolates_documents else "leak into each other",
+        "packed documents": "kept apart"
+        if isolates_documents(backbone)
+        else "leak into each other",
         "drafts": _drafts(model),
         "batches and trees": _batches(model),
     }

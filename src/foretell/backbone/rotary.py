@@ -16,7 +16,7 @@ import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from foretell.backbone.discovery import evaluating
+from foretell.backbone.anatomy import Anatomy
+from foretell.backbone.trying import evaluating
 from foretell.backbone.weights import packed
-
-if TYPE_CHECKING:
-    from foretell.backbone.view import Backbone
 
 FAR = 1 << 24
 """Further than any model was built for; float32 still holds it exactly."""
@@ -135,10 +133,10 @@ class Rotary:
         self._installed = False
 
     @classmethod
-    def find(cls, view: "Backbone") -> "Rotary | None":
-        """Those of `view`'s decoder; None where there are none."""
-        with torch.inference_mode(False), evaluating(view.model):
-            calls = [call for call in _calls(view) if call.depends()]
+    def find(cls, parts: Anatomy) -> "Rotary | None":
+        """Those of the decoder; None where there are none."""
+        with torch.inference_mode(False), evaluating(parts.model):
+            calls = [call for call in _calls(parts) if call.depends()]
         return cls(calls) if calls else None
 
     @torch.no_grad()
@@ -192,9 +190,9 @@ def _key(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable
     return (number, *[x for x in (*args, *kwargs.values()) if not isinstance(x, Tensor)])
 
 
-def _calls(view: "Backbone") -> list[Call]:
+def _calls(parts: Anatomy) -> list[Call]:
     """The calls, in a small pass, of modules that learn nothing and read positions."""
-    positions = torch.arange(5, device=view.device).unsqueeze(0)
+    positions = torch.arange(5, device=parts.device).unsqueeze(0)
     seen: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
@@ -208,15 +206,17 @@ def _calls(view: "Backbone") -> list[Call]:
         ):
             seen.append((module, args, kwargs))
 
-    weights = {*view.decoder.parameters(), *packed(view.model).values()}
+    weights = {*parts.decoder.parameters(), *packed(parts.model).values()}
     quiet = [
         module
-        for module in view.decoder.modules()
+        for module in parts.decoder.modules()
         if weights.isdisjoint((*module.parameters(), *module.buffers()))
     ]
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in quiet]
     try:
-        view.decoder(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False)
+        parts.decoder(
+            input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False
+        )
     finally:
         for handle in handles:
             handle.remove()
@@ -244,22 +244,21 @@ def document_reach(positions: Tensor) -> Tensor:
     return positions + end - places + 1
 
 
-def reads_again(view: "Backbone", keyword: str) -> bool:
-    """Whether transformers' `generate` reads a row anew once it is longer than the switch.
+def reads_again(parts: Anatomy, switch: int, keyword: str) -> bool:
+    """Whether transformers' `generate` reads a row anew once it is longer than `switch`.
 
     Phi-3 does, other families go on with keys rotated as in shorter passes. Its own method is
     asked, with a cache that says that it holds so many tokens.
     """
-    rotary: Any = view.rotary
 
     def keeps(length: int) -> bool:
         """Whether a row of so many tokens goes on with the cache of all but its last."""
         layer = DynamicLayer()
         layer.get_seq_length = lambda: length - 1  # type: ignore[method-assign]
         given = {keyword: Cache(layers=[layer]), "attention_mask": None, "use_cache": True}
-        tokens = torch.zeros(1, length, dtype=torch.long, device=view.device)
-        model: Any = view.model
+        tokens = torch.zeros(1, length, dtype=torch.long, device=parts.device)
+        model: Any = parts.model
         prepared = model.prepare_inputs_for_generation(tokens, next_sequence_length=1, **given)
         return prepared.get(keyword) is not None
 
-    return keeps(rotary.switch) and not keeps(rotary.switch + 1)
+    return keeps(switch) and not keeps(switch + 1)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from foretell import decoding
-from foretell.backbone.discovery import generating
+from foretell.backbone.trying import generating
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
 from foretell.decoding.cache import takes_masks

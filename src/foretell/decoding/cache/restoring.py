@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.discovery import near
+from foretell.backbone.trying import near
 from foretell.decoding.cache.reach import Reach
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError

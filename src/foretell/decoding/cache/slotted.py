@@ -20,8 +20,8 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.discovery import near
 from foretell.backbone.masks import added_masks, last_threshold, sights, thresholds
+from foretell.backbone.trying import near
 from foretell.decoding.cache.reach import Reach
 from foretell.decoding.cache.restoring import recurrent_layers
 from foretell.decoding.compiling import varying
