@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import get_type_hints
 
 import pyarrow
@@ -289,6 +290,12 @@ def test_names_in_help() -> None:
     assert limits == {name: getattr(Serve, name) for name in limits}
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_was_told_goes_to_what_does_it(command: str) -> None:
+    told, work = foretell.cli.COMMANDS[command]
+    assert get_type_hints(resolve_name(work))["asked"] is told
+
+
 HEAVY = """
 import sys
 import foretell.cli
@@ -305,7 +312,7 @@ for name in ("torch", "transformers", "numpy", "datasets", "yaml", "rich"):
 def test_an_option_is_named_where_its_placeholder_is_its_name() -> None:
     """typer 0.27 otherwise takes the placeholder for the name: `--DEVICE`."""
     alike = []
-    for command in foretell.cli.COMMANDS.values():
+    for command, _ in foretell.cli.COMMANDS.values():
         for name, annotation in get_type_hints(command, include_extras=True).items():
             for option in getattr(annotation, "__metadata__", ()):
                 if isinstance(option, OptionInfo) and option.metavar == name.upper():

@@ -214,9 +214,8 @@ def _calls(parts: Anatomy) -> list[Call]:
     ]
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in quiet]
     try:
-        parts.decoder(
-            input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False
-        )
+        tokens = torch.zeros_like(positions)
+        parts.decoder(input_ids=tokens, position_ids=positions, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()

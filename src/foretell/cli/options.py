@@ -4,7 +4,6 @@ Nothing heavy is imported here or in `commands/`, so that help and typing errors
 names stand here a second time for the same reason; a test holds them to what they are names of.
 """
 
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,16 +24,12 @@ LOSSY_RULES = {"top-k": 2, "distance": 1, "typical": 0.09, "minimum-block": 1}
 STDOUT = Path("-")
 
 
-class Command(ABC):
+class Command:
     """What a command was told. Its fields are the options, its docstring is the help."""
 
     def told(self, *names: str) -> dict[str, Any]:
         """These options, by name."""
         return {name: getattr(self, name) for name in names}
-
-    @abstractmethod
-    def run(self) -> None:
-        """Do it. Only here the libraries are imported that this takes."""
 
 
 def _checked_seed(seed: int | None) -> int | None:
