@@ -30,9 +30,7 @@ from foretell.decoding.drafters import drafter_for
 from foretell.errors import BackboneError
 from foretell.training.states import StateCache
 
-UNFIT = {"bloom"}
-"""Families that are refused: Bloom normalises its embedding."""
-SERVED = [name for name in families.FAMILIES if name not in UNFIT]
+SERVED = [name for name in families.FAMILIES if name not in families.UNFIT]
 RECURRENT = {"qwen3_next", "qwen3_5_text", "mamba", "lfm2", "lfm2_conv"}
 """Families whose cache holds a state from which no token can be taken back."""
 LEARNED_POSITIONS = {"gpt2", "opt"}

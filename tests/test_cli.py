@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import get_type_hints
@@ -21,16 +21,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 from typer.models import OptionInfo
 
 import foretell as ft
@@ -39,9 +37,10 @@ import foretell.cli
 import foretell.cli.train
 import foretell.probe.run
 import foretell.probe.whole
+from command_line import CONTEXT, TEXT, TOKENIZER, backbone, byte_tokenizer, fine, refused, run
 from foretell.backbone import fingerprint
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
-from foretell.cli import bench, common, drafting, main, options
+from foretell.cli import bench, common, drafting, options
 from foretell.cli.commands.serve import Serve
 from foretell.cli.generate import _Printer
 from foretell.data import read_prompts
@@ -69,47 +68,6 @@ COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
     "import", "serve",
 )  # fmt: skip
-CONTEXT = 128
-TEXT = '''def mean(values):
-    """Return the mean of some values, é and 日本 included."""
-\ttotal = sum(values)
-    return total / len(values)
-'''
-
-
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Ran:
-    """The command line in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["foretell", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-    return Ran(status, out.getvalue(), err.getvalue())
-
-
-def fine(*arguments: object) -> str:
-    ran = run(*arguments)
-    assert ran.status == 0, ran.err
-    return ran.out
-
-
-def refused(*arguments: object) -> str:
-    """One line on standard error and status 2; returns the line."""
-    ran = run(*arguments)
-    assert ran.status == 2, ran
-    assert re.fullmatch(r"foretell: \S[^\n]*\n", ran.err), ran.err
-    assert not ran.err.endswith("..\n")
-    return ran.err
 
 
 def checked(path: Path, command: str, seed: int | None) -> Result:
@@ -126,52 +84,6 @@ def checked(path: Path, command: str, seed: int | None) -> Result:
     assert "git_sha" in result.provenance
     assert result.rows
     return result
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The commands quieten transformers for the whole process."""
-    verbosity = transformers_logging.get_verbosity()
-    yield
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and an end-of-sequence token 0."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|end|>": 0, **{c: number for number, c in enumerate(alphabet, start=1)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|end|>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-TOKENIZER = byte_tokenizer()
-
-
-def backbone(seed: int = 0, vocab_size: int = 257) -> LlamaForCausalLM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=0,
-        )
-        return LlamaForCausalLM(config).eval()
 
 
 def learned_positions() -> GPT2LMHeadModel:

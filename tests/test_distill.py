@@ -10,7 +10,8 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, PreTrainedModel
 
 import families
-import test_positions
+import rotating
+from chats import TURNS, tokenizer
 from foretell.checkpoints import load_tokenizer
 from foretell.cli import app, main
 from foretell.data import Document, PackedBlocks, read_documents
@@ -18,7 +19,6 @@ from foretell.data.distill import Continuations, Sampling, prompts_of
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.targets import IGNORE
-from test_conversations import TURNS, tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 LINE, SPACES = TOKENIZER("\n")["input_ids"], TOKENIZER("    ")["input_ids"]
@@ -68,8 +68,8 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
         partial(families.build, "falcon_h1"),
         partial(families.build, "llama4_tempered"),
         partial(families.build, "marian"),
-        partial(test_positions.build, "phi3"),
-        partial(test_positions.build, "llama dynamic"),
+        partial(rotating.build, "phi3"),
+        partial(rotating.build, "llama dynamic"),
     ],
     ids=lambda build: build.args[0],
 )

@@ -21,8 +21,17 @@ from foretell.cli import main
 from foretell.errors import InputError
 from foretell.training import following, train
 from foretell.training.processes import FSDP_NEEDS, rows_per_pass, sharding
-from test_recipes import masked_corpus, stream
-from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
+from runs import (
+    VOCAB,
+    Stop,
+    masked_corpus,
+    metrics,
+    settings,
+    small_model,
+    stop_at,
+    stream,
+    weights,
+)
 
 OPTIONS = {"steps": 6, "log_every": 1, "save_every": 4, "recipe": "joint", "head": "parallel"}
 

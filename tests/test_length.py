@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import families
 import foretell as ft
+from drafting import SHAPES, Checked, Told, attached, prompts, reference
 from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
@@ -25,21 +26,8 @@ from foretell.decoding import (
 )
 from foretell.decoding.length import HOLD, TRIAL
 from foretell.errors import InputError
-from test_decoding import SHAPES, Checked, attached, prompts, reference
 
 NEW = 14
-
-
-class Told(AutoLength):
-    """Chooses what it is told, over and over."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        super().__init__(max(lengths))
-        self.lengths = lengths
-
-    def choose(self) -> int:
-        self.chosen.append(self.lengths[len(self.chosen) % len(self.lengths)])
-        return self.chosen[-1]
 
 
 class CheckedWhereAsked(Checked):

@@ -43,6 +43,15 @@ def command(monkeypatch: pytest.MonkeyPatch, path: Path, *words: object) -> Resu
     return read_result(path)
 
 
+def test_no_test_module_imports_another() -> None:
+    """What tests share stands in a module of its own: else one cannot be changed alone."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith(("test_", "tests."))], path
+
+
 class Noted(demo.Watcher):
     """What a watcher is told, in order."""
 
@@ -55,6 +64,7 @@ class Noted(demo.Watcher):
         return super().__getattribute__(name)
 
 
+@pytest.mark.slow
 def test_the_demo_is_one_call(
     texts: Path,
     tmp_path: Path,

@@ -33,6 +33,7 @@ from foretell.probe.prediction import Costs, Prediction, Range, measure_costs, p
 from foretell.probe.records import depth_records, expected_records, part_records
 from foretell.probe.scores import Scorer, Target, among_likeliest, entropy, entropy_bounds
 from foretell.tally import Tally
+from packs import WITH_EOS
 
 SIZE = 12
 
@@ -453,8 +454,6 @@ def test_a_prediction_from_measurements() -> None:
 
 
 def test_kinds_and_sizes_of_documents() -> None:
-    from test_packing import WITH_EOS
-
     texts = [Document("abc", "x/a.py"), Document("dé", "b.md"), Document("fg", "many.jsonl:3")]
     for alone in (False, True):
         packed = PackedBlocks.from_documents(texts, WITH_EOS, 4, one_document_per_block=alone)

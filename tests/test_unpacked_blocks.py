@@ -22,7 +22,7 @@ from foretell.model import MTPModel
 from foretell.ready import read_blocks
 from foretell.targets import IGNORE
 from foretell.training import TrainConfig, train
-from test_packing import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
+from packs import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
 
 LEAKING = [
     "opt",
