@@ -19,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import families
 import foretell as ft
 from foretell.backbone import Ability, Backbone
-from foretell.backbone.rotary import document_reach
+from foretell.backbone.rotary import document_extent
 from foretell.decoding import (
     Batch,
     DecodeOptions,
@@ -34,7 +34,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.loop import Generation
 from foretell.errors import InputError
-from foretell.probe.branches import Row
+from foretell.probe.branches import ReadRow
 from rotating import SWITCH, SWITCHING, build
 
 NEW, DEPTH = 12, 3
@@ -236,7 +236,7 @@ def test_packed_documents_are_read_as_by_themselves(name: str) -> None:
 
 def test_where_documents_end() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [4, 5, 6, 7, 8, 9]])
-    assert document_reach(positions).tolist() == [[3, 3, 3, 2, 2, 1], [10] * 6]
+    assert document_extent(positions).tolist() == [[3, 3, 3, 2, 2, 1], [10] * 6]
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama longrope"])
@@ -245,7 +245,9 @@ def test_continuations_that_are_probed_are_read_as_the_row_is(name: str) -> None
     places = torch.tensor([3, 28])
     backbone = Backbone(build(name))
     with torch.no_grad():
-        found = Row(backbone, row, 1).branches(places).extend(follows, torch.zeros_like(follows))
+        found = (
+            ReadRow(backbone, row, 1).branches(places).extend(follows, torch.zeros_like(follows))
+        )
         for place, token, distribution in zip(places, follows, found, strict=True):
             text = row.clone()
             text[0, place + 1] = token

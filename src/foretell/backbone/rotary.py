@@ -4,7 +4,8 @@ LongRoPE (Ding et al. 2024, arXiv 2402.13753) has other frequencies once a text 
 the model was first trained on, dynamic NTK scaling has others for every further token, and
 transformers chooses them for a whole pass, by its largest position. A draft, a longer neighbour in
 the batch or another document of the block would then change what a token is. So every token says
-how far the pass would *reach* that it would be read in without them, and is rotated as there.
+how far the pass would reach that it would be read in without them, its *extent*, and is rotated as
+there.
 
 Which modules do so, and from which length on, is tried out on copies: some remember the longest
 pass that they have seen.
@@ -61,10 +62,10 @@ class Call:
         """Which module it is, and what tells its calls apart."""
         return _key(self.number, self.args, self.kwargs)
 
-    def __call__(self, positions: Tensor, reach: int, like: Tensor) -> Any:
-        """The answer for `positions` (B, W) in a pass of `reach` tokens, in the type of `like`."""
-        last = positions.new_full((len(positions), 1), reach - 1)
-        places = torch.cat([positions.clamp(max=reach - 1), last], dim=1)
+    def __call__(self, positions: Tensor, extent: int, like: Tensor) -> Any:
+        """The answer for `positions` (B, W) in a pass of `extent` tokens, in the type of `like`."""
+        last = positions.new_full((len(positions), 1), extent - 1)
+        places = torch.cat([positions.clamp(max=extent - 1), last], dim=1)
 
         def swap(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -80,9 +81,9 @@ class Call:
         """Find out whether it answers otherwise in longer passes, and from which length on."""
         places, like = torch.tensor([[0, 1]]), torch.zeros(1)
 
-        def answer(reach: int) -> list[Any]:
+        def answer(extent: int) -> list[Any]:
             self(places, 2, like)  # whatever was longer before is forgotten
-            return tree_leaves(self(places, reach, like))
+            return tree_leaves(self(places, extent, like))
 
         def alike(one: int, other: int) -> bool:
             return all(map(torch.equal, answer(one), answer(other)))
@@ -99,23 +100,23 @@ class Call:
         self.switch, self.grows = low, not alike(high, FAR)
         return True
 
-    def answers(self, positions: Tensor, reach: Tensor, like: Tensor) -> Any:
-        """For each token as in a pass that reaches as far as `reach` (B, W) says."""
+    def answers(self, positions: Tensor, extent: Tensor, like: Tensor) -> Any:
+        """For each token as in a pass that reaches as far as `extent` (B, W) says."""
         self.module.to(like.device)
         self(positions, 2, like)  # whatever was longer before is forgotten
         found = self(positions, self.switch, like)
-        for first, length in self._longer(reach):
-            there = (reach >= first).unsqueeze(-1)
+        for first, length in self._longer(extent):
+            there = (extent >= first).unsqueeze(-1)
             pairs = zip(tree_leaves(found), tree_leaves(self(positions, length, like)), strict=True)
             parts = iter([torch.where(there, other, before) for before, other in pairs])
             found = tree_map(lambda _: next(parts), found)  # noqa: B023
         return found
 
-    def _longer(self, reach: Tensor) -> list[tuple[int, int]]:
+    def _longer(self, extent: Tensor) -> list[tuple[int, int]]:
         """From which length on it answers otherwise, and a pass to be asked how; in order."""
         if not self.grows:
             return [(self.switch + 1, FAR)]
-        return [(length, length) for length in reach[reach > self.switch].unique().tolist()]
+        return [(length, length) for length in extent[extent > self.switch].unique().tolist()]
 
 
 class Rotary:
@@ -140,11 +141,11 @@ class Rotary:
         return cls(calls) if calls else None
 
     @torch.no_grad()
-    def rotation(self, positions: Tensor, reach: Tensor, like: Tensor) -> Rotation:
-        """What they answer for tokens at `positions` (B, W), each in a pass of `reach` (B, W)."""
+    def rotation(self, positions: Tensor, extent: Tensor, like: Tensor) -> Rotation:
+        """What they answer for tokens at `positions` (B, W), each in a pass of `extent` (B, W)."""
         with torch.inference_mode(False):  # or what they keep could never be written again
-            positions, reach = positions.clone(), reach.expand_as(positions).clone()
-            return {call.key: call.answers(positions, reach, like) for call in self.calls}
+            positions, extent = positions.clone(), extent.expand_as(positions).clone()
+            return {call.key: call.answers(positions, extent, like) for call in self.calls}
 
     @contextmanager
     def giving(self, rotation: Rotation) -> Iterator[None]:
@@ -230,7 +231,7 @@ def _calls(parts: Anatomy) -> list[Call]:
     return list(calls.values())
 
 
-def document_reach(positions: Tensor) -> Tensor:
+def document_extent(positions: Tensor) -> Tensor:
     """How far each token's document reaches, (B, T) → (B, T): its last position, and one more.
 
     Documents are told apart by positions that do not follow on one another.

@@ -35,7 +35,7 @@ from foretell.backbone.calls import (
 from foretell.backbone.context import room, stated, warn_longer
 from foretell.backbone.dense import make_dense
 from foretell.backbone.discovery import Discovery, discover
-from foretell.backbone.rotary import Rotary, Rotation, document_reach, reads_again
+from foretell.backbone.rotary import Rotary, Rotation, document_extent, reads_again
 from foretell.backbone.trying import evaluating, same
 from foretell.backbone.weights import (
     block_by_class,
@@ -180,18 +180,18 @@ class Backbone(Anatomy):
         switch = self.rotary.switch
         return switch if reads_again(self, switch, self._cache_keyword) else None
 
-    def rotation(self, positions: Tensor, reach: Tensor | None = None) -> Rotation | None:
+    def rotation(self, positions: Tensor, extent: Tensor | None = None) -> Rotation | None:
         """How tokens are rotated, where that depends on how far a pass reaches; else None.
 
         Args:
             positions: (B, T).
-            reach: (B, T), how many tokens the pass would hold that each is to be rotated as in; by
+            extent: (B, T), how many tokens the pass would hold that each is to be rotated as in; by
                 default as many as its document, which begins where positions restart.
         """
         if self.rotary is None:
             return None
-        reach = document_reach(positions) if reach is None else reach
-        return self.rotary.rotation(positions, reach, self.embedding.weight)
+        extent = document_extent(positions) if extent is None else extent
+        return self.rotary.rotation(positions, extent, self.embedding.weight)
 
     def rotated(self, rotation: Rotation | None = None) -> AbstractContextManager[None]:
         """Have the decoder rotate tokens so, within."""

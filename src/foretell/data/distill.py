@@ -40,7 +40,7 @@ _STRETCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class DistillOptions:
     """How continuations are drawn.
 
     Attributes:
@@ -162,7 +162,7 @@ class Continuations:
         model: MTPModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: list[list[int]],
-        sampling: Sampling,
+        sampling: DistillOptions,
     ) -> None:
         self.path, self.model, self.tokenizer = local_path(path), model, tokenizer
         self.sampling = sampling
