@@ -6,8 +6,8 @@ it, decode with them and with those of tiny-mtp, and write a report of it.
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,15 +63,13 @@ class Watcher:
         """Open while text is read."""
         return nullcontext()
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[Callable[[float], None]]:
+    def stage(self, name: str) -> AbstractContextManager[Callable[[float], None]]:
         """Open while something takes long; yields what is told the share done, 0…1."""
-        yield lambda share: None
+        return nullcontext(lambda share: None)
 
-    @contextmanager
-    def training(self, minutes: float) -> Iterator[Callable[[Progress], None]]:
+    def training(self, minutes: float) -> AbstractContextManager[Callable[[Progress], None]]:
         """Open while heads are trained; yields what is told how it goes."""
-        yield lambda progress: None
+        return nullcontext(lambda progress: None)
 
     def probed(self, found: DepthTable) -> None:
         """What tiny knows without heads."""

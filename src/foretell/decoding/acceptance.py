@@ -261,7 +261,7 @@ def draw(probabilities: Tensor, uniforms: Tensor) -> Tensor:
 
     A token of probability 0 is never drawn.
     """
-    upto = probabilities.double().cumsum(-1)  # (…, V)
+    upto = probabilities.double().cumsum(-1)
     place = (uniforms.double() * upto[..., -1]).unsqueeze(-1).contiguous()
     token = torch.searchsorted(upto, place, right=True)
     last = probabilities.shape[-1] - 1 - probabilities.flip(-1).gt(0).int().argmax(-1, keepdim=True)
