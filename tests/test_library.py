@@ -52,6 +52,15 @@ def test_no_test_module_imports_another() -> None:
             assert not [name for name in names if name.startswith(("test_", "tests."))], path
 
 
+def test_the_architecture_page_shows_every_room() -> None:
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
+    shown = page.read_text(encoding="utf-8").partition("```\n")[2].partition("```")[0].split()
+    rooms = {
+        path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name[0] not in "_."
+    }
+    assert rooms - {"py.typed"} <= set(shown)
+
+
 class Noted(demo.Watcher):
     """What a watcher is told, in order."""
 
