@@ -4,7 +4,7 @@
 
 Speculative decoding counts on a pass over a few tokens costing little more than a pass over one. On
 a CPU that depends on the kernels for a few rows, and on how weights are stored (see
-`foretell.decoding.layout`). Rows of the result: `tokens` is the width, `seconds` the median.
+`foretell.decoding.columns`). Rows of the result: `tokens` is the width, `seconds` the median.
 Methods `rows-N×M` and `columns-N×M` are products with N × M matrices stored so, several of them in
 turn, as many as a small model has, so that each has left the nearest cache.
 """

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 import families
 from browser import Browser, open_chromium
@@ -45,8 +46,17 @@ def _seeded() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _no_curves_while_it_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     """A run draws its curves at its end alone: a picture takes longer than these models."""
-    if progress := sys.modules.get("foretell.training.progress"):
-        monkeypatch.setattr(progress, "draw_curves", lambda lines, path: None)
+    if following := sys.modules.get("foretell.training.following"):
+        monkeypatch.setattr(following, "draw_curves", lambda lines, path: None)
+
+
+@pytest.fixture(autouse=True)
+def _as_before() -> Iterator[None]:
+    """The commands quieten transformers for the whole process."""
+    verbosity = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+    transformers_logging.enable_progress_bar()
 
 
 @pytest.fixture(scope="session")

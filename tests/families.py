@@ -753,3 +753,7 @@ def prompt(batch: int = 1, length: int = 12, seed: int = 0) -> torch.Tensor:
     """Random token ids of shape (batch, length)."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randint(0, VOCAB, (batch, length), generator=generator)
+
+
+UNFIT = {"bloom"}
+"""Families that are refused: Bloom normalises its embedding."""

@@ -8,6 +8,7 @@ import torch
 
 import families
 import foretell as ft
+from command_line import fine
 from foretell.backbone import Backbone, ability, forget_abilities, isolates_documents
 from foretell.backbone.masks import last_threshold
 from foretell.data import PackedBlocks
@@ -16,8 +17,7 @@ from foretell.decoding.cache import decodes, takes_masks
 from foretell.decoding.tree import TreeShape
 from foretell.errors import BackboneError, InputError
 from foretell.training import train
-from test_cli import fine
-from test_training import settings
+from runs import settings
 
 # -- trials -------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from chances import p_value
 from foretell.decoding import (
     Distance,
     Draft,
@@ -89,21 +90,6 @@ def emitted(draft: Draft, verdict, length: int, p: list[Tensor], generator) -> T
         own = torch.where(verdict.accepted == place, verdict.next_token, fresh)
         number = number * V + torch.where(place < verdict.accepted, drafted, own)
     return number
-
-
-def p_value(counts: Tensor, expected: Tensor) -> float:
-    """Of a chi-square test; what cannot happen must not have happened."""
-    assert counts[expected == 0].sum() == 0
-    counts, expected = counts[expected > 0].double(), expected[expected > 0].double()
-    expected = expected * counts.sum()
-    rare = expected < 5
-    if rare.any():
-        counts = torch.cat([counts[~rare], counts[rare].sum().unsqueeze(0)])
-        expected = torch.cat([expected[~rare], expected[rare].sum().unsqueeze(0)])
-    statistic = ((counts - expected) ** 2 / expected).sum()
-    return float(
-        torch.special.gammaincc(torch.tensor((len(counts) - 1) / 2.0).double(), statistic / 2)
-    )
 
 
 def joint(p: list[Tensor], length: int) -> Tensor:

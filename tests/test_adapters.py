@@ -13,9 +13,9 @@ from transformers import PreTrainedModel
 
 import families
 import foretell as ft
+from command_line import run
 from foretell.checkpoints import Adapters, load_causal_lm
 from foretell.errors import InputError
-from test_cli import run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # peft asks transformers in old words

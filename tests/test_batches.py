@@ -26,6 +26,7 @@ from transformers import (
 
 import families
 import foretell as ft
+from drafting import RESTORED, SERVED, Told, short_context
 from foretell.backbone import Backbone
 from foretell.checkpoints import load_causal_lm
 from foretell.data import read_prompts
@@ -49,8 +50,6 @@ from foretell.decoding import (
 )
 from foretell.decoding.cache import SlottedPast, takes_masks
 from foretell.decoding.cache.slotted import SlottedLayer
-from test_decoding import RESTORED, SERVED, short_context
-from test_length import Told
 
 NEW, PAD = 12, 7
 LENGTHS = (5, 1, 29, 13, 16, 3, 17, 8)

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import foretell as ft
+from foretell import demo
 from foretell.backbone import fingerprint
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE, read_heads
-from foretell.cli import demo
 from foretell.data import Document, PackedBlocks, read_prompts
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.decoding import NoDrafter

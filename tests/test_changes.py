@@ -13,7 +13,7 @@ from torch.nn import functional as F
 import families
 import foretell as ft
 from foretell.training import train
-from test_training import corpus, settings
+from runs import corpus, settings
 
 TOKENS = torch.arange(24).unsqueeze(0) + 40
 PROMPT = TOKENS[:, :8]

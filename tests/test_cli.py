@@ -12,8 +12,8 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Literal, get_args, get_origin, get_type_hints
 
 import pyarrow
@@ -23,16 +23,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 from rich.console import Console
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, models
 from transformers import (
     AutoTokenizer,
     GPT2Config,
     GPT2LMHeadModel,
-    LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
 )
-from transformers.utils import logging as transformers_logging
 from typer.models import OptionInfo
 
 import foretell as ft
@@ -41,9 +39,10 @@ import foretell.cli
 import foretell.cli.train
 import foretell.probe.run
 import foretell.probe.whole
+from command_line import CONTEXT, TEXT, TOKENIZER, backbone, byte_tokenizer, fine, refused, run
 from foretell.backbone import fingerprint
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
-from foretell.cli import bench, common, drafting, main, options
+from foretell.cli import bench, common, drafting, options
 from foretell.cli.generate import _Printer
 from foretell.data import read_prompts
 from foretell.decoding import (
@@ -71,47 +70,6 @@ COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
     "import", "serve",
 )  # fmt: skip
-CONTEXT = 128
-TEXT = '''def mean(values):
-    """Return the mean of some values, é and 日本 included."""
-\ttotal = sum(values)
-    return total / len(values)
-'''
-
-
-@dataclass
-class Ran:
-    status: int
-    out: str
-    err: str
-
-
-def run(*arguments: object) -> Ran:
-    """The command line in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["foretell", *map(str, arguments)])
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try:
-                main()
-            except SystemExit as stop:
-                status = int(stop.code or 0)
-    return Ran(status, out.getvalue(), err.getvalue())
-
-
-def fine(*arguments: object) -> str:
-    ran = run(*arguments)
-    assert ran.status == 0, ran.err
-    return ran.out
-
-
-def refused(*arguments: object) -> str:
-    """One line on standard error and status 2; returns the line."""
-    ran = run(*arguments)
-    assert ran.status == 2, ran
-    assert re.fullmatch(r"foretell: \S[^\n]*\n", ran.err), ran.err
-    assert not ran.err.endswith("..\n")
-    return ran.err
 
 
 def checked(path: Path, command: str, seed: int | None) -> Result:
@@ -128,52 +86,6 @@ def checked(path: Path, command: str, seed: int | None) -> Result:
     assert "git_sha" in result.provenance
     assert result.rows
     return result
-
-
-@pytest.fixture(autouse=True)
-def _as_before() -> Iterator[None]:
-    """The commands quieten transformers for the whole process."""
-    verbosity = transformers_logging.get_verbosity()
-    yield
-    transformers_logging.set_verbosity(verbosity)
-    transformers_logging.enable_progress_bar()
-
-
-def byte_tokenizer() -> PreTrainedTokenizerFast:
-    """One token per byte, and an end-of-sequence token 0."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocabulary = {"<|end|>": 0, **{c: number for number, c in enumerate(alphabet, start=1)}}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token="<|end|>",
-        pad_token="<|end|>",
-        clean_up_tokenization_spaces=False,
-    )
-
-
-TOKENIZER = byte_tokenizer()
-
-
-def backbone(seed: int = 0, vocab_size: int = 257) -> LlamaForCausalLM:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=vocab_size,
-            hidden_size=32,
-            intermediate_size=64,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            max_position_embeddings=CONTEXT,
-            tie_word_embeddings=True,
-            initializer_range=0.2,
-            bos_token_id=None,
-            eos_token_id=0,
-            pad_token_id=0,
-        )
-        return LlamaForCausalLM(config).eval()
 
 
 def learned_positions() -> GPT2LMHeadModel:
@@ -266,7 +178,7 @@ def test_what_help_says_of_the_library_is_what_it_says_of_itself() -> None:
 def test_every_option_that_sets_a_field_has_its_default() -> None:
     configs = {"train": TrainConfig(steps=1), "serve": Limits()}
     unlike = {"tap": "as the kind of head has it", "steps": "None"}
-    for command, kind in foretell.cli.COMMANDS.items():
+    for command, (kind, _) in foretell.cli.COMMANDS.items():
         paths = kind.sets()
         assert bool(paths) == (command in configs), command
         hints = get_type_hints(kind, include_extras=True)
@@ -276,8 +188,8 @@ def test_every_option_that_sets_a_field_has_its_default() -> None:
             told = re.search(r" \[default: (.+)\]$", option.help)
             assert (told[1] if told else "None") == unlike.get(name, str(value)), name
             assert getattr(kind, name) is None  # left to the config
-    assert set(foretell.cli.COMMANDS["serve"].sets()) == set(Limits.model_fields)
-    assert len(foretell.cli.COMMANDS["train"].sets()) == 15
+    assert set(foretell.cli.COMMANDS["serve"][0].sets()) == set(Limits.model_fields)
+    assert len(foretell.cli.COMMANDS["train"][0].sets()) == 15
 
 
 def test_options_of_what_has_no_config_have_its_defaults() -> None:
@@ -290,7 +202,7 @@ def test_options_of_what_has_no_config_have_its_defaults() -> None:
     ):
         parameters = inspect.signature(callee).parameters
         for name in names.split():
-            shown = getattr(foretell.cli.COMMANDS[command], name)
+            shown = getattr(foretell.cli.COMMANDS[command][0], name)
             assert str(shown) == str(parameters[name].default), (command, name)
 
 
@@ -304,6 +216,12 @@ def test_help_names_every_choice() -> None:
             for choice in choices:
                 assert f"`{choice}`" in field.description, (kind, name, choice)
     assert all(f"`{tap}`" in HeadConfig.model_fields["tap"].description for tap in TAPS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_what_a_command_was_told_goes_to_what_does_it(command: str) -> None:
+    told, work = foretell.cli.COMMANDS[command]
+    assert get_type_hints(resolve_name(work))["asked"] is told
 
 
 HEAVY = """
@@ -322,7 +240,7 @@ for name in ("torch", "transformers", "numpy", "datasets", "yaml", "rich"):
 def test_an_option_is_named_where_its_placeholder_is_its_name() -> None:
     """typer 0.27 otherwise takes the placeholder for the name: `--DEVICE`."""
     alike = []
-    for command in foretell.cli.COMMANDS.values():
+    for command, _ in foretell.cli.COMMANDS.values():
         for name, annotation in get_type_hints(command, include_extras=True).items():
             for option in getattr(annotation, "__metadata__", ()):
                 if isinstance(option, OptionInfo) and option.metavar == name.upper():

@@ -14,16 +14,12 @@ from tokenizers.processors import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from foretell.checkpoints import load_tokenizer
+from chats import CHATML, TURNS, tokenizer
 from foretell.data import Document, PackedBlocks, read_documents
 from foretell.data.tokenization import given_prompt, tokenize
 from foretell.errors import InputError
 from foretell.targets import IGNORE
 
-CHATML = (
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}</s>\n{% endfor %}"
-    "{% if add_generation_prompt %}<assistant>{% endif %}"
-)
 FORGETFUL = (  # only the last answer is written in full
     "{% for m in messages %}{% if loop.last or m.role == 'user' %}<{{ m.role }}>{{ m.content }}"
     "</s>\n{% endif %}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
@@ -32,18 +28,6 @@ TAGGED = (
     "{% for m in messages %}<{{ m.role }}>{% if m.role == 'assistant' %}{% generation %}"
     "{{ m.content }}</s>{%- endgeneration %}{% else %}{{ m.content }}</s>{% endif %}\n{% endfor %}"
 )
-TURNS = (
-    {"role": "user", "content": "Add one to x."},
-    {"role": "assistant", "content": "x += 1"},
-    {"role": "user", "content": "And two?"},
-    {"role": "assistant", "content": "x += 2"},
-)
-
-
-def tokenizer(template: str | None = CHATML):
-    loaded = load_tokenizer("tiny")
-    loaded.chat_template = template
-    return loaded
 
 
 def test_only_the_assistants_turns_are_learned() -> None:

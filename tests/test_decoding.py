@@ -1,16 +1,26 @@
 import itertools
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 from transformers import PreTrainedModel
 
 import families
 import foretell as ft
+from drafting import (
+    NEW,
+    RECURRENT,
+    RESTORED,
+    SERVED,
+    SHAPES,
+    Checked,
+    attached,
+    prompts,
+    reference,
+    short_context,
+)
 from foretell.backbone import Backbone, forget_abilities
 from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.decoding import (
@@ -27,10 +37,6 @@ from foretell.decoding import (
 from foretell.decoding.cache import require_rollback, restoring
 from foretell.errors import BackboneError, InputError
 
-RECURRENT = {"mamba": "linear_attention"}
-RESTORED = ["qwen3_next", "qwen3_5_text", "lfm2", "lfm2_conv"]
-"""Families whose layers keep a state that is put back."""
-SERVED = [name for name in families.FAMILIES if name != "bloom" and name not in RECURRENT]
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
 ODD = ["gpt_neo", "gemma4_text"]
 """Layers are numbered under another name; blocks read inputs made from the tokens."""
@@ -45,42 +51,6 @@ DRAFTED = [
     "falcon_alibi",
 ]
 """Families on which every way to accept is walked through."""
-SHAPES = {
-    "plain": None,
-    "trunk": ft.ParallelHeads.Config(depth=3),
-    "final-copy": ft.ParallelHeads.Config(depth=3, tap="final", init="copy"),
-    "sequential": ft.SequentialHeads.Config(depth=3),
-    "shared": ft.SequentialHeads.Config(depth=2, shared=True, init="copy"),
-    "causal": ft.ParallelHeads.Config(depth=3, variant="causal", init="copy"),
-    "anticausal-weighted": ft.ParallelHeads.Config(depth=3, variant="anticausal", tap="weighted"),
-    "linear-fused": ft.ParallelHeads.Config(depth=2, variant="linear", tap="fused"),
-    "residual": ft.ResidualHeads.Config(depth=2),
-}
-NEW = 14
-
-
-@cache
-def attached(family: str, shape: str) -> ft.MTPModel:
-    torch.manual_seed(5)
-    return ft.MTPModel(families.build(family), SHAPES[shape]).eval()
-
-
-@cache
-def prompts(family: str) -> tuple[Tensor, ...]:
-    """One short, one that ends just before the sliding windows do, one past them."""
-    return tuple(families.prompt(1, length, seed=length) for length in (1, 13, 29))
-
-
-@cache
-def reference(family: str, number: int, new: int = NEW) -> list[int]:
-    """The continuation that transformers' own `generate` gives."""
-    lm = attached(family, "plain").lm
-    row = prompts(family)[number]
-    mask = torch.ones_like(row)
-    out = lm.generate(row, attention_mask=mask, max_new_tokens=new, do_sample=False, use_cache=True)
-    continuation = out[0, row.shape[1] :].tolist()
-    assert len(continuation) == new
-    return continuation
 
 
 class Oracle:
@@ -121,38 +91,6 @@ class Oracle:
             draft[right:] = (draft[right:] + 1) % families.VOCAB
         self.expected.append((len(draft), min(right, len(draft))))
         return Draft(draft.unsqueeze(0))
-
-
-class Checked:
-    """Asks a drafter and checks its answer against the heads run over the whole row at once."""
-
-    def __init__(self, model: ft.MTPModel) -> None:
-        self.model, self.drafts = model, 0
-        self.inner = drafter_for(model.backbone, model.require_head())
-        self.layers, self.longest = self.inner.layers, self.inner.longest
-
-    def start(self, past, sampler, rows, capacity) -> None:
-        self.inner.start(past, sampler, rows, capacity)
-
-    def draft(self, committed: Committed, limit: int) -> Draft:
-        draft = self.inner.draft(committed, limit)
-        assert draft.tokens.shape == (1, min(self.model.depth, limit))
-        length = committed.lengths[0]
-        last = length - 2  # the position the heads predict from
-        row = torch.cat([committed.tokens[:, :length], draft.tokens], dim=1)
-        output = self.model.backbone(row, layers=self.model.layers)
-        torch.testing.assert_close(
-            committed.output.final[:, committed.last[0]],
-            output.final[:, last],
-            rtol=1e-3,
-            atol=1e-3,
-        )
-        states = self.model.depth_hidden(row, output)
-        for token, state in zip(draft.tokens[0].tolist(), states, strict=False):
-            logits = self.model.backbone.unembed(state[0, last])
-            assert logits[token] >= logits.max() - 1e-3
-            self.drafts += 1
-        return draft
 
 
 def check_steps(steps: list[Step], new: int) -> None:
@@ -353,15 +291,6 @@ def test_nothing_follows_a_stop_token(place: int, length: int) -> None:
     for step in result.row_steps:
         assert step.accepted <= step.drafted
         assert len(step.tokens) <= step.accepted + 1
-
-
-def short_context(family: str) -> ft.MTPModel:
-    config = families.FAMILIES[family]()
-    for name in ("max_position_embeddings", "n_positions"):
-        if hasattr(config, name):
-            setattr(config, name, 24)
-    torch.manual_seed(3)
-    return ft.attach(type(families.build(family))(config).eval(), "sequential", depth=3)
 
 
 @pytest.mark.parametrize("family", ["gpt2", "opt"])

@@ -10,15 +10,15 @@ from tokenizers.processors import TemplateProcessing
 from transformers import GenerationConfig, PreTrainedModel
 
 import families
-import test_positions
+import rotating
+from chats import TURNS, tokenizer
 from foretell.checkpoints import load_tokenizer
 from foretell.cli import app, main
 from foretell.data import Document, PackedBlocks, read_documents
-from foretell.data.distill import Continuations, Sampling, prompts_of
+from foretell.data.distill import Continuations, DistillOptions, prompts_of
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.targets import IGNORE
-from test_conversations import TURNS, tokenizer
 
 TOKENIZER = load_tokenizer("tiny")
 LINE, SPACES = TOKENIZER("\n")["input_ids"], TOKENIZER("    ")["input_ids"]
@@ -46,7 +46,7 @@ def lines(path: Path) -> list[dict]:
 def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Path) -> None:
     """Batched with padding or one by one with foretell's own loop: the same tokens."""
     out = tmp_path / "deeper" / "own.jsonl"
-    sampling = Sampling(max_new_tokens=12, batch_size=3)
+    sampling = DistillOptions(max_new_tokens=12, batch_size=3)
     file = Continuations(out, tiny, TOKENIZER, prompts(), sampling)
     shares: list[float] = []
     written = file.write(shares.append)
@@ -68,8 +68,8 @@ def test_greedy_continuations_are_the_backbones_own(tiny: MTPModel, tmp_path: Pa
         partial(families.build, "falcon_h1"),
         partial(families.build, "llama4_tempered"),
         partial(families.build, "marian"),
-        partial(test_positions.build, "phi3"),
-        partial(test_positions.build, "llama dynamic"),
+        partial(rotating.build, "phi3"),
+        partial(rotating.build, "llama dynamic"),
     ],
     ids=lambda build: build.args[0],
 )
@@ -79,7 +79,9 @@ def test_a_row_says_what_it_says_alone(
     """Also where padding, or a longer neighbour, would change it."""
     model = MTPModel(build())
     rows = [torch.randint(3, 99, (length,)).tolist() for length in (30, 12, 12, 3)]
-    file = Continuations(tmp_path / "own", model, TOKENIZER, rows, Sampling(max_new_tokens=12))
+    file = Continuations(
+        tmp_path / "own", model, TOKENIZER, rows, DistillOptions(max_new_tokens=12)
+    )
     file.write()
     for prompt, record in zip(rows, lines(tmp_path / "own"), strict=True):
         ends = file._ends
@@ -109,7 +111,7 @@ def test_the_models_generation_config_counts_as_in_generate(
     longest = max(map(len, some))
     rows = torch.tensor([row + [0] * (longest - len(row)) for row in some])
     mask = torch.tensor([[1] * len(row) + [0] * (longest - len(row)) for row in some])
-    sampling = Sampling(max_new_tokens=16)
+    sampling = DistillOptions(max_new_tokens=16)
     try:
         ends = {*tiny.stop_tokens, TOKENIZER.eos_token_id}
         own_words = tiny.decode(
@@ -125,7 +127,7 @@ def test_the_models_generation_config_counts_as_in_generate(
 def test_a_file_of_another_generation_config_is_not_gone_on_with(
     tiny: MTPModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, sampling = tmp_path / "a.jsonl", Sampling(max_new_tokens=2)
+    out, sampling = tmp_path / "a.jsonl", DistillOptions(max_new_tokens=2)
     Continuations(out, tiny, TOKENIZER, prompts(1), sampling).write()
     for name, value in (("repetition_penalty", 1.1), ("eos_token_id", 5), ("stop_strings", ["x"])):
         with monkeypatch.context() as changed:
@@ -142,7 +144,7 @@ def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(
     at = next(n for n in range(2, 12) if greedy[n] not in greedy[:n])
     ending = load_tokenizer("tiny")
     ending.eos_token = ending.convert_ids_to_tokens(greedy[at])
-    sampling = Sampling(max_new_tokens=12)
+    sampling = DistillOptions(max_new_tokens=12)
     Continuations(tmp_path / "a.jsonl", tiny, ending, [prompt], sampling).write()
     (record,) = lines(tmp_path / "a.jsonl")
     assert record["tokens"] == prompt + list(greedy[: at + 1])
@@ -151,7 +153,7 @@ def test_a_continuation_ends_where_model_or_tokenizer_end_a_text(
 def test_draws_follow_the_backbones_distribution(tiny: MTPModel, tmp_path: Path) -> None:
     prompt = TOKENIZER("def ")["input_ids"]  # what follows is open
     count = 800
-    sampling = Sampling(max_new_tokens=1, temperature=0.8, top_p=0.9, batch_size=count)
+    sampling = DistillOptions(max_new_tokens=1, temperature=0.8, top_p=0.9, batch_size=count)
     Continuations(tmp_path / "a.jsonl", tiny, TOKENIZER, [prompt] * count, sampling).write()
     drawn = [record["tokens"][-1] for record in lines(tmp_path / "a.jsonl")]
     with torch.inference_mode():
@@ -172,7 +174,7 @@ def test_draws_follow_the_backbones_distribution(tiny: MTPModel, tmp_path: Path)
 def test_a_killed_command_goes_on_as_if_it_had_not_been(
     tiny: MTPModel, tmp_path: Path, kept: float
 ) -> None:
-    sampling = Sampling(max_new_tokens=6, batch_size=2, temperature=1.0, top_p=0.9, seed=5)
+    sampling = DistillOptions(max_new_tokens=6, batch_size=2, temperature=1.0, top_p=0.9, seed=5)
     whole = tmp_path / "whole.jsonl"
     Continuations(whole, tiny, TOKENIZER, prompts(), sampling).write()
     content = whole.read_bytes()
@@ -188,7 +190,7 @@ def test_a_killed_command_goes_on_as_if_it_had_not_been(
 def test_draws_follow_the_seed(tiny: MTPModel, tmp_path: Path) -> None:
     found = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        sampling = Sampling(max_new_tokens=8, temperature=1.0, seed=seed)
+        sampling = DistillOptions(max_new_tokens=8, temperature=1.0, seed=seed)
         Continuations(tmp_path / name, tiny, TOKENIZER, prompts(), sampling).write()
         found.append((tmp_path / name).read_text())
     assert found[0] == found[1] != found[2]
@@ -198,7 +200,7 @@ def test_continuations_are_training_data_for_the_response_alone(
     tiny: MTPModel, tmp_path: Path
 ) -> None:
     out = tmp_path / "own.jsonl"
-    Continuations(out, tiny, TOKENIZER, prompts(), Sampling(max_new_tokens=8)).write()
+    Continuations(out, tiny, TOKENIZER, prompts(), DistillOptions(max_new_tokens=8)).write()
     blocks = PackedBlocks.from_documents(
         read_documents(out), TOKENIZER, 32, one_document_per_block=True
     )
@@ -228,7 +230,7 @@ def test_prompts_are_cut_from_texts_and_end_where_the_assistant_answers() -> Non
 
 
 def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> None:
-    out, sampling = tmp_path / "own.jsonl", Sampling(max_new_tokens=8)
+    out, sampling = tmp_path / "own.jsonl", DistillOptions(max_new_tokens=8)
     bounded = MTPModel(families.build("gpt2"))  # whose positions end
     for model, wrong, message in (
         (tiny, [], "no prompt"),
@@ -239,7 +241,7 @@ def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> 
             Continuations(out, model, TOKENIZER, wrong, sampling)
         assert not list(tmp_path.iterdir())
     Continuations(out, tiny, TOKENIZER, prompts(2), sampling).write()
-    for other in (Sampling(max_new_tokens=9), Sampling(max_new_tokens=8, seed=1)):
+    for other in (DistillOptions(max_new_tokens=9), DistillOptions(max_new_tokens=8, seed=1)):
         with pytest.raises(InputError, match="other settings"):
             Continuations(out, tiny, TOKENIZER, prompts(2), other)
     with pytest.raises(InputError, match="other settings"):
@@ -258,7 +260,7 @@ def test_what_cannot_be_continued_is_refused(tiny: MTPModel, tmp_path: Path) -> 
         {"top_p": 0.0},
     ):
         with pytest.raises(InputError):
-            Sampling(**options)
+            DistillOptions(**options)
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -311,7 +313,7 @@ def test_a_place_that_cannot_be_written_is_one_line_and_stays_as_it_was(
 def test_what_took_the_place_of_continuations_is_kept(
     tiny: MTPModel, tmp_path: Path, other: bytes | None
 ) -> None:
-    out, sampling = tmp_path / "own.jsonl", Sampling(max_new_tokens=2, batch_size=2)
+    out, sampling = tmp_path / "own.jsonl", DistillOptions(max_new_tokens=2, batch_size=2)
     Continuations(out, tiny, TOKENIZER, prompts(3), sampling).write()
     content = out.read_bytes()
     held = content + content if other is None else other

@@ -19,11 +19,19 @@ from torch.distributed.fsdp import FSDPModule
 import foretell as ft
 from foretell.cli import main
 from foretell.errors import InputError
-from foretell.training import progress, train
-from foretell.training import trainer as trainer_module
+from foretell.training import following, train
 from foretell.training.processes import FSDP_NEEDS, rows_per_pass, sharding
-from test_recipes import masked_corpus, stream
-from test_training import VOCAB, Stop, metrics, settings, small_model, stop_at, weights
+from runs import (
+    VOCAB,
+    Stop,
+    masked_corpus,
+    metrics,
+    settings,
+    small_model,
+    stop_at,
+    stream,
+    weights,
+)
 
 OPTIONS = {"steps": 6, "log_every": 1, "save_every": 4, "recipe": "joint", "head": "parallel"}
 
@@ -59,7 +67,7 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
 def work(jobs: list[dict], command: list[str]) -> None:
     """What each of the two processes does; the command line ends it."""
     torch.set_num_threads(1)
-    on_step_end = trainer_module.Follow.on_step_end
+    on_step_end = following.Follow.on_step_end
     job: dict = {}
 
     def stopping(self, args, state, control, **rest) -> None:
@@ -68,8 +76,8 @@ def work(jobs: list[dict], command: list[str]) -> None:
         if state.global_step == job.get("stop"):  # in both processes
             raise Stop
 
-    trainer_module.Follow.on_step_end = stopping
-    progress.draw_curves = lambda lines, path: None  # as in other tests, see conftest.py
+    following.Follow.on_step_end = stopping
+    following.draw_curves = lambda lines, path: None  # as in other tests, see conftest.py
     for job in jobs:
         try:
             run(Path(job["out"]), job["options"])

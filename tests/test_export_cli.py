@@ -6,13 +6,11 @@ from pathlib import Path
 import pytest
 
 import foretell as ft
+from command_line import TEXT, TOKENIZER, backbone, fine, refused
 from foretell import formats
 from foretell.errors import InputError
 from foretell.formats import LAYOUTS
 from foretell.provenance import read_result
-from test_cli import TEXT, TOKENIZER, _as_before, backbone, fine, refused
-
-__all__ = ["_as_before"]  # a fixture
 
 
 @pytest.fixture(scope="module")

@@ -15,6 +15,7 @@ from torch.nn.functional import pad
 
 import families
 import foretell as ft
+from command_line import fine, run
 from foretell.checkpoints import load_tokenizer
 from foretell.decoding import (
     Batch,
@@ -28,7 +29,6 @@ from foretell.decoding import (
 from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import InputError
 from foretell.evaluation import Transformers
-from test_cli import fine, run
 
 NEW = 16
 ROW = families.prompt(1, 30, seed=3)

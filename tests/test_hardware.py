@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from foretell import hardware
-from foretell.cli import common, demo
+from foretell import demo, hardware
+from foretell.cli import common
 
 CPU = torch.device("cpu")
 
@@ -39,7 +39,7 @@ def test_commands_warn_of_an_emulated_type(emulated, capsys):
 
 
 def test_the_demo_trains_in_what_the_machine_computes_fast(emulated, monkeypatch):
-    assert demo._training(1.0, 0).precision == "float32"
+    assert demo.training_config(1.0, 0).precision == "float32"
     hardware.slowdown.cache_clear()
     monkeypatch.setattr(hardware, "_seconds", lambda dtype: 1)
-    assert demo._training(1.0, 0).precision == "bf16-mixed"
+    assert demo.training_config(1.0, 0).precision == "bf16-mixed"

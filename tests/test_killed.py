@@ -12,7 +12,7 @@ import pytest
 
 import foretell as ft
 from foretell.training import train
-from test_training import FINISHED, corpus, equal, metrics, settings, small_model, weights
+from runs import FINISHED, corpus, equal, metrics, settings, small_model, weights
 
 RUNS = {
     "muon, bf16, accumulated, warm-up": {

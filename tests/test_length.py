@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 import families
 import foretell as ft
+from drafting import SHAPES, Checked, Told, attached, prompts, reference
 from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
@@ -25,21 +26,8 @@ from foretell.decoding import (
 )
 from foretell.decoding.length import HOLD, TRIAL
 from foretell.errors import InputError
-from test_decoding import SHAPES, Checked, attached, prompts, reference
 
 NEW = 14
-
-
-class Told(AutoLength):
-    """Chooses what it is told, over and over."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        super().__init__(max(lengths))
-        self.lengths = lengths
-
-    def choose(self) -> int:
-        self.chosen.append(self.lengths[len(self.chosen) % len(self.lengths)])
-        return self.chosen[-1]
 
 
 class CheckedWhereAsked(Checked):
@@ -186,8 +174,8 @@ def test_only_neighbours_are_compared() -> None:
     still costs what it costs in steps without a draft."""
     auto, step, chance = AutoLength(3), Step(3, 3, (1, 2, 3, 4)), random.Random(0)
     for number in range(2000):
-        fresh = auto.run.length != auto.choose() or number == 0
-        seconds = (10 if fresh else 1 + 0.1 * auto.run.length) * 1.003**number
+        fresh = auto.stretch.length != auto.choose() or number == 0
+        seconds = (10 if fresh else 1 + 0.1 * auto.stretch.length) * 1.003**number
         auto.record([step], seconds * chance.uniform(0.95, 1.05))
     for length in range(4):
         assert auto.cost(length) == pytest.approx(1 + 0.1 * length, rel=0.1)
@@ -314,11 +302,11 @@ def test_rows_that_are_decoded_one_by_one_are_timed_apart(monkeypatch) -> None:
     timed, margins, record = [], set(), AutoLength.record
 
     def noted(auto, *given) -> None:
-        begins = auto.run.steps == 0 and len(auto.chosen) == 1
+        begins = auto.stretch.steps == 0 and len(auto.chosen) == 1
         record(auto, *given)
         margins.add(auto.margin)
         if begins:
-            timed.append(len(auto.run.seconds))
+            timed.append(len(auto.stretch.seconds))
 
     monkeypatch.setattr(AutoLength, "record", noted)
     rows = torch.tensor([[3, 1, 4, 1], [2, 7, 1, 8], [1, 6, 1, 8]])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import foretell as ft
-from foretell import ready
+from foretell import demo, ready
 from foretell.cli import main
 from foretell.data import Document, read_prompt, read_prompts
 from foretell.decoding import TreeShape
-from foretell.errors import HeadError, InputError
+from foretell.errors import ForetellError, HeadError, InputError
 from foretell.evaluation import compare, measure_heads, methods_of, probed_baselines
 from foretell.facts import facts_of
 from foretell.formats import head_for, require_layout
@@ -41,6 +41,69 @@ def command(monkeypatch: pytest.MonkeyPatch, path: Path, *words: object) -> Resu
     monkeypatch.setattr(sys, "argv", ["foretell", *map(str, words), "--json", str(path)])
     main()
     return read_result(path)
+
+
+def test_no_test_module_imports_another() -> None:
+    """What tests share stands in a module of its own: else one cannot be changed alone."""
+    for path in Path(__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [str(node.module)] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.startswith(("test_", "tests."))], path
+
+
+def test_the_architecture_page_shows_every_room() -> None:
+    page = Path(__file__).parents[1] / "docs" / "architecture.md"
+    shown = page.read_text(encoding="utf-8").partition("```\n")[2].partition("```")[0].split()
+    rooms = {
+        path.name + "/" * path.is_dir() for path in PACKAGE.iterdir() if path.name[0] not in "_."
+    }
+    assert rooms - {"py.typed"} <= set(shown)
+
+
+class Noted(demo.Watcher):
+    """What a watcher is told, in order."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def __getattribute__(self, name: str) -> Any:
+        if hasattr(demo.Watcher, name) and not name.startswith("_"):
+            self.told.append(name)
+        return super().__getattribute__(name)
+
+
+@pytest.mark.slow
+def test_the_demo_is_one_call(
+    texts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """On a few functions in place of most of the standard library."""
+    blocks, methods = ready.read_blocks, demo.methods_of
+    monkeypatch.setattr(demo, "methods_of", lambda model: methods(model)[:2])
+    monkeypatch.setattr(ready, "read_blocks", lambda data, *rest: blocks(texts, *rest))
+    for name, small in (("WIDTH", 4), ("POSITIONS", 32), ("BLOCKS", 2), ("NEW_TOKENS", 16)):
+        monkeypatch.setattr(demo, name, small)
+    noted = Noted()
+    done = demo.run_demo(tmp_path, minutes=0.001, count=1, watcher=noted)
+    assert capsys.readouterr().out == ""
+    assert noted.told == [
+        "begins", "reading", "stage", "probed", "wrote",
+        "begins", "reading", "training", "trained", "reading", "measured", "wrote",
+        "begins", "stage", "stage", "decoded", "wrote", "wrote",
+    ]  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "probe.json", "eval.json", "bench.json", "generate.json", "heads", "report.html",
+    }  # fmt: skip
+    assert read_result(tmp_path / "bench.json").rows == done.rows
+    assert done.identical == done.outputs == 2
+    done.require_identical()
+    with_heads = next(row for row in done.speeds[1][1].rows if row["method"] == "parallel")
+    with_heads["identical"] = 0
+    with pytest.raises(ForetellError, match="1 outputs differ"):
+        done.require_identical()
 
 
 def without_model(rows: Any) -> list[dict[str, Any]]:

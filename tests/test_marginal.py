@@ -14,7 +14,7 @@ from foretell.backbone import Backbone
 from foretell.checkpoints import load_causal_lm, load_tokenizer
 from foretell.errors import BackboneError, InputError
 from foretell.probe import Marginal, branches, marginalize
-from foretell.probe.branches import Row, greedy_chains
+from foretell.probe.branches import ReadRow, greedy_chains
 
 VOCAB = 11
 POSITIONS = (0, 3, 8)
@@ -191,24 +191,24 @@ def test_parts_of_the_positions_are_the_whole(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_chains_keep_to_the_budget_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    prefix, where, sizes = Row(Backbone(toy("llama")), row(), 2), torch.tensor([8, 2, 5]), []
+    prefix, where, sizes = ReadRow(Backbone(toy("llama")), row(), 2), torch.tensor([8, 2, 5]), []
     first = prefix.distribution(where).argmax(-1)
     whole = greedy_chains(prefix, where, first, 2)
     monkeypatch.setattr(branches, "BUDGET", 1)
-    original = Row.branches
+    original = ReadRow.branches
 
-    def counting(self: Row, positions: Tensor) -> branches.Branches:
+    def counting(self: ReadRow, positions: Tensor) -> branches.Branches:
         sizes.append(len(positions))
         return original(self, positions)
 
-    monkeypatch.setattr(Row, "branches", counting)
+    monkeypatch.setattr(ReadRow, "branches", counting)
     assert torch.equal(greedy_chains(prefix, where, first, 2), whole)
     assert sizes == [1, 1, 1]
 
 
 def test_the_greedy_chain_is_what_generate_says() -> None:
     model, tokens = toy("llama"), row()
-    prefix = Row(Backbone(model), tokens, 3)
+    prefix = ReadRow(Backbone(model), tokens, 3)
     where = torch.tensor([2, 8])
     first = prefix.distribution(where).argmax(-1)
     found = greedy_chains(prefix, where, first, 3)

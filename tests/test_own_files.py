@@ -7,12 +7,10 @@ import pytest
 
 import foretell as ft
 import released
+from command_line import TEXT, TOKENIZER, backbone, fine, refused
 from foretell.formats import export, layout
 from foretell.provenance import read_result
 from report_files import bench_rows, write
-from test_cli import TEXT, TOKENIZER, _as_before, backbone, fine, refused
-
-__all__ = ["_as_before"]  # a fixture
 
 TRAIN = ("--steps", 1, "--block-size", 32, "--batch-size", 2, "--depth", 1)
 

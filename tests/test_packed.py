@@ -21,8 +21,7 @@ from foretell.backbone import Backbone, fingerprint
 from foretell.backbone.weights import block_by_class, cast_parameters
 from foretell.errors import InputError
 from foretell.training import train
-from test_backbone import UNFIT
-from test_training import corpus, settings
+from runs import corpus, settings
 
 TOKENS = torch.arange(24).unsqueeze(0)
 HEAD = {"kind": "sequential", "depth": 2}
@@ -215,7 +214,7 @@ def test_a_backbone_on_a_disk_is_refused(tmp_path: Path) -> None:
         ft.MTPModel.from_pretrained(saved, backbone=offloaded)
 
 
-@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - UNFIT))
+@pytest.mark.parametrize("family", sorted(families.FAMILIES.keys() - families.UNFIT))
 def test_a_block_of_the_class_is_like_the_model_s_own(family: str) -> None:
     model = families.build(family)
     view = Backbone(model)

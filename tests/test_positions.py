@@ -5,7 +5,6 @@ else: some rotary embeddings remember. For Phi-3 it is asked to go without a cac
 does behind the switch in any case; transformers 5.17 loses the row there otherwise.
 """
 
-import json
 import logging
 from functools import cache
 from typing import Any
@@ -20,7 +19,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 import families
 import foretell as ft
 from foretell.backbone import Ability, Backbone
-from foretell.backbone.rotary import document_reach
+from foretell.backbone.rotary import document_extent
 from foretell.decoding import (
     Batch,
     DecodeOptions,
@@ -35,61 +34,12 @@ from foretell.decoding import (
 )
 from foretell.decoding.loop import Generation
 from foretell.errors import InputError
-from foretell.probe.branches import Row
+from foretell.probe.branches import ReadRow
+from rotating import SWITCH, SWITCHING, build
 
-SWITCH, NEW, DEPTH = 24, 12, 3
+NEW, DEPTH = 12, 3
 LENGTHS = (5, 20, SWITCH, SWITCH + 1, 30)
 """Of prompts: never behind the switch, over it, up to it, just behind it, far behind."""
-HALF = families.HEAD_DIM // 2
-LONGROPE = {
-    "rope_type": "longrope",
-    "rope_theta": 10000.0,
-    "short_factor": [1.0] * HALF,
-    "long_factor": [4.0 + n for n in range(HALF)],
-}
-DYNAMIC = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 4.0}
-SWITCHING: dict[str, tuple[str, dict[str, Any]]] = {
-    "phi3": (
-        "Phi3Config",
-        {"rope_parameters": LONGROPE, "original_max_position_embeddings": SWITCH},
-    ),
-    "llama longrope": (
-        "LlamaConfig",
-        {
-            "rope_parameters": {
-                **LONGROPE, "factor": 8.0, "original_max_position_embeddings": SWITCH,
-            }
-        },
-    ),
-    "llama dynamic": (
-        "LlamaConfig",
-        {"rope_parameters": DYNAMIC, "max_position_embeddings": SWITCH},
-    ),
-    "gemma3 dynamic": (
-        "Gemma3TextConfig",
-        {
-            "head_dim": families.HEAD_DIM,
-            "max_position_embeddings": SWITCH,
-            "layer_types": families.ALTERNATING[:2],
-            "sliding_window": families.WINDOW,
-            "rope_parameters": {
-                "sliding_attention": {"rope_type": "default", "rope_theta": 10000.0},
-                "full_attention": DYNAMIC,
-            },
-        },
-    ),
-}  # fmt: skip
-
-
-def build(name: str) -> PreTrainedModel:
-    """A model that has read nothing yet; the same weights every time."""
-    cls, options = SWITCHING[name]
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        config = families._config(
-            cls, families.DENSE, {"num_hidden_layers": 2}, json.loads(json.dumps(options))
-        )
-        return families.moved(AutoModelForCausalLM.from_config(config).eval(), 0.02)
 
 
 @cache
@@ -286,7 +236,7 @@ def test_packed_documents_are_read_as_by_themselves(name: str) -> None:
 
 def test_where_documents_end() -> None:
     positions = torch.tensor([[0, 1, 2, 0, 1, 0], [4, 5, 6, 7, 8, 9]])
-    assert document_reach(positions).tolist() == [[3, 3, 3, 2, 2, 1], [10] * 6]
+    assert document_extent(positions).tolist() == [[3, 3, 3, 2, 2, 1], [10] * 6]
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama longrope"])
@@ -295,7 +245,9 @@ def test_continuations_that_are_probed_are_read_as_the_row_is(name: str) -> None
     places = torch.tensor([3, 28])
     backbone = Backbone(build(name))
     with torch.no_grad():
-        found = Row(backbone, row, 1).branches(places).extend(follows, torch.zeros_like(follows))
+        found = (
+            ReadRow(backbone, row, 1).branches(places).extend(follows, torch.zeros_like(follows))
+        )
         for place, token, distribution in zip(places, follows, found, strict=True):
             text = row.clone()
             text[0, place + 1] = token

@@ -31,8 +31,9 @@ from foretell.probe.layers import linear_cka, read_layers, spread_layers, train_
 from foretell.probe.linear import fit
 from foretell.probe.prediction import Costs, Prediction, Range, measure_costs, predict, speedup
 from foretell.probe.records import depth_records, expected_records, part_records
-from foretell.probe.scores import Scorer, Target, among_likeliest, entropy, entropy_bounds
+from foretell.probe.scores import Scorer, Truth, among_likeliest, entropy, entropy_bounds
 from foretell.tally import Tally
+from packs import WITH_EOS
 
 SIZE = 12
 
@@ -64,7 +65,7 @@ def test_scores_are_those_of_the_definitions() -> None:
     chain[1] = q[1].argmax(-1)  # so that something stands behind it
     scorer = Scorer()
     for k in range(3):
-        target = Target(texts[k], p[k], chain[k])
+        target = Truth(texts[k], p[k], chain[k])
         found = scorer.distribution(k, q[k], target)
         for row in range(5):
             ranked = q[k][row].argsort(descending=True).tolist()
@@ -98,9 +99,9 @@ def test_drawn_tokens_stand_as_often_as_speculative_sampling_says() -> None:
     ]
     scorer = Scorer()
     expected = [
-        scorer.distribution(
-            k + 1, q[k].expand(count, -1), Target(texts[k], p[k].expand(count, -1))
-        )["speculative"].mean()
+        scorer.distribution(k + 1, q[k].expand(count, -1), Truth(texts[k], p[k].expand(count, -1)))[
+            "speculative"
+        ].mean()
         for k in (0, 1)
     ]
     stands = torch.ones(count, dtype=torch.bool)
@@ -453,8 +454,6 @@ def test_a_prediction_from_measurements() -> None:
 
 
 def test_kinds_and_sizes_of_documents() -> None:
-    from test_packing import WITH_EOS
-
     texts = [Document("abc", "x/a.py"), Document("dé", "b.md"), Document("fg", "many.jsonl:3")]
     for alone in (False, True):
         packed = PackedBlocks.from_documents(texts, WITH_EOS, 4, one_document_per_block=alone)

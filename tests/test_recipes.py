@@ -11,19 +11,22 @@ from transformers import AutoModelForCausalLM
 
 import families
 import foretell as ft
+from foretell.backbone import isolates_documents
 from foretell.checkpoints import Adapters
 from foretell.errors import InputError
 from foretell.training import train, trainer
 from foretell.training.report import draw_curves
-from test_training import (
+from runs import (
     SIZE,
     Stop,
     corpus,
     equal,
+    masked_corpus,
     metrics,
     settings,
     small_model,
     stop_at,
+    stream,
     weights,
 )
 
@@ -230,7 +233,7 @@ def test_a_teacher_sees_what_training_sees(
     monkeypatch.setattr(trainer, what, look)
     config = settings(recipe="frozen", steps=2, precision="bf16-mixed", **lever)
     model = small_model()
-    assert model.backbone.isolates_documents  # tried out in float32, once
+    assert isolates_documents(model.backbone)  # tried out in float32, once
     known = trainer.roles(model)  # so are these
     monkeypatch.setattr(trainer, "roles", lambda model: known)
     products = []
@@ -257,18 +260,6 @@ def test_a_curriculum_trains_one_depth_after_another(tmp_path: Path) -> None:
 
 
 # -- scale --------------------------------------------------------------------------------------
-
-
-def masked_corpus():
-    """Blocks with different numbers of targets: one document per block, most of them short."""
-    import numpy as np
-
-    from foretell.data import PackedBlocks
-
-    rng = np.random.default_rng(0)
-    blocks = rng.integers(0, 48, (24, SIZE)).astype(np.int32)
-    lengths = rng.integers(3, SIZE + 1, 24).astype(np.int64)
-    return PackedBlocks(blocks, np.arange(24) * SIZE, num_bytes=1000, lengths=lengths)
 
 
 def test_accumulated_batches_make_the_step_of_one_large_batch(tmp_path: Path) -> None:
@@ -392,7 +383,7 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
 def test_the_curves_are_drawn_while_the_run_lasts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("foretell.training.progress.draw_curves", draw_curves)
+    monkeypatch.setattr("foretell.training.following.draw_curves", draw_curves)
     with pytest.raises(Stop):
         train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
@@ -460,14 +451,6 @@ def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
 
 
 # -- streams --------------------------------------------------------------------------------------
-
-
-def stream():
-    from foretell.checkpoints import load_tokenizer
-    from foretell.data import Document, StreamedBlocks
-
-    texts = [Document(f"x{n} = {n}\n" * 7, f"d{n}") for n in range(20)]
-    return StreamedBlocks(lambda: texts, load_tokenizer("tiny"), SIZE, window=8, name="counting")
 
 
 def test_a_stream_trains_and_resumes_with_the_same_bits(tmp_path: Path) -> None:

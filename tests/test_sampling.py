@@ -28,6 +28,7 @@ from transformers import (
 
 import families
 import foretell as ft
+from chances import p_value
 from foretell.backbone import Backbone
 from foretell.decoding import (
     Batch,
@@ -47,7 +48,6 @@ from foretell.decoding import (
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.tree import comb, tree
 from foretell.errors import InputError
-from test_acceptance import p_value
 
 V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95
 PROMPT = [1, 3, 1, 3, 1]

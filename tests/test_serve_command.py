@@ -15,11 +15,11 @@ import httpx
 import pytest
 
 import foretell
+from command_line import fine, refused
 from foretell.cli import serve
 from foretell.cli.commands.serve import Serve
 from foretell.provenance import read_result
 from serving import offline
-from test_cli import fine, refused
 
 
 def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:

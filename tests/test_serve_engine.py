@@ -16,7 +16,7 @@ import families
 import foretell as ft
 from foretell.decoding import Batch, DecodeOptions, NoDrafter, Sampling, StopTokens, drafter_for
 from foretell.errors import InputError
-from foretell.serve import Engine, Job, Limits, Metrics, Progress, Settings
+from foretell.serve import Engine, Job, Limits, Metrics, RowStep, Settings
 from foretell.serve.jobs import Closed, QueueFull
 
 GREEDY = Settings(Sampling())
@@ -62,7 +62,7 @@ class Row:
             event = self.events.get(timeout=30)
             if isinstance(event, Exception):
                 raise event
-            assert isinstance(event, Progress)
+            assert isinstance(event, RowStep)
             found += event.step.tokens
             if event.ended:
                 return found
@@ -271,7 +271,7 @@ def test_a_batch_that_fails_leaves_nothing_in_memory(model: ft.MTPModel) -> None
     with engine_of(model, Failing()) as engine:
         failing = Row(prompt(1))
         engine.submit(failing.job)
-        while isinstance(event := failing.events.get(timeout=30), Progress):
+        while isinstance(event := failing.events.get(timeout=30), RowStep):
             pass
     assert isinstance(event, RuntimeError)
     assert event.__traceback__ is None

@@ -9,10 +9,10 @@ from typing import Any, cast
 from hypothesis import given
 from hypothesis import strategies as st
 
+from command_line import TOKENIZER
 from foretell.decoding import Step
 from foretell.serve.answers import CompletionForm, chunks
 from foretell.serve.text import Piece, Writer
-from test_cli import TOKENIZER
 
 TEXTS = st.text(st.sampled_from("ab\né日"), max_size=14)
 

@@ -8,7 +8,7 @@ from foretell.checkpoints import load_tokenizer
 from foretell.data import Document, PackedBlocks, StreamedBlocks
 from foretell.errors import InputError
 from foretell.targets import IGNORE
-from test_packing import WITHOUT_EOS
+from packs import WITHOUT_EOS
 
 TOKENIZER = load_tokenizer("tiny")
 

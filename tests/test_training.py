@@ -9,85 +9,33 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM
 
 import families
 import foretell as ft
 from foretell.data import PackedBlocks
 from foretell.errors import InputError
 from foretell.evaluation import measure_heads
-from foretell.heads import HeadConfig
 from foretell.objective import ObjectiveConfig
 from foretell.training import Plan, Progress, TrainConfig, train
 from foretell.training import muon as muon_module
-from foretell.training.config import merged
 from foretell.training.muon import Muon, orthogonalised
 from foretell.training.optimizers import Chained, MasterWeights, make_optimizer, rate_factor
 from foretell.training.progress import Clock
 from foretell.training.roles import roles
-
-VOCAB, SIZE = 48, 16
-FINISHED = {
-    "config.yaml", "source.json", "provenance.json", "metrics.jsonl", "model", "curves.png",
-    "movement.json",
-}  # fmt: skip
-"""What a finished run's directory holds."""
-
-
-def corpus(blocks: int = 24) -> PackedBlocks:
-    """Counting up from somewhere, in documents of 24 tokens: easy to learn at every depth."""
-    starts = np.arange(0, blocks * SIZE, 24)
-    row = np.concatenate([(7 * start + np.arange(24)) % VOCAB for start in starts])
-    tokens = row[: blocks * SIZE].reshape(blocks, SIZE).astype(np.int32)
-    return PackedBlocks(tokens, starts, num_bytes=blocks * SIZE)
-
-
-def small_model(
-    head: str | dict | HeadConfig | None = "parallel", seed: int = 0, vocab: int = VOCAB
-) -> ft.MTPModel:
-    torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=vocab,
-        hidden_size=32,
-        intermediate_size=40,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    lm = LlamaForCausalLM(config)
-    return ft.MTPModel(lm, head if head is None else settings(head=head).head)
-
-
-def settings(**changes) -> TrainConfig:
-    values = {
-        "recipe": "pretrain",
-        "head": {"kind": "parallel", "depth": 2},
-        "steps": 20,
-        "batch_size": 4,
-        "block_size": SIZE,
-        "learning_rate": 3e-3,
-        "log_every": 5,
-        "save_every": 5,
-    }
-    if isinstance(changes.get("head"), str) and changes["head"] != "none":
-        changes["head"] = {"kind": changes["head"], "depth": 2}
-    return TrainConfig.parse(merged(values, changes))
-
-
-def weights(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
-
-
-def metrics(out: Path) -> list[dict]:
-    return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-
+from runs import (
+    FINISHED,
+    SIZE,
+    VOCAB,
+    Stop,
+    corpus,
+    equal,
+    metrics,
+    settings,
+    small_model,
+    stop_at,
+    weights,
+)
 
 # -- what learns --------------------------------------------------------------------------------
 
@@ -185,18 +133,6 @@ RECIPES = {
     "frozen": {"recipe": "frozen", "head": "sequential"},
     "no heads": {"head": "none", "schedule": "cosine"},
 }
-
-
-class Stop(KeyboardInterrupt):
-    pass
-
-
-def stop_at(step: int):
-    def report(progress: Progress) -> None:
-        if progress.step == step:
-            raise Stop
-
-    return report
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

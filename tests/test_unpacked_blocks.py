@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 import families
 import foretell as ft
+from foretell.backbone import isolates_documents
 from foretell.cli import app
 from foretell.data import PackedBlocks
 from foretell.errors import BackboneError, InputError
@@ -21,7 +22,7 @@ from foretell.model import MTPModel
 from foretell.ready import read_blocks
 from foretell.targets import IGNORE
 from foretell.training import TrainConfig, train
-from test_packing import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
+from packs import WITH_EOS, WITHOUT_EOS, byte_tokenizer, pack, texts
 
 LEAKING = [
     "opt",
@@ -148,7 +149,7 @@ def mean_by_depth(found: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def test_losses_are_those_of_the_document_alone(family: str, head: str) -> None:
     model = ft.attach(families.build(family), head, depth=DEPTH)
-    assert not model.backbone.isolates_documents
+    assert not isolates_documents(model.backbone)
     blocks = unpacked(TEXTS)
     found = alone(model, TEXTS)
     assert len(found) == len(blocks) == 5

@@ -1,5 +1,6 @@
 """What was found in a model, in words."""
 
+from foretell.backbone import isolates_documents
 from foretell.decoding.cache import decodes, takes_masks
 from foretell.model import MTPModel
 
@@ -7,6 +8,7 @@ from foretell.model import MTPModel
 def facts_of(model: MTPModel) -> dict[str, str]:
     """What was found in a model and its heads, each fact by its name, in words."""
     backbone, head = model.backbone, model.head
+    isolated = isolates_documents(backbone)
     facts = {
         "architecture": type(model.lm).__name__,
         "family": str(backbone.config.model_type),
@@ -21,7 +23,7 @@ def facts_of(model: MTPModel) -> dict[str, str]:
         "logit scale": _scale(backbone.logit_scale),
         "logit soft-cap": str(backbone.softcap or "none"),
         "fingerprint": backbone.fingerprint(),
-        "packed documents": "kept apart" if backbone.isolates_documents else "leak into each other",
+        "packed documents": "kept apart" if isolated else "leak into each other",
         "drafts": _drafts(model),
         "batches and trees": _batches(model),
     }

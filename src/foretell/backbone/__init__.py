@@ -7,9 +7,9 @@ from foretell.backbone.abilities import (
     isolates_documents,
     rehearses,
 )
+from foretell.backbone.anatomy import Scale
 from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.backbone.context import warn_longer
-from foretell.backbone.discovery import Scale
 from foretell.backbone.view import Backbone, fingerprint
 from foretell.backbone.weights import require_usable
 

@@ -12,18 +12,16 @@ training, `foretell info`) asks for the same one:
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import update_wrapper
-from typing import TYPE_CHECKING, Concatenate, ParamSpec
+from typing import Concatenate, ParamSpec
 from weakref import WeakKeyDictionary
 
 import torch
 from transformers import PreTrainedModel
 
-from foretell.backbone.discovery import evaluating, near, same, told
 from foretell.backbone.masks import last_threshold
+from foretell.backbone.trying import evaluating, near, same, told
+from foretell.backbone.view import Backbone
 from foretell.errors import ForetellError
-
-if TYPE_CHECKING:
-    from foretell.backbone.view import Backbone
 
 
 @dataclass(frozen=True)
@@ -41,15 +39,15 @@ class Ability:
 
 
 Asked = ParamSpec("Asked")
-Trial = Callable[Concatenate["Backbone", Asked], str | None]
+Trial = Callable[Concatenate[Backbone, Asked], str | None]
 
 _known: "WeakKeyDictionary[PreTrainedModel, dict[Hashable, Ability]]" = WeakKeyDictionary()
 
 
-def ability(trial: Trial[Asked]) -> Callable[Concatenate["Backbone", Asked], Ability]:
+def ability(trial: Trial[Asked]) -> Callable[Concatenate[Backbone, Asked], Ability]:
     """Make `trial` once for each model, its attention implementation, and each of its arguments."""
 
-    def ask(backbone: "Backbone", /, *args: Asked.args, **kwargs: Asked.kwargs) -> Ability:
+    def ask(backbone: Backbone, /, *args: Asked.args, **kwargs: Asked.kwargs) -> Ability:
         known = _known.setdefault(backbone.model, {})
         attention = getattr(backbone.config, "_attn_implementation", None)
         asked = (trial, attention, args, tuple(sorted(kwargs.items())))
@@ -61,7 +59,7 @@ def ability(trial: Trial[Asked]) -> Callable[Concatenate["Backbone", Asked], Abi
     return ask
 
 
-def _attempt(backbone: "Backbone", trial: Callable[[], str | None]) -> Ability:
+def _attempt(backbone: Backbone, trial: Callable[[], str | None]) -> Ability:
     """Make a trial in evaluation mode, in the type of the weights, without gradients.
 
     A model's own code may raise anything in it: then the model cannot do what is tried, and the
@@ -82,7 +80,7 @@ def forget_abilities(model: PreTrainedModel) -> None:
 
 
 @ability
-def _isolates(backbone: "Backbone", length: int) -> str | None:
+def _isolates(backbone: Backbone, length: int) -> str | None:
     """A second document, longer than `length`, must come out as it does alone."""
     first, second = 4, length + 4
     tokens = torch.arange(2 * (first + second), device=backbone.device)
@@ -96,7 +94,7 @@ def _isolates(backbone: "Backbone", length: int) -> str | None:
     return None if isolated else "it lets packed documents see each other"
 
 
-def isolates_documents(backbone: "Backbone", length: int = 0) -> Ability:
+def isolates_documents(backbone: Backbone, length: int = 0) -> Ability:
     """Whether packed documents are kept apart by position ids that restart.
 
     Some families build their mask without looking at the positions, and a recurrent state knows no
@@ -109,7 +107,7 @@ def isolates_documents(backbone: "Backbone", length: int = 0) -> Ability:
 
 
 @ability
-def rehearses(backbone: "Backbone") -> str | None:
+def rehearses(backbone: Backbone) -> str | None:
     """Whether a block can be called apart from a pass of the model, see `Backbone.block_call`.
 
     Blocks may be handed what earlier ones computed: keys, routing, another stream. The last block,

@@ -7,18 +7,16 @@ of 0, and what is left of its loss is what it adds.
 Shapes: B batch, T time, D hidden, V vocabulary.
 """
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from foretell.backbone.anatomy import Anatomy, name_of
 from foretell.backbone.calls import with_stand_ins
-from foretell.backbone.discovery import evaluating, name_of
+from foretell.backbone.trying import evaluating, told
 from foretell.errors import BackboneError
-
-if TYPE_CHECKING:
-    from foretell.backbone.view import Backbone
 
 ROUTING = {"output_router_logits": True}
 """Has transformers keep the routing, and models with experts add the loss that balances them."""
@@ -28,56 +26,56 @@ class AuxiliaryLoss:
     """A function from what the decoder answered to what the model adds to its cross-entropy.
 
     Args:
-        backbone: whose model it is.
+        parts: of the model whose it is.
         options: of the decoder's pass.
         reads_logits: whether logits are needed, (B, T, V) of them.
     """
 
-    def __init__(self, backbone: "Backbone", options: dict[str, Any], reads_logits: bool) -> None:
-        self.backbone, self.options, self.reads_logits = backbone, options, reads_logits
+    def __init__(self, parts: Anatomy, options: dict[str, Any], reads_logits: bool) -> None:
+        self.parts, self.options, self.reads_logits = parts, options, reads_logits
 
     def __call__(self, decoded: Any) -> Tensor:
         """The loss as the model weighs it, a scalar; `decoded` is what its decoder answered."""
-        backbone = self.backbone
-        stand_ins: dict[nn.Module, nn.Module] = {backbone.decoder: _Answering(decoded)}
+        parts = self.parts
+        stand_ins: dict[nn.Module, nn.Module] = {parts.decoder: _Answering(decoded)}
         if not self.reads_logits:
-            stand_ins[backbone.output] = _NoLogits()
-        model: Any = with_stand_ins(backbone.model, stand_ins)
+            stand_ins[parts.output] = _NoLogits()
+        model: Any = with_stand_ins(parts.model, stand_ins)
         model.loss_function = _CrossEntropy()
-        tokens = torch.zeros(decoded[0].shape[:2], dtype=torch.long, device=backbone.device)
+        tokens = torch.zeros(decoded[0].shape[:2], dtype=torch.long, device=parts.device)
         return _loss(model, tokens, self.options)
 
 
-def find_auxiliary(backbone: "Backbone") -> AuxiliaryLoss | None:
-    """What computes the auxiliary loss of `backbone`, proved on a small pass; None: it has none.
+def find_auxiliary(parts: Anatomy) -> AuxiliaryLoss | None:
+    """What computes the auxiliary loss of a model, proved on a small pass; None: it has none.
 
     Raises:
         BackboneError: it has one, which cannot be had apart from the model's own forward.
     """
-    tokens = torch.arange(16, device=backbone.device).remainder(backbone.vocab_size).reshape(2, 8)
-    model: Any = with_stand_ins(backbone.model, {})
+    tokens = torch.arange(16, device=parts.device).remainder(parts.vocab_size).reshape(2, 8)
+    model: Any = with_stand_ins(parts.model, {})
     model.loss_function = entropy = _CrossEntropy()
     answers: list[Any] = []
-    hook = backbone.decoder.register_forward_hook(lambda *seen: answers.append(seen[-1]))
+    hook = parts.decoder.register_forward_hook(lambda *seen: answers.append(seen[-1]))
     try:
-        with evaluating(backbone.model):
-            options = _options(backbone, model, tokens, answers)
+        with evaluating(parts.model):
+            options = _options(parts, model, tokens, answers)
             if options is None:
                 return None
             own, decoded = _loss(model, tokens, options), answers[-1]
             if not entropy.called:
-                if _is_cross_entropy(own, backbone.unembed(decoded[0]).float(), tokens):
+                if _is_cross_entropy(own, parts.unembed(decoded[0]).float(), tokens):
                     return None
             elif own == 0:
                 return None
             else:
                 for reads_logits in (False, True):
-                    found = AuxiliaryLoss(backbone, options, reads_logits)
+                    found = AuxiliaryLoss(parts, options, reads_logits)
                     if torch.allclose(found(decoded), own):
                         return found
     finally:
         hook.remove()
-    raise _refuse(backbone, "its own loss is not the cross-entropy and something beside it")
+    raise _refuse(parts, "its own loss is not the cross-entropy and something beside it")
 
 
 def _is_cross_entropy(loss: Tensor, logits: Tensor, tokens: Tensor) -> bool:
@@ -90,7 +88,7 @@ def _is_cross_entropy(loss: Tensor, logits: Tensor, tokens: Tensor) -> bool:
 
 
 def _options(
-    backbone: "Backbone", model: Any, tokens: Tensor, answers: list[Any]
+    parts: Anatomy, model: Any, tokens: Tensor, answers: list[Any]
 ) -> dict[str, Any] | None:
     """With which options the model has a loss; None where it has none with any."""
     for options in (ROUTING, {}):
@@ -98,10 +96,7 @@ def _options(
             _loss(model, tokens, options)
         except Exception as error:  # a family's code may raise anything, as where no block routes
             if answers and getattr(answers[-1], "router_logits", None):
-                told = " ".join(str(error).split())
-                raise _refuse(
-                    backbone, f"its own loss raises {type(error).__name__} ({told})"
-                ) from None
+                raise _refuse(parts, f"its own loss raises {told(error)}") from None
         else:
             return options
     return None
@@ -113,9 +108,9 @@ def _loss(model: Any, tokens: Tensor, options: dict[str, Any]) -> Tensor:
     )
 
 
-def _refuse(backbone: "Backbone", reason: str) -> BackboneError:
+def _refuse(parts: Anatomy, reason: str) -> BackboneError:
     return BackboneError(
-        f"{name_of(backbone.model)} cannot learn here: {reason}; train heads on it frozen."
+        f"{name_of(parts.model)} cannot learn here: {reason}; train heads on it frozen."
     )
 
 

@@ -11,7 +11,8 @@ Shapes: B batch, T time, D hidden, L layers.
 
 import copy
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -79,6 +80,40 @@ class Trace:
     block_inputs: dict[int, Tensor] = field(default_factory=dict)
     last_output: Any = None
     call: BlockCall | None = None
+
+
+@contextmanager
+def traced(blocks: nn.ModuleList, layers: set[int]) -> Iterator[Trace]:
+    """Record, while the model runs, what enters `layers` and how the last block is called."""
+    trace = Trace(layers)
+    last = blocks[-1]
+
+    def see_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        _, trace.call = split_call(args, kwargs)
+
+    def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        trace.last_output = output
+
+    def see_input(layer: int) -> Any:
+        def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            trace.block_inputs[layer] = split_call(args, kwargs)[0]
+
+        return hook
+
+    handles = [
+        last.register_forward_pre_hook(see_call, with_kwargs=True),
+        last.register_forward_hook(see_output),
+    ]
+    handles += [
+        blocks[layer].register_forward_pre_hook(see_input(layer), with_kwargs=True)
+        for layer in layers
+        if layer < len(blocks)
+    ]
+    try:
+        yield trace
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass

@@ -9,16 +9,14 @@ Shapes: T positions.
 
 import logging
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from foretell.backbone.discovery import evaluating
-
-if TYPE_CHECKING:
-    from foretell.backbone.view import Backbone
+from foretell.backbone.anatomy import Anatomy
+from foretell.backbone.trying import evaluating
 
 log = logging.getLogger(__name__)
 aten = torch.ops.aten
@@ -67,18 +65,18 @@ class Lookups(TorchDispatchMode):
             self.rooms.append(size - int(first))
 
 
-def room(view: "Backbone") -> int | None:
+def room(parts: Anatomy) -> int | None:
     """For how many positions the model has a row in each of its tables; None: for any number."""
-    positions = torch.tensor(POSITIONS, device=view.device)
-    tokens = positions.remainder(view.vocab_size).flip(0).unsqueeze(0)
+    positions = torch.tensor(POSITIONS, device=parts.device)
+    tokens = positions.remainder(parts.vocab_size).flip(0).unsqueeze(0)
     given = Lookups(positions, learned_alone=False)
-    own = Lookups(torch.arange(len(positions), device=view.device), learned_alone=True)
-    with evaluating(view.model):
+    own = Lookups(torch.arange(len(positions), device=parts.device), learned_alone=True)
+    with evaluating(parts.model):
         with given:
-            view.decoder(input_ids=tokens, position_ids=positions.unsqueeze(0), use_cache=False)
+            parts.decoder(input_ids=tokens, position_ids=positions.unsqueeze(0), use_cache=False)
         with own:  # some families count for themselves
-            view.decoder(input_ids=tokens, use_cache=False)
-    biases = [size for size in own.ends if size == stated(view.config)]
+            parts.decoder(input_ids=tokens, use_cache=False)
+    biases = [size for size in own.ends if size == stated(parts.config)]
     return min([*given.rooms, *own.rooms, *biases], default=None)
 
 

@@ -4,7 +4,8 @@ LongRoPE (Ding et al. 2024, arXiv 2402.13753) has other frequencies once a text 
 the model was first trained on, dynamic NTK scaling has others for every further token, and
 transformers chooses them for a whole pass, by its largest position. A draft, a longer neighbour in
 the batch or another document of the block would then change what a token is. So every token says
-how far the pass would *reach* that it would be read in without them, and is rotated as there.
+how far the pass would reach that it would be read in without them, its *extent*, and is rotated as
+there.
 
 Which modules do so, and from which length on, is tried out on copies: some remember the longest
 pass that they have seen.
@@ -16,7 +17,7 @@ import copy
 from collections.abc import Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from transformers import Cache
 from transformers.cache_utils import DynamicLayer
 
-from foretell.backbone.discovery import evaluating
+from foretell.backbone.anatomy import Anatomy
+from foretell.backbone.trying import evaluating
 from foretell.backbone.weights import packed
-
-if TYPE_CHECKING:
-    from foretell.backbone.view import Backbone
 
 FAR = 1 << 24
 """Further than any model was built for; float32 still holds it exactly."""
@@ -63,10 +62,10 @@ class Call:
         """Which module it is, and what tells its calls apart."""
         return _key(self.number, self.args, self.kwargs)
 
-    def __call__(self, positions: Tensor, reach: int, like: Tensor) -> Any:
-        """The answer for `positions` (B, W) in a pass of `reach` tokens, in the type of `like`."""
-        last = positions.new_full((len(positions), 1), reach - 1)
-        places = torch.cat([positions.clamp(max=reach - 1), last], dim=1)
+    def __call__(self, positions: Tensor, extent: int, like: Tensor) -> Any:
+        """The answer for `positions` (B, W) in a pass of `extent` tokens, in the type of `like`."""
+        last = positions.new_full((len(positions), 1), extent - 1)
+        places = torch.cat([positions.clamp(max=extent - 1), last], dim=1)
 
         def swap(value: Any) -> Any:
             if not isinstance(value, Tensor):
@@ -82,9 +81,9 @@ class Call:
         """Find out whether it answers otherwise in longer passes, and from which length on."""
         places, like = torch.tensor([[0, 1]]), torch.zeros(1)
 
-        def answer(reach: int) -> list[Any]:
+        def answer(extent: int) -> list[Any]:
             self(places, 2, like)  # whatever was longer before is forgotten
-            return tree_leaves(self(places, reach, like))
+            return tree_leaves(self(places, extent, like))
 
         def alike(one: int, other: int) -> bool:
             return all(map(torch.equal, answer(one), answer(other)))
@@ -101,23 +100,23 @@ class Call:
         self.switch, self.grows = low, not alike(high, FAR)
         return True
 
-    def answers(self, positions: Tensor, reach: Tensor, like: Tensor) -> Any:
-        """For each token as in a pass that reaches as far as `reach` (B, W) says."""
+    def answers(self, positions: Tensor, extent: Tensor, like: Tensor) -> Any:
+        """For each token as in a pass that reaches as far as `extent` (B, W) says."""
         self.module.to(like.device)
         self(positions, 2, like)  # whatever was longer before is forgotten
         found = self(positions, self.switch, like)
-        for first, length in self._longer(reach):
-            there = (reach >= first).unsqueeze(-1)
+        for first, length in self._longer(extent):
+            there = (extent >= first).unsqueeze(-1)
             pairs = zip(tree_leaves(found), tree_leaves(self(positions, length, like)), strict=True)
             parts = iter([torch.where(there, other, before) for before, other in pairs])
             found = tree_map(lambda _: next(parts), found)  # noqa: B023
         return found
 
-    def _longer(self, reach: Tensor) -> list[tuple[int, int]]:
+    def _longer(self, extent: Tensor) -> list[tuple[int, int]]:
         """From which length on it answers otherwise, and a pass to be asked how; in order."""
         if not self.grows:
             return [(self.switch + 1, FAR)]
-        return [(length, length) for length in reach[reach > self.switch].unique().tolist()]
+        return [(length, length) for length in extent[extent > self.switch].unique().tolist()]
 
 
 class Rotary:
@@ -135,18 +134,18 @@ class Rotary:
         self._installed = False
 
     @classmethod
-    def find(cls, view: "Backbone") -> "Rotary | None":
-        """Those of `view`'s decoder; None where there are none."""
-        with torch.inference_mode(False), evaluating(view.model):
-            calls = [call for call in _calls(view) if call.depends()]
+    def find(cls, parts: Anatomy) -> "Rotary | None":
+        """Those of the decoder; None where there are none."""
+        with torch.inference_mode(False), evaluating(parts.model):
+            calls = [call for call in _calls(parts) if call.depends()]
         return cls(calls) if calls else None
 
     @torch.no_grad()
-    def rotation(self, positions: Tensor, reach: Tensor, like: Tensor) -> Rotation:
-        """What they answer for tokens at `positions` (B, W), each in a pass of `reach` (B, W)."""
+    def rotation(self, positions: Tensor, extent: Tensor, like: Tensor) -> Rotation:
+        """What they answer for tokens at `positions` (B, W), each in a pass of `extent` (B, W)."""
         with torch.inference_mode(False):  # or what they keep could never be written again
-            positions, reach = positions.clone(), reach.expand_as(positions).clone()
-            return {call.key: call.answers(positions, reach, like) for call in self.calls}
+            positions, extent = positions.clone(), extent.expand_as(positions).clone()
+            return {call.key: call.answers(positions, extent, like) for call in self.calls}
 
     @contextmanager
     def giving(self, rotation: Rotation) -> Iterator[None]:
@@ -192,9 +191,9 @@ def _key(number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Hashable
     return (number, *[x for x in (*args, *kwargs.values()) if not isinstance(x, Tensor)])
 
 
-def _calls(view: "Backbone") -> list[Call]:
+def _calls(parts: Anatomy) -> list[Call]:
     """The calls, in a small pass, of modules that learn nothing and read positions."""
-    positions = torch.arange(5, device=view.device).unsqueeze(0)
+    positions = torch.arange(5, device=parts.device).unsqueeze(0)
     seen: list[tuple[nn.Module, tuple[Any, ...], dict[str, Any]]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], answer: Any) -> None:
@@ -208,15 +207,16 @@ def _calls(view: "Backbone") -> list[Call]:
         ):
             seen.append((module, args, kwargs))
 
-    weights = {*view.decoder.parameters(), *packed(view.model).values()}
+    weights = {*parts.decoder.parameters(), *packed(parts.model).values()}
     quiet = [
         module
-        for module in view.decoder.modules()
+        for module in parts.decoder.modules()
         if weights.isdisjoint((*module.parameters(), *module.buffers()))
     ]
     handles = [m.register_forward_hook(note, with_kwargs=True) for m in quiet]
     try:
-        view.decoder(input_ids=torch.zeros_like(positions), position_ids=positions, use_cache=False)
+        tokens = torch.zeros_like(positions)
+        parts.decoder(input_ids=tokens, position_ids=positions, use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
@@ -231,7 +231,7 @@ def _calls(view: "Backbone") -> list[Call]:
     return list(calls.values())
 
 
-def document_reach(positions: Tensor) -> Tensor:
+def document_extent(positions: Tensor) -> Tensor:
     """How far each token's document reaches, (B, T) → (B, T): its last position, and one more.
 
     Documents are told apart by positions that do not follow on one another.
@@ -244,22 +244,21 @@ def document_reach(positions: Tensor) -> Tensor:
     return positions + end - places + 1
 
 
-def reads_again(view: "Backbone", keyword: str) -> bool:
-    """Whether transformers' `generate` reads a row anew once it is longer than the switch.
+def reads_again(parts: Anatomy, switch: int, keyword: str) -> bool:
+    """Whether transformers' `generate` reads a row anew once it is longer than `switch`.
 
     Phi-3 does, other families go on with keys rotated as in shorter passes. Its own method is
     asked, with a cache that says that it holds so many tokens.
     """
-    rotary: Any = view.rotary
 
     def keeps(length: int) -> bool:
         """Whether a row of so many tokens goes on with the cache of all but its last."""
         layer = DynamicLayer()
         layer.get_seq_length = lambda: length - 1  # type: ignore[method-assign]
         given = {keyword: Cache(layers=[layer]), "attention_mask": None, "use_cache": True}
-        tokens = torch.zeros(1, length, dtype=torch.long, device=view.device)
-        model: Any = view.model
+        tokens = torch.zeros(1, length, dtype=torch.long, device=parts.device)
+        model: Any = parts.model
         prepared = model.prepare_inputs_for_generation(tokens, next_sequence_length=1, **given)
         return prepared.get(keyword) is not None
 
-    return keeps(rotary.switch) and not keeps(rotary.switch + 1)
+    return keeps(switch) and not keeps(switch + 1)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache, PreTrainedModel
 
-from foretell.backbone.abilities import isolates_documents
+from foretell.backbone.anatomy import Anatomy, cannot_carry, name_of
 from foretell.backbone.auxiliary import AuxiliaryLoss, find_auxiliary
 from foretell.backbone.calls import (
     BackboneOutput,
@@ -29,26 +29,19 @@ from foretell.backbone.calls import (
     Trace,
     cache_keyword,
     hidden_of,
-    split_call,
+    traced,
     with_stand_ins,
 )
 from foretell.backbone.context import room, stated, warn_longer
 from foretell.backbone.dense import make_dense
-from foretell.backbone.discovery import (
-    Discovery,
-    Scale,
-    find_blocks,
-    name_of,
-    required,
-)
-from foretell.backbone.rotary import Rotary, Rotation, document_reach, reads_again
+from foretell.backbone.discovery import Discovery, discover
+from foretell.backbone.rotary import Rotary, Rotation, document_extent, reads_again
+from foretell.backbone.trying import evaluating, same
 from foretell.backbone.weights import (
-    PLAIN,
     block_by_class,
     packed,
     packed_by,
     require_present,
-    require_usable,
     stored,
 )
 from foretell.backbone.wide import WideBlock
@@ -56,7 +49,7 @@ from foretell.errors import BackboneError, InputError
 from foretell.heads import BlockInit, BlockKind
 
 
-class Backbone:
+class Backbone(Anatomy):
     """The view. Building it runs the model once, on a few random tokens, to learn and to check.
 
     Args:
@@ -67,82 +60,24 @@ class Backbone:
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
-        require_usable(model)
-        if getattr(model.config, "is_encoder_decoder", False):
-            raise BackboneError(
-                f"{name_of(model)} is an encoder-decoder; a decoder-only causal LM is needed."
-            )
-        self.model = model
-        self._decoder_path, self._blocks_name, self.num_layers = find_blocks(model)
-        self._norm_name: str | None = None
-        self.embed_scale, self.logit_scale = Scale(), Scale()
-        self.softcap: float | None = None
-        self.answers = 0  # how many things a block answers with; 0: its hidden state, bare
+        found = discover(model)
+        super().__init__(**vars(found.anatomy))
         self._rehearsed: tuple[Any, nn.Module, Recorder] | None = None
-        for table in (self.embedding, self.output):
-            if table.weight.dtype not in PLAIN:
-                raise BackboneError(
-                    f"{name_of(model)} cannot carry heads: its {type(table).__name__} is packed "
-                    f"({table.weight.dtype}); leave embeddings and the output head unquantised."
-                )
         self._open: list[Trace] = []
-        Discovery(self).run()
+        with evaluating(model):
+            self._prove(found)
 
-    # -- its parts, looked up: `resize_token_embeddings` and others exchange them ----------------
-
-    @property
-    def decoder(self) -> nn.Module:
-        """What holds the blocks."""
-        return self.model.get_submodule(self._decoder_path)
-
-    @property
-    def blocks(self) -> nn.ModuleList:
-        """The decoder blocks, as many as when heads were attached: taps know them by number.
-
-        Raises:
-            BackboneError: there are more or fewer now.
-        """
-        blocks = cast(nn.ModuleList, self.decoder._modules[self._blocks_name])
-        if len(blocks) != self.num_layers:
-            raise BackboneError(
-                f"{name_of(self.model)} had {self.num_layers} decoder blocks when heads were "
-                f"attached and has {len(blocks)} now; attach heads again."
-            )
-        return blocks
-
-    @property
-    def embedding(self) -> Any:
-        """The input embedding."""
-        return required(self.model.get_input_embeddings(), self.model, "input embedding")
-
-    @property
-    def output(self) -> Any:
-        """The output embedding, which answers with raw logits."""
-        return required(self.model.get_output_embeddings(), self.model, "output embedding")
-
-    @property
-    def final_norm(self) -> nn.Module:
-        """What lies between the last block and the output embedding."""
-        if self._norm_name is None:
-            return nn.Identity()
-        return cast(nn.Module, self.decoder._modules[self._norm_name])
+    def _prove(self, found: Discovery) -> None:
+        """On the pass that it was learned from: the view must give the model's own logits."""
+        layer = self.num_layers - 1
+        output = self(found.tokens, layers=(layer,))
+        if not same(self.unembed(output.final), found.logits):
+            raise cannot_carry(self.model, "the view does not reproduce the model's own logits")
+        last = output.call(self.blocks[-1], output.states[layer])
+        if not same(self.unembed(self.final_norm(last)), found.logits):
+            raise cannot_carry(self.model, "its last block cannot be run apart from the model")
 
     # -- what it is -----------------------------------------------------------------------------
-
-    @property
-    def config(self) -> Any:
-        """The text part of the model's config."""
-        return self.model.config.get_text_config()
-
-    @property
-    def hidden_size(self) -> int:
-        """D, the width of the residual stream."""
-        return int(self.config.hidden_size)
-
-    @property
-    def vocab_size(self) -> int:
-        """V, the number of logits."""
-        return int(self.output.weight.shape[0])
 
     @cached_property
     def max_length(self) -> int | None:
@@ -174,21 +109,6 @@ class Backbone:
             warn_longer(type(self.model).__name__, self.context)
 
     @property
-    def device(self) -> torch.device:
-        """Where the model's input goes."""
-        return cast(torch.device, self.embedding.weight.device)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The type of the weights."""
-        return cast(torch.dtype, self.output.weight.dtype)
-
-    @property
-    def isolates_documents(self) -> bool:
-        """See `foretell.backbone.abilities.isolates_documents`."""
-        return bool(isolates_documents(self))
-
-    @property
     def packed_by(self) -> str | None:
         """What packed the weights, such as `bitsandbytes`; None where all are plain tensors."""
         return packed_by(self.model)
@@ -198,18 +118,6 @@ class Backbone:
         return fingerprint(self.model)
 
     # -- what it does ---------------------------------------------------------------------------
-
-    def embed(self, tokens: Tensor) -> Tensor:
-        """Token embeddings with the family's own scaling, without positions: (B, T) → (B, T, D)."""
-        return self.embed_scale(cast(Tensor, self.embedding(tokens)))
-
-    def unembed(self, final: Tensor) -> Tensor:
-        """Logits with the family's own scaling and soft-capping: (..., D) → (..., V)."""
-        output = self.output
-        logits = self.logit_scale(cast(Tensor, output(final.to(output.weight.dtype))))
-        if self.softcap is not None:
-            logits = torch.tanh(logits / self.softcap) * self.softcap
-        return logits
 
     def __call__(
         self,
@@ -267,22 +175,23 @@ class Backbone:
         """The length behind which `generate` reads a row anew, every token rotated as in a longer
         text; None where it never does.
         """
-        if self.rotary is None or not reads_again(self, self._cache_keyword):
+        if self.rotary is None:
             return None
-        return self.rotary.switch
+        switch = self.rotary.switch
+        return switch if reads_again(self, switch, self._cache_keyword) else None
 
-    def rotation(self, positions: Tensor, reach: Tensor | None = None) -> Rotation | None:
+    def rotation(self, positions: Tensor, extent: Tensor | None = None) -> Rotation | None:
         """How tokens are rotated, where that depends on how far a pass reaches; else None.
 
         Args:
             positions: (B, T).
-            reach: (B, T), how many tokens the pass would hold that each is to be rotated as in; by
+            extent: (B, T), how many tokens the pass would hold that each is to be rotated as in; by
                 default as many as its document, which begins where positions restart.
         """
         if self.rotary is None:
             return None
-        reach = document_reach(positions) if reach is None else reach
-        return self.rotary.rotation(positions, reach, self.embedding.weight)
+        extent = document_extent(positions) if extent is None else extent
+        return self.rotary.rotation(positions, extent, self.embedding.weight)
 
     def rotated(self, rotation: Rotation | None = None) -> AbstractContextManager[None]:
         """Have the decoder rotate tokens so, within."""
@@ -371,8 +280,8 @@ class Backbone:
             shared = {id(value): value for value in (config, self.config)}
             block = copy.deepcopy(self.blocks[-1], memo=shared)
         elif init == "fresh":
-            last = f"{self._blocks_name}.{self.num_layers - 1}"
-            block = block_by_class(self.model, f"{self._decoder_path}.{last}".removeprefix("."))
+            last = f"{self.blocks_name}.{self.num_layers - 1}"
+            block = block_by_class(self.model, f"{self.decoder_path}.{last}".removeprefix("."))
         else:
             raise BackboneError(
                 f"the weights of {name_of(self.model)} are packed ({packer}), and a "
@@ -441,37 +350,12 @@ class Backbone:
         if shared := next((open for open in self._open if open.layers == set(layers)), None):
             yield shared
             return
-        trace = Trace(set(layers))
-        last = self.blocks[-1]
-
-        def see_call(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            _, trace.call = split_call(args, kwargs)
-
-        def see_output(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            trace.last_output = output
-
-        def see_input(layer: int) -> Any:
-            def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-                trace.block_inputs[layer] = split_call(args, kwargs)[0]
-
-            return hook
-
-        handles = [
-            last.register_forward_pre_hook(see_call, with_kwargs=True),
-            last.register_forward_hook(see_output),
-        ]
-        handles += [
-            self.blocks[layer].register_forward_pre_hook(see_input(layer), with_kwargs=True)
-            for layer in layers
-            if layer < self.num_layers
-        ]
-        self._open.append(trace)
-        try:
-            yield trace
-        finally:
-            self._open = [other for other in self._open if other is not trace]
-            for handle in handles:
-                handle.remove()
+        with traced(self.blocks, set(layers)) as trace:
+            self._open.append(trace)
+            try:
+                yield trace
+            finally:
+                self._open = [other for other in self._open if other is not trace]
 
 
 def fingerprint(model: PreTrainedModel) -> str:

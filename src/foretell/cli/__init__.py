@@ -1,6 +1,6 @@
 """The command line: parse, call, print. Everything it does can be done from Python.
 
-To parse, nothing is imported but `options` and `commands/`; a command imports its work as it runs.
+To parse, nothing is imported but `options` and `commands/`; what a command does, once it runs.
 """
 
 import inspect
@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from pkgutil import resolve_name
 from typing import Annotated, Any, cast
 
 import typer
@@ -29,20 +30,23 @@ from foretell.cli.commands.serve import Serve
 from foretell.cli.commands.train import Train
 from foretell.errors import ForetellError
 
-COMMANDS: dict[str, type[options.Command]] = {
-    "demo": Demo,
-    "info": Info,
-    "probe": Probe,
-    "train": Train,
-    "distill": Distill,
-    "eval": Evaluate,
-    "generate": Generate,
-    "bench": Bench,
-    "serve": Serve,
-    "report": Report,
-    "export": Export,
-    "import": Import,
+COMMANDS: dict[str, tuple[type[options.Command], str]] = {
+    "demo": (Demo, "foretell.cli.demo:demo"),
+    "info": (Info, "foretell.cli.info:info"),
+    "probe": (Probe, "foretell.cli.probe:probe"),
+    "train": (Train, "foretell.cli.train:train"),
+    "distill": (Distill, "foretell.cli.distill:distill"),
+    "eval": (Evaluate, "foretell.cli.evaluate:evaluate"),
+    "generate": (Generate, "foretell.cli.generate:generate"),
+    "bench": (Bench, "foretell.cli.bench:bench"),
+    "serve": (Serve, "foretell.cli.serve:serve"),
+    "report": (Report, "foretell.cli.report:report"),
+    "export": (Export, "foretell.cli.export:export"),
+    "import": (Import, "foretell.cli.export:import_"),
 }
+"""What each can be told, and the function that does it: imported once it runs."""
+
+WORK = dict(COMMANDS.values())
 
 
 def _run(command: options.Command, version: bool) -> None:
@@ -51,7 +55,7 @@ def _run(command: options.Command, version: bool) -> None:
 
     common.console.stderr = getattr(command, "json", None) == options.STDOUT
     try:
-        command.run()
+        resolve_name(WORK[type(command)])(command)
     finally:
         common.console.stderr = False
 
@@ -102,7 +106,7 @@ def _help(command: type[options.Command]) -> str:
     return (inspect.getdoc(command) or "").replace("\nExample:", "\n\b\nExample:")
 
 
-for _name, _kind in COMMANDS.items():
+for _name, (_kind, _) in COMMANDS.items():
     app.command(_name, cls=_Command, help=_help(_kind))(_kind)
 
 

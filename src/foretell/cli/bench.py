@@ -1,5 +1,6 @@
 """`foretell bench`: decoding methods side by side."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -8,10 +9,9 @@ from foretell.cli import common, drafting
 from foretell.cli.commands.bench import Bench
 from foretell.data import Bad
 from foretell.decoding.constraints import obeyed
-from foretell.evaluation import SpeedTable, compare, methods_of
+from foretell.evaluation import SpeedTable, compare, methods_of, verdicts_of_speed
 from foretell.evaluation.methods import PROMPT_LOOKUP
 from foretell.evaluation.speed import share_by_length
-from foretell.evaluation.verdict import verdict_of_speed
 from foretell.provenance import near_ties
 from foretell.ready import prompts_with_room, tokenizer_of
 
@@ -70,7 +70,7 @@ def bench(asked: Bench) -> None:
         "generation_config": obeyed(loaded.lm),
         "skip_bad": asked.skip_bad,
         "bad_records": len(bad.found),
-        "verdicts": verdicts([(asked.model, found)]),
+        "verdicts": verdicts_of_speed([(asked.model, found)]),
     }
     rows = [{"model": asked.model, **row} for row in found.rows]
     common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
@@ -80,19 +80,13 @@ def bench(asked: Bench) -> None:
         common.console.print(line)
 
 
-def verdicts(found: list[tuple[str, SpeedTable]]) -> dict[str, str]:
-    """By model, whether its heads pay; those without heads are not there."""
-    said = ((model, verdict_of_speed(table.rows)) for model, table in found)
-    return {model: str(verdict) for model, verdict in said if verdict is not None}
-
-
 def title(what: str, temperature: float, batch_size: int) -> str:
     """The headline of a comparison."""
     chosen = f"temperature {temperature:g}" if temperature else "greedy"
     return f"{what}, {chosen}, batch {batch_size}"
 
 
-def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dtype) -> None:
+def show_speed(found: Sequence[tuple[str, SpeedTable]], title: str, dtype: torch.dtype) -> None:
     """Print the one table of a comparison made in some type, and what was left out of it."""
     columns = ("model", "method", "tokens/forward", "tokens/s", "speed-up", "identical")
     rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
@@ -100,7 +94,7 @@ def show_speed(found: list[tuple[str, SpeedTable]], title: str, dtype: torch.dty
     every = [row for _, table in found for row in table.rows]
     if explained := near_ties(every, str(dtype).removeprefix("torch.")):
         common.console.print(explained)
-    said = verdicts(found)
+    said = verdicts_of_speed(found)
     for model, table in found:
         for method, shares in _acceptance(table).items():
             common.console.print(f"{model}, {method}: accepted while decoding, {shares}")

@@ -5,14 +5,14 @@ import time
 from foretell.cli import common
 from foretell.cli.commands.distill import Distill
 from foretell.data import Bad, read_documents
-from foretell.data.distill import Continuations, Sampling, prompts_that_fit
+from foretell.data.distill import Continuations, DistillOptions, prompts_that_fit
 from foretell.errors import InputError
 from foretell.ready import tokenizer_of
 
 
 def distill(asked: Distill) -> None:
     """Do what `asked` says."""
-    sampling = Sampling(
+    sampling = DistillOptions(
         max_new_tokens=asked.max_new_tokens, temperature=asked.temperature, top_p=asked.top_p,
         batch_size=asked.batch_size, seed=asked.seed,
     )  # fmt: skip

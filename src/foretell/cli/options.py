@@ -5,7 +5,6 @@ help says of the library is read from `known.json`, which `make figures` writes.
 """
 
 import json
-from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -37,7 +36,7 @@ def setting(path: str, metavar: str, *names: str, **more: Any) -> Any:
     return option
 
 
-class Command(ABC):
+class Command:
     """What a command was told. Its fields are the options, its docstring is the help."""
 
     def told(self, *names: str) -> dict[str, Any]:
@@ -65,10 +64,6 @@ class Command(ABC):
                     inside = inside.setdefault(part, {})
                 inside[last] = value
         return result
-
-    @abstractmethod
-    def run(self) -> None:
-        """Do it. Only here the libraries are imported that this takes."""
 
 
 def _checked_seed(seed: int | None) -> int | None:

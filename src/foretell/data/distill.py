@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from foretell import decoding
-from foretell.backbone.discovery import generating
+from foretell.backbone.trying import generating
 from foretell.data.records import REFUSED, Bad, Document
 from foretell.data.tokenization import given_prompt, opening
 from foretell.decoding.cache import takes_masks
@@ -40,7 +40,7 @@ _STRETCH = 16
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sampling:
+class DistillOptions:
     """How continuations are drawn.
 
     Attributes:
@@ -162,7 +162,7 @@ class Continuations:
         model: MTPModel,
         tokenizer: PreTrainedTokenizerBase,
         prompts: list[list[int]],
-        sampling: Sampling,
+        sampling: DistillOptions,
     ) -> None:
         self.path, self.model, self.tokenizer = local_path(path), model, tokenizer
         self.sampling = sampling

@@ -35,11 +35,11 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
     transformers reads packed rows so, and lets no document attend to another. Where some tokens are
     not learned (prompts), an item has `"labels": (T,) int64` too, `IGNORE` on them.
 
-    Not every model obeys (`Backbone.isolates_documents`). For those that do not, a block can hold
-    one document: each document, or stretch of T tokens of a longer one, then begins a block and is
-    filled up at its end, and an item has labels too, `IGNORE` on the filling. The filling needs no
-    attention mask: in a causal model nothing before it can see it. A stretch of a single token has
-    nothing to predict and is dropped.
+    Not every model obeys (`foretell.backbone.isolates_documents`). For those that do not, a block
+    can hold one document: each document, or stretch of T tokens of a longer one, then begins a
+    block and is filled up at its end, and an item has labels too, `IGNORE` on the filling. The
+    filling needs no attention mask: in a causal model nothing before it can see it. A stretch of a
+    single token has nothing to predict and is dropped.
 
     Attributes:
         num_tokens: tokens kept, without filling; where blocks are packed, their number × T.

@@ -12,6 +12,7 @@ from foretell.decoding.acceptance import (
     Verdict,
 )
 from foretell.decoding.batch import Batch, Step
+from foretell.decoding.columns import store_by_columns, store_by_rows
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import (
     Committed,
@@ -22,7 +23,6 @@ from foretell.decoding.drafters import (
     drafter_for,
     drafter_named,
 )
-from foretell.decoding.layout import store_by_columns, store_by_rows
 from foretell.decoding.length import AutoLength, Measured
 from foretell.decoding.loop import Generation, decode
 from foretell.decoding.options import DecodeOptions

@@ -115,18 +115,18 @@ class SpeculativeSampling(AcceptanceRule, name="speculative"):
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
         if draft.probabilities is None or uniforms is None:
             return Exact()(draft, logits, uniforms)
-        target = logits.softmax(-1, dtype=torch.float32)
-        node = torch.zeros_like(draft.tokens[:, 0])
-        left = target[:, 0]  # of the backbone's distribution after `node`
-        accepted, counts = torch.zeros_like(node), draft.counts
-        path = torch.zeros_like(target[..., 0], dtype=torch.long)
+        target = logits.softmax(-1, dtype=torch.float32)  # (B, W, V)
+        node = torch.zeros_like(draft.tokens[:, 0])  # (B,)
+        left = target[:, 0]  # (B, V), of the backbone's distribution after `node`
+        accepted, counts = torch.zeros_like(node), draft.counts  # (B,), (B, N)
+        path = torch.zeros_like(target[..., 0], dtype=torch.long)  # (B, W)
         for number in range(draft.size):
-            drawn_from = draft.probabilities[:, number]
-            token = draft.tokens[:, number, None]
+            drawn_from = draft.probabilities[:, number]  # (B, V)
+            token = draft.tokens[:, number, None]  # (B, 1)
             parent = number if draft.parents is None else draft.parents[:, number]
             tried = (node == parent) & counts[:, number]
             p, q = left.gather(1, token).squeeze(1), drawn_from.gather(1, token).squeeze(1)
-            stands = tried & (uniforms[:, 0, number] * q < p)
+            stands = tried & (uniforms[:, 0, number] * q < p)  # (B,)
             rest = (left - drawn_from).clamp(min=0.0)
             mass = rest.sum(-1, keepdim=True)  # 0 where p = q: then rejection had no chance
             rest = torch.where(mass > 0, rest / mass, left)
@@ -158,8 +158,8 @@ class TopK(AcceptanceRule, name="top-k", number=2):
             raise InputError(f"k is {self.k}; accept at least the likeliest token.")
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
-        at_parents = draft.at_parents(logits)
-        drafted = at_parents.gather(-1, draft.tokens.unsqueeze(-1))
+        at_parents = draft.at_parents(logits)  # (B, N, V)
+        drafted = at_parents.gather(-1, draft.tokens.unsqueeze(-1))  # (B, N, 1)
         stands = (at_parents > drafted).sum(-1) < self.k
         stands &= drafted.squeeze(-1) > -torch.inf  # what was ruled out is not among any
         return longest(draft, stands, choose(draft, logits, uniforms))
@@ -205,9 +205,9 @@ class Typical(AcceptanceRule, name="typical", number=0.09):
             raise InputError("typical acceptance needs 0 < epsilon ≤ 1 and delta > 0.")
 
     def __call__(self, draft: Draft, logits: Tensor, uniforms: Tensor | None = None) -> Verdict:
-        logs = draft.at_parents(logits).log_softmax(-1, dtype=torch.float32)
+        logs = draft.at_parents(logits).log_softmax(-1, dtype=torch.float32)  # (B, N, V)
         entropy = -(logs.exp() * logs.clamp(min=torch.finfo(torch.float32).min)).sum(-1)
-        threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)
+        threshold = (self.delta * (-entropy).exp()).clamp(max=self.epsilon)  # (B, N)
         drafted = logs.gather(-1, draft.tokens.unsqueeze(-1)).squeeze(-1).exp()
         return longest(draft, drafted > threshold, choose(draft, logits, uniforms))
 
@@ -281,9 +281,9 @@ def longest(draft: Draft, stands: Tensor, own: Tensor) -> Verdict:
     if draft.parents is None:
         accepted = stands.long().cumprod(1).sum(1)
         return Verdict(accepted, own.gather(1, accepted.unsqueeze(1)).squeeze(1))
-    stands = torch.cat([torch.ones_like(stands[:, :1]), stands], dim=1)
-    reached = (stands.unsqueeze(1) | ~draft.ancestors).all(-1)
-    last = torch.where(reached, draft.depths, -1).argmax(1, keepdim=True)
+    stands = torch.cat([torch.ones_like(stands[:, :1]), stands], dim=1)  # (B, W)
+    reached = (stands.unsqueeze(1) | ~draft.ancestors).all(-1)  # (B, W, W) → (B, W)
+    last = torch.where(reached, draft.depths, -1).argmax(1, keepdim=True)  # (B, 1)
     on_path = draft.ancestors.gather(1, last.unsqueeze(-1).expand(-1, -1, own.shape[1])).squeeze(1)
     nodes = torch.arange(own.shape[1], device=own.device)
     path = torch.where(on_path, nodes, own.shape[1]).sort(1).values.clamp(max=own.shape[1] - 1)

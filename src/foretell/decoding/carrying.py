@@ -3,7 +3,7 @@
 import logging
 
 from foretell.backbone import Ability, Backbone, rehearses
-from foretell.backbone.discovery import name_of
+from foretell.backbone.anatomy import name_of
 from foretell.backbone.weights import cast_parameters
 from foretell.decoding.cache import decodes, keeps_blocks
 from foretell.errors import BackboneError

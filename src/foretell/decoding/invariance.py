@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from foretell.backbone import Backbone
-from foretell.backbone.discovery import evaluating
+from foretell.backbone.trying import evaluating
 from foretell.decoding.cache import SlottedPast
 from foretell.decoding.cache.slotted import FIXED_SLOTS
 from foretell.errors import BackboneError

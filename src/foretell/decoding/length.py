@@ -69,7 +69,7 @@ class Measured:
 
 
 @dataclass
-class Run:
+class Stretch:
     """Steps of one length, one after the other.
 
     Attributes:
@@ -107,7 +107,7 @@ class AutoLength:
         self.longest, self.margin, self.steps = longest, 1 + UNEVEN * (rows - 1), steps
         self.measured = Measured() if measured is None else measured
         self.chosen: list[int] = []
-        self.run, self.run_before = Run(0), Run(0)
+        self.stretch, self.stretch_before = Stretch(0), Stretch(0)
         self.resting = False
         self._started: tuple[float, int, bool] | None = None  # when; and was the draft cut?
 
@@ -143,14 +143,14 @@ class AutoLength:
 
     def choose(self) -> int:
         """The length of the next step."""
-        if not self.resting and (not self.chosen or self.run.steps >= HOLD):
+        if not self.resting and (not self.chosen or self.stretch.steps >= HOLD):
             length = self._next()
-            if length != self.run.length:
-                self.run_before, self.run = self.run, Run(length)
-        self.chosen.append(self.run.length)
-        useless = self.measured.worth is False and not self.run.length
+            if length != self.stretch.length:
+                self.stretch_before, self.stretch = self.stretch, Stretch(length)
+        self.chosen.append(self.stretch.length)
+        useless = self.measured.worth is False and not self.stretch.length
         self.resting = self.resting or (useless and not self._due(self._left))
-        return self.run.length
+        return self.stretch.length
 
     def record(self, steps: Sequence[Step], seconds: float | None, compiled: bool = False) -> None:
         """Learn from the step whose length was chosen last.
@@ -168,17 +168,17 @@ class AutoLength:
                 seen.append(step.accepted > depth)
         if compiled:
             return
-        run = self.run
-        run.steps += 1
+        stretch = self.stretch
+        stretch.steps += 1
         # In the first one the drafter may have had more to read.
-        if seconds is not None and run.steps > 1:
-            run.seconds.append(seconds)
-            if len(run.seconds) == COMPARED:
+        if seconds is not None and stretch.steps > 1:
+            stretch.seconds.append(seconds)
+            if len(stretch.seconds) == COMPARED:
                 self._compare()
 
     def _compare(self) -> None:
         """Learn from a change of length."""
-        now, before = self.run, self.run_before
+        now, before = self.stretch, self.stretch_before
         if len(before.seconds) < COMPARED:
             return
         ratio = statistics.median(now.seconds) / statistics.median(before.seconds[-COMPARED:])

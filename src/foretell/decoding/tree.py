@@ -131,12 +131,12 @@ def comb(logits: Tensor, shape: TreeShape, reach: Sequence[int]) -> Draft:
         width = min(shape.nodes, vocab)
         tokens = _likeliest(logits, width)
         logs = logits.log_softmax(-1, dtype=torch.float32)
-        values = logs.gather(-1, tokens)
-        before = values[..., :1].cumsum(1) - values[..., :1]
+        values = logs.gather(-1, tokens)  # (B, K, width)
+        before = values[..., :1].cumsum(1) - values[..., :1]  # (B, K, 1), of the chain
         joint = values + before
         beside = (torch.arange(width, device=logits.device) > 0).long()
         order = _best(joint, reach, beside)[:, : shape.nodes].sort(1).values
-    level = order // width
+    level = order // width  # (B, N)
     place = torch.zeros(len(order), depth * width, dtype=torch.long, device=order.device)
     count = torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     place.scatter_(1, order, count)
@@ -153,7 +153,7 @@ def _best(joint: Tensor, reach: Sequence[int], later: Tensor | int = 0) -> Tenso
     """
     depths = torch.arange(1, joint.shape[1] + 1, device=joint.device)
     beyond = (depths - to_device(reach, joint.device).unsqueeze(1)).clamp(min=0)
-    turn = (2 * beyond.unsqueeze(-1) + later).expand_as(joint).flatten(1)
+    turn = (2 * beyond.unsqueeze(-1) + later).expand_as(joint).flatten(1)  # (B, K·width)
     order = joint.flatten(1).sort(dim=1, descending=True, stable=True).indices
     return order.gather(1, turn.gather(1, order).sort(dim=1, stable=True).indices)
 
@@ -201,12 +201,12 @@ def _dynamic(logits: Tensor, nodes: int, reach: Sequence[int]) -> Draft:
     logs = logits.log_softmax(-1, dtype=torch.float32)
     rows, depth, vocab = logs.shape
     width = min(nodes, vocab)
-    scores, tokens = logs[:, 0].topk(width)  # ways of this depth, best first
+    scores, tokens = logs[:, 0].topk(width)  # (B, width), ways of this depth, best first
     parents = torch.full_like(tokens, -1)
     all_scores, all_tokens, all_parents = [scores], [tokens], [parents]
     for level in range(1, depth):
         values, candidates = logs[:, level].topk(width)
-        joint = (scores.unsqueeze(-1) + values.unsqueeze(1)).flatten(1)
+        joint = (scores.unsqueeze(-1) + values.unsqueeze(1)).flatten(1)  # (B, width·width)
         scores, index = joint.topk(width)
         parents = (level - 1) * width + index // width
         tokens = candidates.gather(1, index % width)

@@ -10,6 +10,7 @@ from foretell.evaluation.verdict import (
     verdict_of_depths,
     verdict_of_heads,
     verdict_of_speed,
+    verdicts_of_speed,
 )
 
 __all__ = [
@@ -28,4 +29,5 @@ __all__ = [
     "verdict_of_depths",
     "verdict_of_heads",
     "verdict_of_speed",
+    "verdicts_of_speed",
 ]

@@ -25,7 +25,7 @@ from foretell.evaluation.rules import accepted_by_rule, reported
 from foretell.model import MTPModel
 from foretell.probe import Marginalization, measure
 from foretell.probe.branches import distribution
-from foretell.probe.scores import Scorer, Scores, Target
+from foretell.probe.scores import Scorer, Scores, Truth
 from foretell.tally import Means, Tally, estimate
 from foretell.targets import IGNORE, NO_TARGET, depth_targets, tokens_ahead
 
@@ -246,7 +246,7 @@ def _scores(
     by_rule = accepted_by_rule(best[:, 1:], own[1:])
     reached = torch.ones_like(learned[:, 0])
     for depth, draft in enumerate(drafts):
-        scores = scorer.distribution(depth, draft, Target(ahead[:, depth], own[depth]))
+        scores = scorer.distribution(depth, draft, Truth(ahead[:, depth], own[depth]))
         scores["covered_mass"] = torch.ones_like(scores["nll"])
         stands = scores["acceptance"] > 0
         confidence = draft.max(-1).values

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig
 
-from foretell.backbone.discovery import generating
+from foretell.backbone.trying import generating
 from foretell.decoding import (
     Drafter,
     LookupDrafter,

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from foretell.evaluation.depths import DepthTable
+from foretell.evaluation.speed import SpeedTable
 from foretell.model import MTPModel
 from foretell.probe.prediction import Costs, measure_costs, speedup, tokens_per_forward
 
@@ -117,6 +118,12 @@ def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
     ]
     tokens = float(best["tokens_per_forward"])
     return Verdict(max(depths, default=1), tokens, tokens / float(best["speedup"]), measured=True)
+
+
+def verdicts_of_speed(found: Iterable[tuple[str, SpeedTable]]) -> dict[str, str]:
+    """By model, in words, whether its heads pay; those without heads are not there."""
+    said = ((model, verdict_of_speed(table.rows)) for model, table in found)
+    return {model: str(verdict) for model, verdict in said if verdict is not None}
 
 
 def verdict_of_depths(acceptance: Sequence[float], costs: Costs) -> Verdict:

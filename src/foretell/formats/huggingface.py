@@ -18,7 +18,7 @@ LAYERS = {"deepseek_v3": (61,), "glm4_moe": (46, 92)}
 """The numbers of layers with which transformers finds a family's modules."""
 
 
-class Transformers(InPlace):
+class TransformersLayout(InPlace):
     """DeepSeek-V3's names, under the contract of transformers."""
 
     name = "transformers"

@@ -42,7 +42,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.drafters import DRAFT_LENGTH, NAMED, require_trees
 from foretell.errors import HeadError, InputError
-from foretell.generation.draft_models import load_draft_model
+from foretell.generation.draft_models import require_vocabulary, resize_vocabulary
 from foretell.generation.options import UNSET, GenerateOptions, StreamOptions
 from foretell.generation.streaming import Columns
 from foretell.generation.translation import (
@@ -344,11 +344,29 @@ class Generating(nn.Module):
         return drafter
 
     def draft_model(self, name: str) -> Self:
-        """A smaller model by name, on this one's device and in its type; see `load_draft_model`."""
+        """A smaller model by name, on this one's device and in its type, which drafts for it.
+
+        Where their tokenizers agree and their vocabularies differ in size all the same, the rows of
+        one embedding are padded further than those of the other (Qwen2.5 has 151,936 or 152,064 of
+        them, by size): the draft model's are cut, or filled up with their mean.
+
+        Raises:
+            InputError: there is no such model, or its vocabulary is another.
+        """
         known: Self | None = self._draft_models.get(name)
         if known is None or (known.dtype, known.device) != (self.dtype, self.device):
-            known = self._draft_models[name] = load_draft_model(name, self)
+            known = self._draft_models[name] = self._load_draft_model(name)
         return known
+
+    def _load_draft_model(self, name: str) -> Self:
+        draft = type(self).from_pretrained(name, dtype=self.dtype, device=self.device)
+        ours, its = self.backbone, draft.backbone
+        require_vocabulary(name, its, draft.tokenizer_path, ours, self.tokenizer_path)
+        if its.vocab_size != ours.vocab_size:
+            draft.merge_adapters()
+            draft.head = None  # it does not fit the new vocabulary
+            resize_vocabulary(draft.backbone, ours.vocab_size)
+        return draft
 
     # -- decoding, in transformers' words -------------------------------------------------------
 

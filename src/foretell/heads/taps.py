@@ -106,7 +106,8 @@ class FusedTap(Tap):
         self.projection = nn.Linear(len(self.layers) * hidden_size, hidden_size, bias=False)
 
     def forward(self, states: States, depth: int) -> Tensor:
-        features = torch.cat([self.state(states, layer) for layer in self.layers], dim=-1)
+        read = [self.state(states, layer) for layer in self.layers]
+        features = torch.cat(read, dim=-1)  # (B, T, layers·D)
         return cast(Tensor, self.projection(features.to(self.projection.weight.dtype)))
 
 

@@ -136,7 +136,7 @@ class _Work:
         """One depth's loss and nll, and the loss's weighted gradient at `hidden`."""
         objective, target = self.objective, self.objective.targets[depth]
         weight = objective.weights[depth]
-        flat = hidden.detach().reshape(-1, hidden.shape[-1])
+        flat = hidden.detach().reshape(-1, hidden.shape[-1])  # (N, D)
         gradient = torch.zeros_like(flat)
         loss = nll = flat.new_zeros((), dtype=torch.float32)
         width, limit = flat.shape[-1], objective.chunk_elements

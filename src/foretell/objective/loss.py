@@ -97,7 +97,7 @@ class BackboneTarget:
         with torch.no_grad():
             places = torch.arange(start, start + len(labels), device=self.final.device)
             there = places_ahead(places, self.distance, self.final.shape[1])
-            teacher = self.unembed(self.final.flatten(0, 1)[there]).float()
+            teacher = self.unembed(self.final.flatten(0, 1)[there]).float()  # (C, V)
             teacher = (teacher / self.temperature).log_softmax(-1)
         student = (logits / self.temperature).log_softmax(-1)
         each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
@@ -122,6 +122,7 @@ class MarginalTarget:
         bounds = torch.tensor([start, start + len(labels)])
         first, last = torch.searchsorted(self.positions, bounds).tolist()
         rows = (self.positions[first:last] - start).to(logits.device)
+        # (R, V) each, for those R of the P positions that lie in the chunk
         student, teacher = logits[rows].log_softmax(-1), self.probabilities[first:last]
         each = F.kl_div(student, teacher, reduction="none").sum(-1)
         return each.masked_fill(labels[rows] == IGNORE, 0.0).sum()

@@ -6,8 +6,8 @@ from foretell.probe.marginal import Marginal, marginalize
 from foretell.probe.methods import (
     DraftModel,
     Marginalization,
-    Method,
     NGrams,
+    Predictor,
     PromptLookup,
     RepeatLast,
 )
@@ -21,9 +21,9 @@ __all__ = [
     "Journal",
     "Marginal",
     "Marginalization",
-    "Method",
     "NGram",
     "NGrams",
+    "Predictor",
     "ProbeOptions",
     "ProbeResult",
     "PromptLookup",

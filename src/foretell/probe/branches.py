@@ -38,7 +38,7 @@ def require_branches(backbone: Backbone, length: int | None = None) -> None:
         )
 
 
-class Row:
+class ReadRow:
     """One row, read once.
 
     Args:
@@ -89,9 +89,9 @@ class Row:
 class Branches:
     """Trees that grow by one depth at a time."""
 
-    def __init__(self, row: Row, positions: Tensor) -> None:
+    def __init__(self, row: ReadRow, positions: Tensor) -> None:
         self.backbone, self.positions, self.depth = row.backbone, positions, 0
-        self.reach = row.tokens.shape[1]  # their prefix was read in a pass over so many tokens
+        self.extent = row.tokens.shape[1]  # their prefix was read in a pass over so many tokens
         length = int(positions.max()) + 1
         self.cache = row.prefix(length, len(positions))
         self.places = torch.arange(length, device=positions.device).expand(len(positions), -1)
@@ -114,12 +114,12 @@ class Branches:
         self.depth += 1
         count = tokens.shape[1]
         positions = (self.positions + self.depth).unsqueeze(1).expand(-1, count)
-        seen = parents.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1])
+        seen = parents.unsqueeze(-1).expand(-1, -1, self.visible.shape[-1])  # (P, M, S)
         itself = torch.eye(count, dtype=torch.bool, device=tokens.device)
-        itself = itself.expand(len(tokens), -1, -1)
-        self.visible = torch.cat([self.visible.gather(1, seen), itself], dim=-1)
+        itself = itself.expand(len(tokens), -1, -1)  # (P, M, M)
+        self.visible = torch.cat([self.visible.gather(1, seen), itself], dim=-1)  # (P, M, S + M)
         require_branches(self.backbone, self.visible.shape[-1])
-        self.places = torch.cat([self.places, positions], dim=1)
+        self.places = torch.cat([self.places, positions], dim=1)  # (P, S + M)
         mask = added_masks(
             sights(self.backbone.config),
             self.visible,
@@ -132,7 +132,7 @@ class Branches:
             attention_mask=mask,
             position_ids=positions,
             cache=self.cache,
-            rotation=self.backbone.rotation(positions, (positions + 1).clamp(min=self.reach)),
+            rotation=self.backbone.rotation(positions, (positions + 1).clamp(min=self.extent)),
         )
         return distribution(self.backbone, output.final)
 
@@ -151,7 +151,7 @@ def distribution(backbone: Backbone, final: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def greedy_chains(row: Row, positions: Tensor, first: Tensor, depth: int) -> Tensor:
+def greedy_chains(row: ReadRow, positions: Tensor, first: Tensor, depth: int) -> Tensor:
     """The model's own continuation: (P,) positions, (P,) tokens after them → (P, depth + 1).
 
     `first`, and then the likeliest token, `depth` times.

@@ -26,7 +26,7 @@ from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.probe.branches import distribution
 from foretell.probe.linear import LinearProbe, fit
-from foretell.probe.scores import Scorer, Scores, Target
+from foretell.probe.scores import Scorer, Scores, Truth
 from foretell.tally import Tally
 from foretell.targets import IGNORE, NO_TARGET, depth_targets
 
@@ -231,7 +231,7 @@ def _count(
     """Score the distributions of depths 0…K read from one layer."""
     scorer = Scorer()
     for depth, (prediction, chances) in enumerate(zip(predicted, own, strict=True)):
-        target = Target(sample.tokens[:, depth], chances)
+        target = Truth(sample.tokens[:, depth], chances)
         scores: Scores = scorer.distribution(depth, prediction, target)
         values = {name: value.cpu().numpy() for name, value in scores.items()}
         tally.add((*key, depth), sample.documents, values)

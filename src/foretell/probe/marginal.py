@@ -32,7 +32,7 @@ from torch import Tensor
 
 from foretell.backbone import Backbone
 from foretell.errors import InputError
-from foretell.probe.branches import Row
+from foretell.probe.branches import ReadRow
 
 
 @dataclass(frozen=True)
@@ -84,12 +84,12 @@ def marginalize(
         BackboneError: the backbone takes no mask of ours (`require_branches`), or its logits are
             not finite.
     """
-    yield from marginalize_row(Row(backbone, tokens, max(0, depth)), positions, depth, width)
+    yield from marginalize_row(ReadRow(backbone, tokens, max(0, depth)), positions, depth, width)
 
 
 @torch.inference_mode()
 def marginalize_row(
-    row: Row, positions: Tensor, depth: int, width: int | Sequence[int]
+    row: ReadRow, positions: Tensor, depth: int, width: int | Sequence[int]
 ) -> Iterator[Marginal]:
     """`marginalize` for a row that was read already."""
     widths = check_widths(depth, width)
@@ -110,30 +110,30 @@ def check_widths(depth: int, width: int | Sequence[int]) -> tuple[int, ...]:
     return (*widths, *[widths[-1]] * (depth - len(widths)))[: max(1, depth)]
 
 
-def _grow(row: Row, positions: Tensor, depth: int, widths: Sequence[int]) -> Iterator[Marginal]:
+def _grow(row: ReadRow, positions: Tensor, depth: int, widths: Sequence[int]) -> Iterator[Marginal]:
     reader = row.distribution(positions)  # (P, V)
     sure = reader.new_ones(len(positions))
     yield Marginal(0, reader, sure, sure, sure)
     branches = row.branches(positions)
     following = reader.unsqueeze(1)  # (P, M, V): what follows each string
-    strings = reach = sure.unsqueeze(1)  # (P, M): their probability; that the reader gets there
+    strings = arrival = sure.unsqueeze(1)  # (P, M): their probability; that the reader gets there
     stands_max = sure
     for k in range(1, depth + 1):
         chances = (strings.unsqueeze(-1) * following).flatten(1)  # (P, M·V)
         if k == 1:
             reached = chances  # the first token is the backbone's own
         else:
-            reached = (reach.unsqueeze(-1) * torch.minimum(following, _beside(reader))).flatten(1)
-        strings, picked = chances.topk(min(widths[k - 1], chances.shape[1]))
-        reach = reached.gather(1, picked)
+            reached = (arrival.unsqueeze(-1) * torch.minimum(following, _beside(reader))).flatten(1)
+        strings, picked = chances.topk(min(widths[k - 1], chances.shape[1]))  # (P, M)
+        arrival = reached.gather(1, picked)
         parents, leaves = picked // following.shape[-1], picked % following.shape[-1]
-        following = branches.extend(leaves, parents)
+        following = branches.extend(leaves, parents)  # (P, M, V)
         covered = torch.einsum("pm,pmv->pv", strings, following)
-        missed = (stands_max - reach.sum(1)).clamp(min=0.0)
+        missed = (stands_max - arrival.sum(1)).clamp(min=0.0)  # (P,)
         found = Marginal(k, covered, strings.sum(1), sure, sure)
         reader = found.probabilities
-        overlap = torch.minimum(following, _beside(reader)).sum(-1)
-        stands_min = (reach * overlap).sum(1)
+        overlap = torch.minimum(following, _beside(reader)).sum(-1)  # (P, M)
+        stands_min = (arrival * overlap).sum(1)
         stands_max = (stands_min + missed).clamp(max=1.0)
         yield Marginal(k, covered, found.covered_mass, stands_min, stands_max)
 

@@ -20,10 +20,10 @@ from torch import Tensor
 from foretell.backbone import Backbone
 from foretell.decoding import LookupDrafter
 from foretell.decoding.drafters.model import require_vocabulary
-from foretell.probe.branches import Row, greedy_chains
+from foretell.probe.branches import ReadRow, greedy_chains
 from foretell.probe.marginal import check_widths, marginalize_row
 from foretell.probe.ngram import NGram
-from foretell.probe.scores import Scorer, Scores, Target
+from foretell.probe.scores import Scorer, Scores, Truth
 
 Scored = Iterator[tuple[int, Scores]]
 """By depth."""
@@ -39,9 +39,9 @@ class Place:
         targets: of depths 0…K.
     """
 
-    row: Row
+    row: ReadRow
     positions: Tensor
-    targets: Sequence[Target]
+    targets: Sequence[Truth]
 
     @classmethod
     def read(cls, backbone: Backbone, tokens: Tensor, positions: Tensor, depth: int) -> "Place":
@@ -49,14 +49,14 @@ class Place:
 
         Every position has a token in the row at depth `depth`.
         """
-        row = Row(backbone, tokens, depth)
+        row = ReadRow(backbone, tokens, depth)
         own = row.distribution(positions).argmax(-1)
         chains = greedy_chains(row, positions, own, depth)
         return cls(
             row,
             positions,
             [
-                Target(tokens[0, positions + k + 1], row.distribution(positions + k), chains[:, k])
+                Truth(tokens[0, positions + k + 1], row.distribution(positions + k), chains[:, k])
                 for k in range(depth + 1)
             ],
         )
@@ -67,7 +67,7 @@ class Place:
         return len(self.targets) - 1
 
 
-class Method(Protocol):
+class Predictor(Protocol):
     """A way to predict several tokens ahead."""
 
     name: str
@@ -164,7 +164,7 @@ class DraftModel:
     def __call__(self, place: Place) -> Scored:
         chain = place.targets[0].chain
         assert chain is not None
-        row = Row(self.backbone, place.row.tokens, place.depth)
+        row = ReadRow(self.backbone, place.row.tokens, place.depth)
         drafted = greedy_chains(row, place.positions, chain, place.depth)
         scorer = Scorer()
         for depth in range(1, place.depth + 1):

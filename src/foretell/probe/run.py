@@ -17,7 +17,7 @@ from foretell.errors import InputError
 from foretell.files import local_path, refusing, require_replaceable, write_whole
 from foretell.model import MTPModel
 from foretell.probe.classes import TokenClasses
-from foretell.probe.methods import Method, Place
+from foretell.probe.methods import Place, Predictor
 from foretell.tally import Tally
 from foretell.targets import IGNORE, NO_TARGET
 
@@ -32,7 +32,7 @@ AXES = ("method", "depth", "document_kind", "token_class")
 def measure(
     model: MTPModel,
     blocks: PackedBlocks,
-    methods: Sequence[Method],
+    methods: Sequence[Predictor],
     *,
     depth: int,
     positions: int,
@@ -105,7 +105,7 @@ def _measure_row(
     blocks: PackedBlocks,
     index: int,
     where: Tensor,
-    methods: Sequence[Method],
+    methods: Sequence[Predictor],
     depth: int,
     classes: TokenClasses | None,
 ) -> list[list[Any]]:

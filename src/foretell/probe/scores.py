@@ -31,7 +31,7 @@ SMALLEST = 1e-30
 
 
 @dataclass(frozen=True)
-class Target:
+class Truth:
     """What stands at one depth.
 
     Attributes:
@@ -56,7 +56,7 @@ class Scorer:
         self,
         depth: int,
         covered: Tensor,
-        target: Target,
+        target: Truth,
         *,
         missing: Tensor | None = None,
         drafted: Tensor | None = None,
@@ -73,7 +73,7 @@ class Scorer:
         """
         whole = covered if missing is None else covered + missing / covered.shape[-1]
         tokens, own = target.tokens, target.chances.argmax(-1)
-        best = whole.topk(min(5, whole.shape[-1])).indices
+        best = whole.topk(min(5, whole.shape[-1])).indices  # (N, 5)
         hits = best == tokens.unsqueeze(1)
         chance = at(whole, tokens)
         scores = {
@@ -91,7 +91,7 @@ class Scorer:
             scores |= self._bounds(depth, covered, missing, target)
         return numbers(scores)
 
-    def tokens(self, depth: int, drafted: Tensor, behind_chain: Tensor, target: Target) -> Scores:
+    def tokens(self, depth: int, drafted: Tensor, behind_chain: Tensor, target: Truth) -> Scores:
         """Score tokens (N,) that are no distribution; -1 is none.
 
         Args:
@@ -123,7 +123,7 @@ class Scorer:
             self._stands[prefix + suffix] = stands
         return {f"{prefix}agreement{suffix}": agrees, f"{prefix}acceptance{suffix}": stands}
 
-    def _speculative(self, depth: int, whole: Tensor, target: Target) -> Tensor:
+    def _speculative(self, depth: int, whole: Tensor, target: Truth) -> Tensor:
         overlap = torch.minimum(whole, target.chances).sum(-1)
         if depth == 0:
             return overlap
@@ -132,7 +132,7 @@ class Scorer:
         self._drawn = drawn * (at(whole, target.tokens) / chance).clamp(max=1.0)
         return drawn * overlap
 
-    def _bounds(self, depth: int, covered: Tensor, missing: Tensor, target: Target) -> Scores:
+    def _bounds(self, depth: int, covered: Tensor, missing: Tensor, target: Truth) -> Scores:
         tokens, rest = target.tokens, missing.squeeze(1)
         part = at(covered, tokens)
         least, most = entropy_bounds(covered, missing)
@@ -180,9 +180,9 @@ def among_likeliest(
     They surely are where lifting the best `count` others to their level takes more than is missing;
     they may be where all that is missing lifts them to the level of the last of these.
     """
-    part = at(covered, tokens).unsqueeze(1)
+    part = at(covered, tokens).unsqueeze(1)  # (N, 1)
     others = covered.scatter(1, tokens.unsqueeze(1), -torch.inf)
-    best = others.topk(min(count, others.shape[1])).values
+    best = others.topk(min(count, others.shape[1])).values  # (N, count)
     lifting = (part - best).clamp(min=0.0).sum(-1)
     rest = missing.clamp(min=0.0).squeeze(1)
     return lifting > rest, best[:, -1] <= part.squeeze(1) + rest
@@ -202,5 +202,5 @@ def entropy_bounds(covered: Tensor, missing: Tensor) -> tuple[Tensor, Tensor]:
     levels = (rising.cumsum(-1) + missing) / counts  # if the lowest 1, 2, … are filled up
     fits = levels >= rising
     number = fits.sum(-1, keepdim=True).clamp(min=1) - 1
-    level = levels.gather(1, number)
+    level = levels.gather(1, number)  # (N, 1)
     return least, entropy(torch.maximum(covered, level))

@@ -16,8 +16,8 @@ from foretell.probe.marginal import check_widths
 from foretell.probe.methods import (
     DraftModel,
     Marginalization,
-    Method,
     NGrams,
+    Predictor,
     PromptLookup,
     RepeatLast,
 )
@@ -154,9 +154,9 @@ def probe_model(
     return ProbeResult(tally, layers, prediction)
 
 
-def _simpler(model: MTPModel, texts: Texts, options: ProbeOptions) -> list[Method]:
+def _simpler(model: MTPModel, texts: Texts, options: ProbeOptions) -> list[Predictor]:
     """Simpler ways to draft."""
-    methods: list[Method] = []
+    methods: list[Predictor] = []
     vocab_size = model.backbone.vocab_size
     if texts.learned:
         counts = NGram((piece.ids for piece in texts.learned), vocab_size, options.depth)

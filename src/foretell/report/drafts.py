@@ -18,7 +18,7 @@ DEPTHS = 4
 
 
 @dataclass(frozen=True)
-class Piece:
+class ShownPiece:
     """The text of one token, or of several that make a character together.
 
     Attributes:
@@ -31,7 +31,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Continuation:
+class ShownText:
     """One prompt, and what followed.
 
     Attributes:
@@ -44,12 +44,12 @@ class Continuation:
 
     title: str
     prompt: str
-    pieces: list[Piece]
+    pieces: list[ShownPiece]
     summary: str
     depths: int
 
 
-def continuations(sources: list[Source]) -> list[Continuation]:
+def continuations(sources: list[Source]) -> list[ShownText]:
     """What result files of `generate` hold; older ones tell no steps and are left to the tables."""
     return [_read(s) for s in sources if s.result.command == "generate" and _steps(s)]
 
@@ -71,7 +71,7 @@ def _is_step(step: object) -> bool:
     )
 
 
-def _read(source: Source) -> Continuation:
+def _read(source: Source) -> ShownText:
     steps, row = _steps(source), source.rows[0] if source.rows else {}
     drafted, accepted = (sum(step[name] for step in steps) for name in ("drafted", "accepted"))
     tokens = sum(len(step["pieces"]) for step in steps)
@@ -84,14 +84,14 @@ def _read(source: Source) -> Continuation:
     pieces = [piece for step in steps for piece in _pieces(step)]
     deepest = max(min(step["accepted"], DEPTHS) for step in steps)
     prompt = str(source.result.settings.get("prompt", ""))
-    return Continuation(who or source.name, prompt, pieces, summary, deepest)
+    return ShownText(who or source.name, prompt, pieces, summary, deepest)
 
 
-def _pieces(step: dict[str, Any]) -> Iterator[Piece]:
+def _pieces(step: dict[str, Any]) -> Iterator[ShownPiece]:
     """Depth k drafted the k-th accepted token; behind them comes the backbone's own."""
     for index, text in enumerate(step["pieces"]):
         if index < step["accepted"]:
             look = f"depth-{min(index + 1, DEPTHS)}"
         else:
             look = "corrected" if step["drafted"] > step["accepted"] else "own"
-        yield Piece(text, look)
+        yield ShownPiece(text, look)

@@ -2,7 +2,7 @@
 
 from foretell.serve.app import PRODUCTION, create_app
 from foretell.serve.engine import Engine
-from foretell.serve.jobs import Job, Progress, Settings
+from foretell.serve.jobs import Job, RowStep, Settings
 from foretell.serve.limits import Limits
 from foretell.serve.metrics import Metrics
 from foretell.serve.running import listen, server
@@ -14,7 +14,7 @@ __all__ = [
     "Job",
     "Limits",
     "Metrics",
-    "Progress",
+    "RowStep",
     "Service",
     "Settings",
     "create_app",

@@ -164,7 +164,7 @@ async def chunks(
             if pieces or show_drafts:
                 drafts = _drafts(pieces) if show_drafts else None
                 chunk = form.chunk(Choice(number, _text(pieces), drafts=drafts))
-                yield _event(chunk, foretell=reading.tally.drafting if show_drafts else None)
+                yield _event(chunk, foretell=reading.spent.drafting if show_drafts else None)
             if (finish := reading.rows[number].finish_reason) is not None:
                 yield _event(form.chunk(Choice(number, "", finish)))
         if usage:

@@ -20,7 +20,7 @@ import torch
 from foretell.decoding import Batch, DecodeOptions, Drafter, NoDrafter, Step
 from foretell.decoding.cache import takes_masks
 from foretell.model import MTPModel
-from foretell.serve.jobs import Closed, Event, Job, Progress, QueueFull, Settings
+from foretell.serve.jobs import Closed, Event, Job, QueueFull, RowStep, Settings
 from foretell.serve.limits import Limits
 from foretell.serve.metrics import Metrics
 
@@ -177,7 +177,7 @@ class Engine:
         job.written += step.tokens
         now = time.monotonic()
         job.first = job.first or now
-        self._send(job, Progress(step, now - (job.began or now), ended))
+        self._send(job, RowStep(step, now - (job.began or now), ended))
         if ended:
             self._finish(job)
 

@@ -30,7 +30,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Progress:
+class RowStep:
     """A step of one row.
 
     Attributes:
@@ -44,7 +44,7 @@ class Progress:
     ended: bool
 
 
-Event = Progress | Exception
+Event = RowStep | Exception
 
 
 @dataclass(eq=False)

@@ -8,13 +8,13 @@ from transformers import PreTrainedTokenizerBase
 
 from foretell.decoding import Stop
 from foretell.serve.errors import as_api_error
-from foretell.serve.jobs import Event, Job, Progress, Settings
+from foretell.serve.jobs import Event, Job, RowStep, Settings
 from foretell.serve.schema import Drafting, Finish, Usage
 from foretell.serve.text import Piece, Writer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class RowRequest:
     """What is to be decoded and sent.
 
     Attributes:
@@ -37,7 +37,7 @@ class Row:
 
 
 @dataclass
-class Tally:
+class Spent:
     """What some rows have taken so far."""
 
     forwards: int = 0
@@ -46,7 +46,7 @@ class Tally:
     accepted: int = 0
     seconds: float = 0.0
 
-    def add(self, progress: Progress) -> None:
+    def add(self, progress: RowStep) -> None:
         """Count one more step of a row."""
         step = progress.step
         self.forwards += 1
@@ -76,7 +76,9 @@ class RowReading:
         ended: whether all of it has been read.
     """
 
-    def __init__(self, row: Row, events: "asyncio.Queue[tuple[int, Event]]", number: int) -> None:
+    def __init__(
+        self, row: RowRequest, events: "asyncio.Queue[tuple[int, Event]]", number: int
+    ) -> None:
         loop = asyncio.get_running_loop()
 
         def deliver(event: Event) -> None:
@@ -86,7 +88,7 @@ class RowReading:
         self.job = Job(row.prompt, row.settings, row.max_new_tokens, row.stops, row.seed, deliver)
         self._writer = Writer(row.tokenizer, row.prompt, row.texts)
 
-    def read(self, progress: Progress) -> list[Piece]:
+    def read(self, progress: RowStep) -> list[Piece]:
         """What a step brings."""
         pieces = self._writer.add(progress.step)
         if progress.ended:
@@ -112,10 +114,10 @@ class Reading:
         tally: what they have taken.
     """
 
-    def __init__(self, rows: Sequence[Row]) -> None:
+    def __init__(self, rows: Sequence[RowRequest]) -> None:
         self._events: asyncio.Queue[tuple[int, Event]] = asyncio.Queue()
         self.rows = [RowReading(row, self._events, number) for number, row in enumerate(rows)]
-        self.tally = Tally()
+        self.spent = Spent()
 
     @property
     def jobs(self) -> list[Job]:
@@ -133,7 +135,7 @@ class Reading:
             if isinstance(event, Exception):
                 self.close()
                 raise as_api_error(event) from event
-            self.tally.add(event)
+            self.spent.add(event)
             yield number, self.rows[number].read(event)
 
     def close(self) -> None:
@@ -147,7 +149,7 @@ class Reading:
         prompt = sum(len(row.row.prompt) for row in self.rows)
         return Usage(
             prompt_tokens=prompt,
-            completion_tokens=self.tally.tokens,
-            total_tokens=prompt + self.tally.tokens,
-            foretell=self.tally.drafting,
+            completion_tokens=self.spent.tokens,
+            total_tokens=prompt + self.spent.tokens,
+            foretell=self.spent.drafting,
         )

@@ -17,7 +17,7 @@ from foretell.serve.engine import Engine
 from foretell.serve.errors import ApiError
 from foretell.serve.limits import Limits
 from foretell.serve.metrics import Metrics
-from foretell.serve.reading import Reading, Row
+from foretell.serve.reading import Reading, RowRequest
 from foretell.serve.schema import ChatRequest, CompletionRequest, Models, ServedModel
 
 
@@ -78,7 +78,7 @@ class Service:
         )
         return Models(data=[served])
 
-    def rows(self, asked: CompletionRequest | ChatRequest) -> list[Row]:
+    def rows(self, asked: CompletionRequest | ChatRequest) -> list[RowRequest]:
         """What is to be decoded, a row for each prompt. Tokenizes: not for the server's loop.
 
         Raises:
@@ -103,7 +103,7 @@ class Service:
         if texts := asked.stops or list(self.model.stop_strings):
             stops.append(StopStrings(texts, self.tokenizer))
         return [
-            Row(
+            RowRequest(
                 prompt=ids,
                 settings=asked.settings(),
                 max_new_tokens=self._room(asked.wanted, len(ids)),
@@ -115,7 +115,7 @@ class Service:
             for ids in prompts
         ]
 
-    def read(self, rows: Sequence[Row]) -> Reading:
+    def read(self, rows: Sequence[RowRequest]) -> Reading:
         """Have them decoded. In the server's loop.
 
         Raises:

@@ -4,7 +4,7 @@ from foretell.training.building import build, read_training_text, reference
 from foretell.training.config import TrainConfig
 from foretell.training.plan import Plan
 from foretell.training.progress import Progress
-from foretell.training.trainer import TrainResult, train
+from foretell.training.running import TrainResult, train
 
 __all__ = [
     "Plan",

@@ -1,1 +1,1 @@
-"""One file per command: its options, its help, and what to import once it runs."""
+"""One file per command: its options and its help."""

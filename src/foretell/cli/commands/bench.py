@@ -66,8 +66,3 @@ class Bench(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.bench import bench
-
-        bench(self)

@@ -31,8 +31,3 @@ class Demo(options.Command):
     count: Annotated[int, typer.Option(metavar="N", help="Number of prompts to decode.")] = 6
     seed: options.Seed = 0
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.demo import demo
-
-        demo(self)

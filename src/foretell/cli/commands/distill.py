@@ -41,8 +41,3 @@ class Distill(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.distill import distill
-
-        distill(self)

@@ -53,8 +53,3 @@ class Evaluate(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.evaluate import evaluate
-
-        evaluate(self)

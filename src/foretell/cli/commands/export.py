@@ -46,11 +46,6 @@ class Export(options.Command):
     ] = None
     json: options.Json = None
 
-    def run(self) -> None:
-        from foretell.cli.export import export
-
-        export(self)
-
 
 @dataclass(frozen=True)
 class Import(options.Command):
@@ -75,8 +70,3 @@ class Import(options.Command):
         ),
     ] = None
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.export import import_
-
-        import_(self)

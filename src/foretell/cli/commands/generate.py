@@ -62,8 +62,3 @@ class Generate(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.generate import generate
-
-        generate(self)

@@ -19,8 +19,3 @@ class Info(options.Command):
     device: options.Device = "cpu"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.info import info
-
-        info(self)

@@ -58,8 +58,3 @@ class Probe(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.probe import probe
-
-        probe(self)

@@ -37,8 +37,3 @@ class Report(options.Command):
         bool,
         typer.Option("--mixed", help="Allow results of models that have nothing in common."),
     ] = False
-
-    def run(self) -> None:
-        from foretell.cli.report import report
-
-        report(self)

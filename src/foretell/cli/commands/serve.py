@@ -66,8 +66,3 @@ class Serve(options.Command):
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.serve import serve
-
-        serve(self)

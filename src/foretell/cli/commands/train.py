@@ -73,8 +73,3 @@ class Train(options.Command):
     backbone: options.Backbone = None
     device: options.Device = "auto"
     json: options.Json = None
-
-    def run(self) -> None:
-        from foretell.cli.train import train
-
-        train(self)

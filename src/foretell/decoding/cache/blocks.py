@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from foretell.backbone import Backbone, ability
-from foretell.backbone.discovery import near
+from foretell.backbone.trying import near
 from foretell.backbone.weights import cast_parameters
 from foretell.decoding.cache.past import new_past
 from foretell.errors import BackboneError

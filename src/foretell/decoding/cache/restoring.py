@@ -20,8 +20,8 @@ from transformers.cache_utils import (
 )
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.discovery import near
-from foretell.decoding.cache.reach import Reach
+from foretell.backbone.trying import near
+from foretell.decoding.cache.extent import Extent
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
 
@@ -54,7 +54,7 @@ class RestoringPast:
         self.config, self.device = backbone.config, backbone.device
         self.recurrent = bool(recurrent_layers(backbone))
         self.read, self.started, self.entered, self.assumed = [0], 0, 0, False
-        self.reach = Reach(backbone, 1)
+        self.extent = Extent(backbone, 1)
         self.cache = Cache(layers=new_layers(self.config))
         self.states: list[tuple[Any, dict[str, Any]]] = []  # layers, and what they were
         self.others: list[Cache] = []
@@ -84,14 +84,14 @@ class RestoringPast:
             self.started = self.read[0]
             self.states = [(layer, _copied(layer.__dict__)) for layer in layers if _recurs(layer)]
         stands, drafted = stands or [self.entered], 0 if draft is None else draft.size
-        self.reach.enter(self.read, stands)
+        self.extent.enter(self.read, stands)
         positions = self._positions(self.read[0], width)
-        return {"cache": self.cache, **self.reach.rotation(positions, stands, drafted)}
+        return {"cache": self.cache, **self.extent.rotation(positions, stands, drafted)}
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
         positions = self._positions(begin[0], width)
         stands = [begin[0] + width]
-        return {"position_ids": positions, **self.reach.rotation(positions, stands)}
+        return {"position_ids": positions, **self.extent.rotation(positions, stands)}
 
     def _positions(self, begin: int, width: int) -> Tensor:
         """(1, W)"""
@@ -102,7 +102,7 @@ class RestoringPast:
             raise ForetellError("this cache holds one row and chains")
         whole, self.assumed = read[0] == self.entered, False
         moved = any(any(layer.has_previous_state.values()) for layer, _ in self.states)
-        self.read = [self.started] if moved and not whole else self.reach.keep(read)
+        self.read = [self.started] if moved and not whole else self.extent.keep(read)
 
     def assume(self) -> None:
         self.read, self.assumed = [self.entered], True

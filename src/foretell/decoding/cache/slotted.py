@@ -20,9 +20,9 @@ from transformers import Cache
 from transformers.cache_utils import CacheLayerMixin
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.discovery import near
 from foretell.backbone.masks import added_masks, last_threshold, sights, thresholds
-from foretell.decoding.cache.reach import Reach
+from foretell.backbone.trying import near
+from foretell.decoding.cache.extent import Extent
 from foretell.decoding.cache.restoring import recurrent_layers
 from foretell.decoding.compiling import varying
 from foretell.decoding.draft import Draft
@@ -96,7 +96,7 @@ class SlottedPast:
         self.dtype, self.sights = backbone.dtype, sights(backbone.config)
         self.last = (backbone.max_length or sys.maxsize) - 1
         self.read = [0] * rows
-        self.reach = Reach(backbone, rows)
+        self.extent = Extent(backbone, rows)
         self.layers: list[SlottedLayer] = []
         self.width = 0
         self._moves: Tensor | None = None  # (2, B, W), from where to where
@@ -115,7 +115,7 @@ class SlottedPast:
     ) -> dict[str, Any]:
         self._move()
         stands = stands or [read + width for read in self.read]
-        self.reach.enter(self.read, stands)
+        self.extent.enter(self.read, stands)
         return self._enter(width, self.read, draft, stands)
 
     def reenter(self, width: int, begin: Sequence[int]) -> dict[str, Any]:
@@ -147,7 +147,7 @@ class SlottedPast:
         given = {
             "cache": self.cache,
             "position_ids": positions.clamp(max=self.last),
-            **self.reach.rotation(positions, stands, drafted),
+            **self.extent.rotation(positions, stands, drafted),
         }
         if first:
             return given  # a causal pass from the start: each row's filling is behind its tokens
@@ -173,14 +173,14 @@ class SlottedPast:
             begin = to_device(self.read, self.device).unsqueeze(1)
             to = begin + torch.arange(path.shape[1], device=self.device)
             self._moves = torch.stack([begin + path, to])
-        self.read = self.reach.keep(read)
+        self.read = self.extent.keep(read)
 
     def assume(self) -> None:
         self.read = [read + self.width for read in self.read]
 
     def select(self, places: Sequence[int]) -> None:
         self.rows, self.read = len(places), [self.read[place] for place in places]
-        self.reach.select(places)
+        self.extent.select(places)
         for layer in self.layers:
             layer.select(places)
         if self._moves is not None:

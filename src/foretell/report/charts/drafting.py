@@ -32,7 +32,7 @@ UNITS = {"tokens_per_forward": "tokens per forward", "speedup": "speed-up over p
 
 
 @dataclass(frozen=True)
-class Range:
+class Band:
     """What was predicted, by draft length; `behind`: a text, or the backbone's `own` one."""
 
     label: str
@@ -57,7 +57,7 @@ class Panel:
     """One quantity against draft length."""
 
     field: str
-    ranges: Sequence[Range]
+    ranges: Sequence[Band]
     lines: Sequence[Line]
     points: Sequence[Point]
 
@@ -102,13 +102,13 @@ def _accepted(source: Source) -> list[Row]:
     return [row for row in rows if number(row, "acceptance") is not None]
 
 
-def _ranges(sources: Sequence[Source], field: str) -> list[Range]:
+def _ranges(sources: Sequence[Source], field: str) -> list[Band]:
     rows = (row for source in sources for row in table(source, "prediction"))
     predicted = (row for row in rows if number(row, f"{field}_max") is not None)
     found = groups(predicted, ("model", "method", "behind"))
     labels = names([*_known(sources), *(key[:2] for key in found)])
     return [
-        Range(
+        Band(
             f"{labels[key[:2]]}, predicted{BEHIND.get(key[2], '')}",
             key[2],
             [0.0, *(number(row, "depth") or 0.0 for row in members)],

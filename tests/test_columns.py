@@ -5,7 +5,7 @@ from torch import nn
 
 import foretell as ft
 from foretell.decoding import store_by_columns
-from foretell.decoding.layout import LARGEST
+from foretell.decoding.columns import LARGEST
 
 
 def test_small_float32_matrices_change_their_order_and_nothing_else():

@@ -16,7 +16,7 @@ from foretell.backbone import Backbone
 from foretell.decoding.transfer import to_device
 
 
-class Reach:
+class Extent:
     """Of the rows of a past.
 
     Attributes:
@@ -41,8 +41,8 @@ class Reach:
         if self.backbone.rotary is None:
             return {}
         first, last = to_device([self.begun, [end + drafted for end in stands]], positions.device)
-        reach = (positions + 1).clamp(first.unsqueeze(1), last.unsqueeze(1))
-        return {"rotation": self.backbone.rotation(positions, reach)}
+        extent = (positions + 1).clamp(first.unsqueeze(1), last.unsqueeze(1))
+        return {"rotation": self.backbone.rotation(positions, extent)}
 
     def keep(self, read: Sequence[int]) -> list[int]:
         """What stays read where `read` tokens would: nothing of a row that is read anew."""
