@@ -121,6 +121,7 @@ for _name, _kind in COMMANDS.items():
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
+
 def run() -> None:
     """The program `foretell`: `main`, without what libraries warn of, which is for developers.
 
