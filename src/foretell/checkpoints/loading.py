@@ -25,7 +25,7 @@ from transformers import (
 )
 
 from foretell.backbone.weights import is_plain
-from foretell.checkpoints.adapters import Adapters, base_of_adapters
+from foretell.checkpoints.adapters import Adapters, base_of_adapters, fit_vocabulary
 from foretell.checkpoints.heads import (
     CONFIG_FILES,
     config_file,
@@ -144,6 +144,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
             f"{where}: holds adapters on packed weights ({base}), which they cannot be merged "
             "into; merge them into the model before it was quantised."
         )
+    fit_vocabulary(model, Path(where))
     adapters = Adapters.load(model, Path(where))
     adapted = _some_logits(model.eval())
     adapters.merge()
@@ -156,6 +157,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     if dtype == torch.float32:
         return model
     typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
+    fit_vocabulary(typed, Path(where))
     _take_weights(typed, model)
     return typed
 
