@@ -5,6 +5,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, xLSTMConfig, xLSTMForCausalLM
 
 import families
 import foretell as ft
@@ -13,8 +14,12 @@ from foretell.backbone.masks import last_threshold
 from foretell.data import PackedBlocks
 from foretell.decoding import LookupDrafter, ModelDrafter
 from foretell.decoding.cache import decodes, takes_masks
+from foretell.decoding.drafters.none import NoDrafter
 from foretell.decoding.tree import TreeShape
 from foretell.errors import BackboneError, InputError
+from foretell.serve.engine import Engine
+from foretell.serve.limits import Limits
+from foretell.serve.metrics import Metrics
 from foretell.training import train
 from test_cli import fine
 from test_training import settings
@@ -133,11 +138,34 @@ def test_what_trains_and_does_not_decode_is_told_when_attached(caplog) -> None:
         model.decode(families.prompt(), max_new_tokens=2)
 
 
+def test_a_model_without_a_cache_is_told_from_one_that_cannot_be_restored() -> None:
+    """The first GPT has none: nothing of what is said of caches and masks is so."""
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = ft.MTPModel(OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=101, **sizes)))
+    reason = "it keeps nothing of what it has read in the cache that it is given"
+    assert decodes(model.backbone).lacking == reason
+    assert takes_masks(model.backbone).lacking == reason
+    with pytest.raises(BackboneError, match=f"^OpenAIGPTLMHeadModel cannot be .*: {reason}; use"):
+        model.decode(families.prompt(), max_new_tokens=2)
+
+
+def test_a_model_that_wants_a_cache_of_its_own_is_named_so() -> None:
+    config = xLSTMConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_heads=2)
+    lacking = decodes(Backbone(xLSTMForCausalLM(config).eval())).lacking
+    assert lacking.startswith("it does not take transformers' common cache: AttributeError")
+
+
+def test_what_is_not_decoded_is_not_served() -> None:
+    model = ft.MTPModel(families.build("mamba"))
+    with pytest.raises(BackboneError, match="MambaForCausalLM cannot be decoded in drafts"):
+        Engine(model, NoDrafter(), Limits(), Metrics())
+
+
 def test_the_command_line_tells_it_too(tmp_path) -> None:
     families.build("mamba").save_pretrained(tmp_path / "mamba")
     out = " ".join(fine("info", tmp_path / "mamba").split())
     assert "drafts refused: its cache has linear_attention, which cannot be restored" in out
-    assert "batches and trees row by row: it keeps linear_attention" in out
+    assert "batches and trees refused, as drafts are" in out
 
 
 def test_marginals_that_there_are_not_are_refused_before_training(tmp_path) -> None:

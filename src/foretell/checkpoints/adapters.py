@@ -151,7 +151,8 @@ def fit_vocabulary(model: PreTrainedModel, path: Path) -> None:
     Raises:
         CheckpointError: the adapters cannot be read, or hold one of the two and not the other.
     """
-    rows, own = _rows_held(model, path), len(model.get_input_embeddings().weight)
+    rows = _rows_held(model, path)
+    own = model.get_input_embeddings().get_parameter("weight").shape[0]
     tokens = max(rows.values())
     if tokens in (0, own):
         return

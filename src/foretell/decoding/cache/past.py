@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import Cache
 
 from foretell.backbone import Ability, Backbone
+from foretell.backbone.discovery import name_of
 from foretell.decoding.cache.restoring import RestoringPast, takes_back
 from foretell.decoding.cache.slotted import SlottedPast, takes_masks
 from foretell.decoding.draft import Draft
@@ -70,6 +71,19 @@ def decodes(backbone: Backbone) -> Ability:
     """Whether `new_past` has one for texts of any length: row by row at least."""
     kept = takes_back(backbone)
     return kept if kept or not takes_masks(backbone) else Ability()
+
+
+def require_decoding(backbone: Backbone) -> None:
+    """Refuse a backbone that cannot be decoded in drafts, with the reason.
+
+    Raises:
+        BackboneError: `decodes` does not hold.
+    """
+    if not (able := decodes(backbone)):
+        raise BackboneError(
+            f"{name_of(backbone.model)} cannot be decoded in drafts: {able.lacking}; use "
+            "transformers' generate."
+        )
 
 
 def new_past(
