@@ -5,7 +5,14 @@ import logging
 import numpy as np
 import pytest
 import torch
-from transformers import OpenAIGPTConfig, OpenAIGPTLMHeadModel, xLSTMConfig, xLSTMForCausalLM
+from transformers import (
+    MoshiConfig,
+    MoshiForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    xLSTMConfig,
+    xLSTMForCausalLM,
+)
 
 import families
 import foretell as ft
@@ -153,6 +160,33 @@ def test_a_model_that_wants_a_cache_of_its_own_is_named_so() -> None:
     config = xLSTMConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_heads=2)
     lacking = decodes(Backbone(xLSTMForCausalLM(config).eval())).lacking
     assert lacking.startswith("it does not take transformers' common cache: AttributeError")
+
+
+def test_behind_a_window_that_its_passes_do_not_have_a_model_is_not_decoded() -> None:
+    """Moshi's cache drops what its masks let it see: `generate` says what no wider pass says."""
+    sizes = {**families.DENSE, "num_key_value_heads": 4, "ffn_dim": 96, "head_dim": 16}
+    torch.manual_seed(0)
+    model = ft.MTPModel(MoshiForCausalLM(MoshiConfig(**sizes, sliding_window=32)).eval())
+    tokens = families.prompt(1, 6)
+    expected = model.lm.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    found = model.decode(tokens, max_new_tokens=8, drafter=LookupDrafter(2))
+    assert torch.equal(found.sequences, expected)
+    with pytest.raises(BackboneError, match="that far: behind 32 tokens .* token by token"):
+        model.decode(tokens, max_new_tokens=40)
+
+
+@pytest.mark.parametrize("heads", [2, 16])
+def test_exact_ties_of_a_sparse_attention_are_told(heads: int) -> None:
+    """With 2 heads that score, a third of all tokens tie for the last place; with 16, none."""
+    model = ft.MTPModel(families.build("glm_moe_dsa", index_topk=8, index_n_heads=heads))
+    tokens = families.prompt(1, 12)
+    if heads == 2:
+        with pytest.raises(BackboneError, match="that far: behind 8 tokens .* token by token"):
+            model.decode(tokens, max_new_tokens=20)
+        return
+    expected = model.lm.generate(tokens, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    found = model.decode(tokens, max_new_tokens=20, drafter=LookupDrafter(3, 1))
+    assert torch.equal(found.sequences, expected)
 
 
 def test_what_is_not_decoded_is_not_served() -> None:

@@ -185,6 +185,24 @@ def require_rollback(backbone: Backbone) -> None:
         )
 
 
+@ability
+def steps_as_it_reads(backbone: Backbone, length: int) -> str | None:
+    """Behind `length` tokens, steps on transformers' own cache must say what one pass says.
+
+    That cache drops what is behind a window, and Moshi's passes look there. Where a sparse
+    attention has exact ties (its scores are cut off at 0, and the fewer heads give them, the more
+    are 0), each pass breaks them in its own way. Drafts are read in passes of several tokens: then
+    there is nothing that they could be identical to.
+    """
+    tokens = torch.arange(length + 8, device=backbone.device).remainder(backbone.vocab_size)
+    tokens, cache = tokens.unsqueeze(0), DynamicCache(config=backbone.config)
+    backbone(tokens[:, :length], cache=cache)
+    steps = [backbone(token, cache=cache).final for token in tokens[:, length:].split(1, dim=1)]
+    if near(torch.cat(steps, dim=1), backbone(tokens).final[:, length:]):
+        return None
+    return f"behind {length} tokens it says one thing token by token, and another in one pass"
+
+
 def takes_back(backbone: Backbone) -> Ability:
     """Whether tokens can be taken back from the cache, tried with drafts that are rejected."""
     if not (filled := _fills_the_cache(backbone)):
