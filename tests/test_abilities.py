@@ -5,6 +5,14 @@ import logging
 import numpy as np
 import pytest
 import torch
+from transformers import (
+    MoshiConfig,
+    MoshiForCausalLM,
+    OpenAIGPTConfig,
+    OpenAIGPTLMHeadModel,
+    xLSTMConfig,
+    xLSTMForCausalLM,
+)
 
 import families
 import foretell as ft
@@ -14,8 +22,12 @@ from foretell.backbone.masks import last_threshold
 from foretell.data import PackedBlocks
 from foretell.decoding import LookupDrafter, ModelDrafter
 from foretell.decoding.cache import decodes, takes_masks
+from foretell.decoding.drafters.none import NoDrafter
 from foretell.decoding.tree import TreeShape
 from foretell.errors import BackboneError, InputError
+from foretell.serve.engine import Engine
+from foretell.serve.limits import Limits
+from foretell.serve.metrics import Metrics
 from foretell.training import train
 from runs import settings
 
@@ -133,11 +145,61 @@ def test_what_trains_and_does_not_decode_is_told_when_attached(caplog) -> None:
         model.decode(families.prompt(), max_new_tokens=2)
 
 
+def test_a_model_without_a_cache_is_told_from_one_that_cannot_be_restored() -> None:
+    """The first GPT has none: nothing of what is said of caches and masks is so."""
+    sizes = {"n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 2}
+    model = ft.MTPModel(OpenAIGPTLMHeadModel(OpenAIGPTConfig(vocab_size=101, **sizes)))
+    reason = "it keeps nothing of what it has read in the cache that it is given"
+    assert decodes(model.backbone).lacking == reason
+    assert takes_masks(model.backbone).lacking == reason
+    with pytest.raises(BackboneError, match=rf"^OpenAIGPTLMHeadModel cannot be .*: {reason}; use"):
+        model.decode(families.prompt(), max_new_tokens=2)
+
+
+def test_a_model_that_wants_a_cache_of_its_own_is_named_so() -> None:
+    config = xLSTMConfig(vocab_size=101, hidden_size=32, num_hidden_layers=2, num_heads=2)
+    lacking = decodes(Backbone(xLSTMForCausalLM(config).eval())).lacking
+    assert lacking.startswith("it does not take transformers' common cache: AttributeError")
+
+
+def test_behind_a_window_that_its_passes_do_not_have_a_model_is_not_decoded() -> None:
+    """Moshi's cache drops what its masks let it see: `generate` says what no wider pass says."""
+    sizes = {**families.DENSE, "num_key_value_heads": 4, "ffn_dim": 96, "head_dim": 16}
+    torch.manual_seed(0)
+    model = ft.MTPModel(MoshiForCausalLM(MoshiConfig(**sizes, sliding_window=96)).eval())
+    tokens = families.prompt(1, 6)
+    expected = model.lm.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
+    found = model.decode(tokens, max_new_tokens=8, drafter=LookupDrafter(2))
+    assert torch.equal(found.sequences, expected)
+    with pytest.raises(BackboneError, match=r"that far: behind 96 tokens .* token by token"):
+        model.decode(tokens, max_new_tokens=100)
+
+
+@pytest.mark.parametrize("heads", [2, 16])
+def test_exact_ties_of_a_sparse_attention_are_told(heads: int) -> None:
+    """With 2 heads that score, a third of all tokens tie for the last place; with 16, none."""
+    model = ft.MTPModel(families.build("glm_moe_dsa", index_topk=8, index_n_heads=heads))
+    tokens = families.prompt(1, 12)
+    if heads == 2:
+        with pytest.raises(BackboneError, match=r"that far: behind 8 tokens .* token by token"):
+            model.decode(tokens, max_new_tokens=20)
+        return
+    expected = model.lm.generate(tokens, max_new_tokens=20, do_sample=False, pad_token_id=0)
+    found = model.decode(tokens, max_new_tokens=20, drafter=LookupDrafter(3, 1))
+    assert torch.equal(found.sequences, expected)
+
+
+def test_what_is_not_decoded_is_not_served() -> None:
+    model = ft.MTPModel(families.build("mamba"))
+    with pytest.raises(BackboneError, match="MambaForCausalLM cannot be decoded in drafts"):
+        Engine(model, NoDrafter(), Limits(), Metrics())
+
+
 def test_the_command_line_tells_it_too(tmp_path) -> None:
     families.build("mamba").save_pretrained(tmp_path / "mamba")
     out = " ".join(fine("info", tmp_path / "mamba").split())
     assert "drafts refused: its cache has linear_attention, which cannot be restored" in out
-    assert "batches and trees row by row: it keeps linear_attention" in out
+    assert "batches and trees refused, as drafts are" in out
 
 
 def test_marginals_that_there_are_not_are_refused_before_training(tmp_path) -> None:

@@ -8,8 +8,9 @@ import peft
 import pytest
 import torch
 from peft import IA3Config, LoraConfig, PeftConfig, PeftModel, PrefixTuningConfig
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PhiConfig, PreTrainedModel
 
 import families
 import foretell as ft
@@ -129,6 +130,88 @@ def test_adapters_that_do_not_fit_are_refused(tmp_path: Path, what: str) -> None
     with pytest.raises(ft.CheckpointError, match=message) as caught:
         ft.MTPModel.from_pretrained(path)
     assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+RESIZED: dict[str, Callable[[], PeftConfig]] = {
+    "lora": lora,
+    "tokens": lambda: lora(trainable_token_indices=[1, 102]),
+    "embedding": lambda: lora(modules_to_save=["embed_tokens"]),
+    "both tables": lambda: lora(modules_to_save=["embed_tokens", "lm_head"]),
+    "low-rank tables": lambda: lora(target_modules=[*TARGETS, "embed_tokens", "lm_head"]),
+}
+
+
+def resized(
+    where: Path, config: PeftConfig, tokens: int, model: PreTrainedModel
+) -> tuple[Path, Tensor]:
+    """Adapters on a base that was given `tokens` tokens after it was saved, and their logits."""
+    model.save_pretrained(where / "base")
+    base = load_causal_lm(where / "base")
+    base.resize_token_embeddings(tokens, mean_resizing=False)
+    for table in (base.get_input_embeddings(), base.get_output_embeddings()):
+        for parameter in table.parameters():
+            torch.nn.init.normal_(parameter.data[families.VOCAB :])
+    adapted = peft.get_peft_model(base, config)
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+        logits = adapted.eval()(input_ids=torch.arange(tokens - 20, tokens)[None]).logits
+    adapted.save_pretrained(where / "adapters")
+    return where / "adapters", logits
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("kind", RESIZED)
+def test_adapters_on_a_base_of_other_tokens_are_merged(
+    tmp_path: Path, kind: str, tied: bool
+) -> None:
+    tokens = families.VOCAB + (-4 if kind == "both tables" else 4)
+    base = families.build("llama", tie_word_embeddings=tied)
+    path, logits = resized(tmp_path, RESIZED[kind](), tokens, base)
+    if tied and kind == "low-rank tables":
+        with pytest.raises(ft.CheckpointError, match="changes what the model says"):
+            ft.MTPModel.from_pretrained(path)
+        return
+    model = ft.attach(path, depth=1)
+    ids = torch.arange(tokens - 20, tokens)[None]
+    torch.testing.assert_close(model.lm(ids).logits, logits, rtol=1e-3, atol=1e-3)
+    assert model.lm.config.vocab_size == model.backbone.vocab_size == tokens
+    model.save_pretrained(tmp_path / "alone", backbone_path=path)
+    again = ft.MTPModel.from_pretrained(tmp_path / "alone", dtype=torch.bfloat16)
+    assert again.backbone.vocab_size == tokens
+
+
+def test_a_bias_of_the_output_head_comes_with_its_rows(tmp_path: Path) -> None:
+    tokens = families.VOCAB + 4
+    phi = AutoModelForCausalLM.from_config(PhiConfig(**families.DENSE))
+    path, logits = resized(tmp_path, lora(target_modules=["q_proj"]), tokens, phi)
+    model = ft.MTPModel.from_pretrained(path)
+    assert len(model.lm.lm_head.bias) == tokens
+    found = model.lm(torch.arange(tokens - 20, tokens)[None]).logits
+    torch.testing.assert_close(found, logits, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("kind", "kept", "message"),
+    [
+        ("lora", "embed_tokens", r"105 tokens and their base has 101, .* its lm_head.weight; save"),
+        ("lora", "lm_head", "are without its model.embed_tokens.weight"),
+        ("tokens", "delta", "save them with save_embedding_layers=True"),
+        ("low-rank tables", "lora_", "save them with save_embedding_layers=True"),
+    ],
+)
+def test_adapters_without_the_rows_of_added_tokens_are_refused(
+    tmp_path: Path, kind: str, kept: str, message: str
+) -> None:
+    path, _ = resized(tmp_path, RESIZED[kind](), families.VOCAB + 4, families.build("llama"))
+    file = path / "adapter_model.safetensors"
+    tables = ("embed_tokens", "lm_head")
+    held = load_file(file)
+    save_file({n: t for n, t in held.items() if kept in n or not any(x in n for x in tables)}, file)
+    with pytest.raises(ft.CheckpointError, match=message) as caught:
+        ft.MTPModel.from_pretrained(path)
     assert "\n" not in str(caught.value)
 
 

@@ -14,11 +14,13 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import families
 import foretell as ft
-from foretell.checkpoints import load_causal_lm, load_tokenizer
+from foretell.checkpoints import load_causal_lm, load_tokenizer, new_causal_lm
 from foretell.errors import BackboneError, CheckpointError, InputError
-from foretell.training import TrainConfig, build
+from foretell.ready import load_model
+from foretell.training import TrainConfig, build, reference
 from foretell.training.preparation import set_precision
 
+CPU = torch.device("cpu")
 WIDTH = 48
 """Its root is no number of bfloat16: Gemma's embeddings are scaled by it."""
 
@@ -346,6 +348,7 @@ def test_a_backbone_that_moved_is_named_with_the_option_that_helps(tmp_path: Pat
     model = ft.MTPModel.from_pretrained(tmp_path / "heads", backbone=tmp_path / "now")
     assert model.depth == 1
     assert model.tokenizer_path == str(tmp_path / "now")
+    one_line(CheckpointError, lambda: load_tokenizer(tmp_path / "heads"), *parts)
     families.build("llama", seed=1).save_pretrained(tmp_path / "other")
     with pytest.raises(CheckpointError, match="fingerprint"):
         ft.MTPModel.from_pretrained(tmp_path / "heads", backbone=tmp_path / "other")
@@ -390,3 +393,48 @@ def test_absurd_heads_are_refused_before_anything_grows(
     (tmp_path / "foretell.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=rf"foretell\.json: .*{reason}"):
         ft.MTPModel.from_pretrained(tmp_path)
+
+
+def test_the_tokenizer_of_heads_alone_is_that_of_the_backbone_they_name(
+    sound: Path, tmp_path: Path
+) -> None:
+    heads = tmp_path / "heads"
+    ft.attach(sound, depth=1).save_pretrained(heads, backbone_path=sound)
+    assert load_tokenizer(heads).get_vocab() == load_tokenizer(sound).get_vocab()
+    # One that was saved beside the heads goes before, in Python and in the commands.
+    own = load_tokenizer(sound)
+    own.add_tokens(["<mine>"])
+    ft.attach(sound, depth=1).save_pretrained(heads, backbone_path=sound, tokenizer=own)
+    model = load_model(str(heads), device="cpu")
+    assert "<mine>" in load_tokenizer(heads).get_vocab()
+    assert load_tokenizer(str(model.tokenizer_path)).get_vocab() == own.get_vocab()
+    assert reference(str(heads), model) == str(sound.resolve())  # what heads trained on will name
+
+
+@pytest.mark.parametrize(
+    "load",
+    [
+        load_causal_lm,
+        lambda heads: new_causal_lm(heads, seed=0),
+        lambda heads: ft.attach(heads, depth=1),
+        lambda heads: ft.MTPModel.from_pretrained(heads, backbone=heads),
+        lambda heads: build(str(heads), TrainConfig(recipe="pretrain", steps=1), CPU),
+    ],
+    ids=["load_causal_lm", "new_causal_lm", "attach", "--backbone", "pretrain"],
+)
+def test_heads_alone_are_no_backbone_and_name_theirs(
+    sound: Path, tmp_path: Path, load: Callable[[Path], object]
+) -> None:
+    heads = tmp_path / "heads"
+    ft.attach(sound, depth=1).save_pretrained(heads, backbone_path=sound)
+    one_line(CheckpointError, lambda: load(heads), f"{heads}: holds heads alone", str(sound))
+
+
+def test_heads_and_adapters_that_name_themselves_have_no_tokenizer(tmp_path: Path) -> None:
+    heads, adapters = tmp_path / "heads", tmp_path / "adapters"
+    ft.attach(families.build("llama"), depth=1).save_pretrained(heads, backbone_path=heads)
+    adapters.mkdir()
+    named = {"peft_type": "LORA", "base_model_name_or_path": str(adapters)}
+    (adapters / "adapter_config.json").write_text(json.dumps(named))
+    for where in (heads, adapters):
+        one_line(CheckpointError, lambda: load_tokenizer(where), str(where))  # noqa: B023

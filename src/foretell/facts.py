@@ -47,5 +47,7 @@ def _drafts(model: MTPModel) -> str:
 
 def _batches(model: MTPModel) -> str:
     """Whether rows share passes, and so whether there are trees and marginals too."""
+    if not decodes(model.backbone):
+        return "refused, as drafts are"
     masked = takes_masks(model.backbone, 0)
     return "rows share passes" if masked else f"row by row: {masked.lacking}"

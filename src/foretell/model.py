@@ -211,7 +211,7 @@ class MTPModel(Generating):
             model = cls(opened.lm, opened.head_config())
         except (InputError, HeadError) as error:
             raise CheckpointError(f"{opened.config_file}: {error}") from None
-        model.tokenizer_path = opened.source
+        model.backbone_path, model.tokenizer_path = opened.source, opened.tokenizer
         if opened.stored is not None:
             fill_head(model.require_head(), opened.stored, opened.where)
         if (adapters := opened.adapters) is not None:
@@ -301,7 +301,7 @@ def attach(
     if isinstance(model, (str, Path)):
         place = resolve(model)
         attached = MTPModel(load_causal_lm(place), head)
-        attached.tokenizer_path = place
+        attached.backbone_path = attached.tokenizer_path = place
     else:
         attached = MTPModel(model, head)
     warn_if_not_decoded(attached.backbone)

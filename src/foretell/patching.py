@@ -18,9 +18,9 @@ from transformers import GenerationMixin, PreTrainedModel
 
 from foretell.checkpoints import is_foretell_directory, read_heads, resolve
 from foretell.decoding import Batch, Drafter
-from foretell.decoding.cache import decodes
+from foretell.decoding.cache import require_decoding
 from foretell.decoding.drafters import NAMED
-from foretell.errors import BackboneError, ForetellError, HeadError, InputError
+from foretell.errors import ForetellError, HeadError, InputError
 from foretell.generation import modes_kept
 from foretell.model import MTPModel
 
@@ -149,8 +149,7 @@ def patch(model: PreTrainedModel, drafts: MTPModel | Drafter | str | Path = "loo
             decoder = MTPModel.from_pretrained(drafts, backbone=model)
     else:
         decoder, drafter = MTPModel(model), drafts
-    if not (able := decodes(decoder.backbone)):
-        raise BackboneError(f"{name} cannot be decoded in drafts: {able.lacking}")
+    require_decoding(decoder.backbone)
     if isinstance(drafter, str):
         decoder.drafter_named(drafter)  # refused now, if at all
     return Patch(model, decoder, drafter)

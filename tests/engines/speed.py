@@ -118,7 +118,7 @@ def main(path: str) -> None:
         out = Path(work) / "exported"
         export(Path(path), "vllm", out)
         backbone = out / BACKBONE  # or where the heads say that it lies
-        target = backbone if backbone.exists() else Path(resolve(str(model.tokenizer_path)))
+        target = backbone if backbone.exists() else Path(resolve(str(model.backbone_path)))
         speculative = {"method": "mtp", "model": str(out), "num_speculative_tokens": depth}
         engines = {
             "plain": foretell(model, plain=True),

@@ -6,20 +6,25 @@ alone, of any kind that can become part of weights, is merged when it is loaded.
 """
 
 import json
+import re
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from foretell.backbone import Backbone, fingerprint
 from foretell.backbone.weights import adapters_inside
 from foretell.errors import CheckpointError, InputError, not_installed
+
+_WRAPPER = "(base_layer|modules_to_save|original_module|token_adapter)"
+"""What peft puts around a layer, as it stands in names of tensors."""
 
 
 @dataclass(frozen=True)
@@ -75,7 +80,7 @@ class Adapters:
             CheckpointError: they are missing or do not fit, or are no part of the model's layers.
         """
         peft, base, learned = _peft(), fingerprint(model), _learning(model)
-        try:
+        with _explained(path):
             kind = peft.PeftConfig.from_pretrained(str(path))
             if kind.is_prompt_learning or kind.is_adaption_prompt:
                 raise ValueError(f"{kind.peft_type.value} cannot become part of weights")
@@ -83,15 +88,9 @@ class Adapters:
                 loaded = peft.PeftModel.from_pretrained(model, str(path), is_trainable=True)
                 # Again, for what it says: tensors without a place are passed over in silence.
                 result = loaded.load_adapter(str(path), loaded.active_adapter, is_trainable=True)
-            if unplaced := result.unexpected_keys:
+            if unplaced := _unplaced(result.unexpected_keys, _read(path)):
                 more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
                 raise ValueError(f"the model has no place for {unplaced[0]}{more}")
-        except Exception as error:  # a broken file can break peft anywhere
-            raise CheckpointError(
-                f"{path}: adapters cannot be loaded ({_one_line(error)}); if they belong on "
-                "another model, name it in adapter_config.json, else merge them with peft and "
-                "load the result."
-            ) from None
         return cls(loaded, base, learned)
 
     def save(self, path: Path) -> None:
@@ -144,6 +143,60 @@ def insert_adapters(backbone: Backbone, make: Callable[[PreTrainedModel], Adapte
     return adapters
 
 
+def fit_vocabulary(model: PreTrainedModel, path: Path) -> None:
+    """Give `model` as many tokens as the one had that the adapters at `path` were trained on.
+
+    Where a base was given more tokens, or fewer, peft saves its embedding and output head whole.
+
+    Raises:
+        CheckpointError: the adapters cannot be read, or hold one of the two and not the other.
+    """
+    rows = _rows_held(model, path)
+    own = model.get_input_embeddings().get_parameter("weight").shape[0]
+    tokens = max(rows.values())
+    if tokens in (0, own):
+        return
+    if missing := [name for name, held in rows.items() if held != tokens]:
+        raise CheckpointError(
+            f"{path}: the adapters were trained on {tokens} tokens and their base has {own}, but "
+            f"they are without its {missing[0]}; save them with save_embedding_layers=True, or "
+            "merge them with peft and load the result."
+        )
+    model.resize_token_embeddings(tokens, mean_resizing=False)  # every row comes with them
+
+
+def _rows_held(model: PreTrainedModel, path: Path) -> dict[str, int]:
+    """Of each parameter of embedding and output head, the rows of the one that adapters bring.
+
+    0 where they bring none. What is wrapped keeps its name, with those of wrappers behind it.
+    """
+    with _explained(path):
+        held = _read(path)
+    rows = {}
+    names = {module: name for name, module in model.named_modules()}
+    for table in (model.get_input_embeddings(), model.get_output_embeddings()):
+        for part, _ in () if table is None else table.named_parameters():
+            name = f"{names[table]}.{part}"
+            whole = re.compile(rf"(.*\.)?{re.escape(names[table])}(\.{_WRAPPER})*\.{part}")
+            rows[name] = max((len(held[key]) for key in held if whole.fullmatch(key)), default=0)
+    return rows
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    tensors: dict[str, Tensor] = _peft().utils.load_peft_weights(str(path), device="cpu")
+    return tensors
+
+
+def _unplaced(names: Sequence[str], held: dict[str, Tensor]) -> list[str]:
+    """Those for which the model has no place, but of copies: peft writes some tensors twice."""
+    placed = [tensor for name, tensor in held.items() if name not in names]
+    return [
+        name
+        for name in names
+        if name not in held or not any(torch.equal(held[name], tensor) for tensor in placed)
+    ]
+
+
 def base_of_adapters(where: str) -> str | None:
     """The model that the adapters at `where` (a directory or Hub id) belong on.
 
@@ -187,6 +240,19 @@ def _quiet_peft() -> Iterator[None]:
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*missing adapter keys")
         yield
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """Turn what peft raises into one line."""
+    try:
+        yield
+    except Exception as error:  # a broken file can break peft anywhere
+        raise CheckpointError(
+            f"{path}: adapters cannot be loaded ({_one_line(error)}); if they belong on another "
+            "model, name it in adapter_config.json; if theirs was given other tokens, save them "
+            "with save_embedding_layers=True; else merge them with peft and load the result."
+        ) from None
 
 
 def _one_line(error: Exception) -> str:

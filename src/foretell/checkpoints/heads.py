@@ -6,7 +6,7 @@ Either way the backbone's fingerprint is stored, and loading onto another backbo
 """
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -86,6 +86,11 @@ def write_heads(directory: Path, stored: StoredHeads) -> None:
 
 def read_heads(directory: Path) -> StoredHeads:
     """Read both files, refusing what is truncated, foreign or of a later format."""
+    return replace(read_about(directory), tensors=read_tensors(directory / HEADS_FILE))
+
+
+def read_about(directory: Path) -> StoredHeads:
+    """Read the config alone, with as much suspicion."""
     path = config_file(directory)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
@@ -103,4 +108,4 @@ def read_heads(directory: Path) -> StoredHeads:
         raise CheckpointError(
             f"{path}: is not a foretell config ({error}); save the model again."
         ) from None
-    return StoredHeads(head, backbone, read_tensors(directory / HEADS_FILE))
+    return StoredHeads(head, backbone)

@@ -25,8 +25,13 @@ from transformers import (
 )
 
 from foretell.backbone.weights import is_plain
-from foretell.checkpoints.adapters import Adapters, base_of_adapters
-from foretell.checkpoints.heads import CONFIG_FILES
+from foretell.checkpoints.adapters import Adapters, base_of_adapters, fit_vocabulary
+from foretell.checkpoints.heads import (
+    CONFIG_FILES,
+    config_file,
+    is_foretell_directory,
+    read_about,
+)
 from foretell.checkpoints.reading import GGUF, open_tensors, read_object, require_itself
 from foretell.errors import BackboneError, CheckpointError, InputError
 from foretell.files import local_path
@@ -88,6 +93,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     where = resolve(name)
     if (base := base_of_adapters(where)) is not None:
         return _merged(where, base, dtype)
+    _refuse_heads_alone(where)
     _check_generation(where)
     with _explained(where, check=_check_weights):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -138,6 +144,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
             f"{where}: holds adapters on packed weights ({base}), which they cannot be merged "
             "into; merge them into the model before it was quantised."
         )
+    fit_vocabulary(model, Path(where))
     adapters = Adapters.load(model, Path(where))
     adapted = _some_logits(model.eval())
     adapters.merge()
@@ -150,6 +157,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     if dtype == torch.float32:
         return model
     typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
+    fit_vocabulary(typed, Path(where))
     _take_weights(typed, model)
     return typed
 
@@ -189,6 +197,7 @@ def new_causal_lm(
 ) -> PreTrainedModel:
     """A causal LM of the config found at `name`, with random weights of type `dtype`."""
     where = resolve(name)
+    _refuse_heads_alone(where)
     with _explained(where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         torch.manual_seed(seed)
@@ -197,16 +206,56 @@ def new_causal_lm(
 
 
 def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
-    """The tokenizer beside a model, or beside the base of adapters that come without one."""
-    where = resolve(name)
-    try:
-        with _explained(where, "its tokenizer", _check_tokenizer):
-            found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except CheckpointError:
-        if (base := base_of_adapters(where)) is None:
-            raise
-        return load_tokenizer(base)
+    """The tokenizer beside a model, or beside the one that heads or adapters alone belong on.
+
+    Raises:
+        InputError: there is no such model.
+        CheckpointError: there is no tokenizer, it is broken, or that model is not found.
+    """
+    where, passed = resolve(name), set[str]()
+    while not has_tokenizer(where):
+        passed.add(where)
+        further = backbone_of_heads(where) or base_of_adapters(where)
+        if further is None or (place := resolve(further)) in passed:
+            break
+        where = place
+    with _explained(where, "its tokenizer", _check_tokenizer):
+        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     return cast(PreTrainedTokenizerBase, found)
+
+
+def has_tokenizer(where: str) -> bool:
+    """Whether a directory has files of a tokenizer; of what the Hub has, it is taken to be so."""
+    return not Path(where).is_dir() or bool(_tokenizer_files(Path(where)))
+
+
+def backbone_of_heads(where: str) -> str | None:
+    """Where the backbone of the heads in the directory `where` lies, as they say.
+
+    None where it lies beside them, or there are no heads.
+
+    Raises:
+        CheckpointError: it is not found, or their config is broken.
+    """
+    if not is_foretell_directory(Path(where)):
+        return None
+    if (named := read_about(Path(where)).backbone.path) is None:
+        return None
+    try:
+        return resolve(named)
+    except InputError as error:
+        raise CheckpointError(
+            f"{config_file(Path(where))}: its backbone, {named}, is not found "
+            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
+            "backbone=, or in that file."
+        ) from None
+
+
+def _refuse_heads_alone(where: str) -> None:
+    if (backbone := backbone_of_heads(where)) is not None:
+        raise CheckpointError(
+            f"{where}: holds heads alone, and a backbone is wanted here; theirs is {backbone}."
+        )
 
 
 def _find_on_hub(name: str) -> str:
@@ -313,8 +362,7 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _check_tokenizer(directory: Path) -> None:
     """Raise where there is none, or for its first file that is not whole."""
-    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
-    found = sorted({path for kind in kinds for path in directory.glob(kind)})
+    found = _tokenizer_files(directory)
     for path in found:
         require_itself(path)
         if path.suffix == ".json":
@@ -324,6 +372,11 @@ def _check_tokenizer(directory: Path) -> None:
             f"{directory}: has no tokenizer beside the weights (tokenizer.json, tokenizer.model); "
             "copy the model's own there."
         )
+
+
+def _tokenizer_files(directory: Path) -> list[Path]:
+    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
+    return sorted({path for kind in kinds for path in directory.glob(kind)})
 
 
 def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, str] | None:

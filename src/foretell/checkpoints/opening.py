@@ -19,7 +19,12 @@ from foretell.checkpoints.heads import (
     is_foretell_directory,
     read_heads,
 )
-from foretell.checkpoints.loading import load_causal_lm, resolve
+from foretell.checkpoints.loading import (
+    backbone_of_heads,
+    has_tokenizer,
+    load_causal_lm,
+    resolve,
+)
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.heads import Head, HeadConfig, head_class
 
@@ -30,7 +35,7 @@ class Opened:
 
     Attributes:
         where: the directory.
-        source: where the backbone was loaded from, and its tokenizer lies.
+        source: where the backbone was loaded from.
         lm: the backbone; of heads that were stored, it is theirs.
         stored: the heads; None where there are none.
     """
@@ -44,6 +49,11 @@ class Opened:
     def config_file(self) -> Path:
         """What describes the heads."""
         return config_file(Path(self.where))
+
+    @property
+    def tokenizer(self) -> str:
+        """Where the tokenizer lies: beside heads that have one, else beside the backbone."""
+        return self.where if has_tokenizer(self.where) else self.source
 
     @property
     def adapters(self) -> Path | None:
@@ -143,16 +153,7 @@ def _backbone_of(where: str, stored: StoredHeads | None, given: str | Path | Non
         raise InputError(f"{where}: has no heads to put on the backbone at {given}.")
     if given is not None:
         return resolve(given)
-    if stored is None or stored.backbone.path is None:
-        return where
-    try:
-        return resolve(stored.backbone.path)
-    except InputError as error:
-        raise CheckpointError(
-            f"{config_file(Path(where))}: its backbone, {stored.backbone.path}, is not found "
-            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
-            "backbone=, or in that file."
-        ) from None
+    return backbone_of_heads(where) or where
 
 
 def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | None:

@@ -88,6 +88,10 @@ def _options(
     pass
 
 
+# Typer brings its own copy of click or uses the real one, depending on its release.
+_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
+
+
 class _Command(TyperCommand):
     """Names arguments by their metavar alone, as options are: no braces, no types of Python."""
 
@@ -98,7 +102,15 @@ class _Command(TyperCommand):
                 vars(parameter)["display_type_rich"] = lambda ctx: None
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        return [piece.strip("{}") for piece in super().collect_usage_pieces(ctx)]
+        pieces = super().collect_usage_pieces(ctx)
+        return [piece.translate({ord("{"): None, ord("}"): None}) for piece in pieces]
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except _UsageError as error:
+            error.ctx = error.ctx or ctx  # the parser leaves out whose help to see
+            raise
 
 
 def _help(command: type[options.Command]) -> str:
@@ -112,9 +124,6 @@ for _name, (_kind, _) in COMMANDS.items():
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
-
-# Typer brings its own copy of click or uses the real one, depending on its release.
-_UsageError = cast(type[typer.BadParameter], typer.BadParameter.__mro__[1])
 
 
 def run() -> None:

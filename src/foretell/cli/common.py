@@ -37,7 +37,7 @@ def load_model(
     """`ready.load_model`, with what the user should know of it on stderr."""
     quiet_transformers()
     model = ready.load_model(name, device, dtype, backbone, by_columns=by_columns)
-    say_merged(model.tokenizer_path or name)
+    say_merged(model.backbone_path or name)
     warn_slow(model.backbone.dtype, model.backbone.device, "leave --dtype at auto")
     return model
 

@@ -75,6 +75,7 @@ class Generating(nn.Module):
 
     Attributes:
         head: the heads that draft for it, if it has some.
+        backbone_path: where the backbone was loaded from, if that is known.
         tokenizer_path: where its tokenizer lies, if that is known.
     """
 
@@ -84,6 +85,7 @@ class Generating(nn.Module):
         super().__init__()
         self.lm = model
         self.backbone = Backbone(model)
+        self.backbone_path: str | None = None
         self.tokenizer_path: str | None = None
         self._measured: dict[str, dict[tuple[Any, ...], Measured]] = {}  # by a drafter's name
         self._draft_models: dict[str, Any] = {}

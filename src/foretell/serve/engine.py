@@ -18,7 +18,7 @@ from typing import cast
 import torch
 
 from foretell.decoding import Batch, DecodeOptions, Drafter, NoDrafter, Step
-from foretell.decoding.cache import takes_masks
+from foretell.decoding.cache import require_decoding, takes_masks
 from foretell.model import MTPModel
 from foretell.serve.jobs import Closed, Event, Job, QueueFull, RowStep, Settings
 from foretell.serve.limits import Limits
@@ -52,6 +52,7 @@ class Engine:
     ) -> None:
         self.model, self.drafter, self.limits, self.metrics = model.eval(), drafter, limits, metrics
         self.auto_length = auto_length
+        require_decoding(model.backbone)
         self.batch_size = limits.max_batch if takes_masks(model.backbone) else 1
         self._waiting: deque[Job] = deque()
         self._running: list[Job] = []

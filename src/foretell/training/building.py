@@ -71,7 +71,7 @@ def reference(name: str, model: MTPModel) -> str:
     """How heads that are stored alone name the backbone `model`, which was loaded from `name`."""
     if name in BUNDLED:
         return name
-    name = model.tokenizer_path or name  # heads may be stored apart from it
+    name = model.backbone_path or name  # heads may be stored apart from it
     where = Path(resolve(name))
     return str(where.resolve()) if where.is_dir() else name
 

@@ -1,7 +1,7 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
 from foretell.decoding.cache.blocks import keeps_blocks
-from foretell.decoding.cache.past import Past, decodes, new_past
+from foretell.decoding.cache.past import Past, decodes, new_past, require_decoding
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
     RestoringPast,
@@ -21,6 +21,7 @@ __all__ = [
     "new_layers",
     "new_past",
     "recurrent_layers",
+    "require_decoding",
     "require_rollback",
     "takes_masks",
 ]

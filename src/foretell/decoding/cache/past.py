@@ -10,7 +10,9 @@ from torch import Tensor
 from transformers import Cache
 
 from foretell.backbone import Ability, Backbone
-from foretell.decoding.cache.restoring import RestoringPast, takes_back
+from foretell.backbone.anatomy import name_of
+from foretell.backbone.masks import last_threshold
+from foretell.decoding.cache.restoring import RestoringPast, steps_as_it_reads, takes_back
 from foretell.decoding.cache.slotted import SlottedPast, takes_masks
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError
@@ -72,13 +74,27 @@ def decodes(backbone: Backbone) -> Ability:
     return kept if kept or not takes_masks(backbone) else Ability()
 
 
+def require_decoding(backbone: Backbone) -> None:
+    """Refuse a backbone that cannot be decoded in drafts, with the reason.
+
+    Raises:
+        BackboneError: `decodes` does not hold.
+    """
+    if not (able := decodes(backbone)):
+        raise BackboneError(
+            f"{name_of(backbone.model)} cannot be decoded in drafts: {able.lacking}; use "
+            "transformers' generate."
+        )
+
+
 def new_past(
     backbone: Backbone, rows: int, capacity: int, *, fixed: bool = False, compiled: bool = False
 ) -> Past:
     """The past of `rows` rows of up to `capacity` tokens; see `SlottedPast`.
 
     Raises:
-        BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
+        BackboneError: the backbone's rows cannot share a batch, no draft can be taken back, or its
+            passes over so many tokens are not what `generate` computes.
     """
     if masked := takes_masks(backbone, capacity):
         return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
@@ -93,4 +109,10 @@ def new_past(
             "or of one width: it takes no attention mask that lets them see pasts of any length "
             f"({masked.lacking})."
         )
-    return RestoringPast(backbone)
+    past, threshold = RestoringPast(backbone), last_threshold(backbone.config, capacity)
+    if threshold and not (able := steps_as_it_reads(backbone, threshold)):
+        raise BackboneError(
+            f"{name_of(backbone.model)} cannot be decoded in drafts that far: {able.lacking}; ask "
+            "for less, or use transformers' generate."
+        )
+    return past

@@ -20,7 +20,7 @@ from transformers.cache_utils import (
 )
 
 from foretell.backbone import Ability, Backbone, ability
-from foretell.backbone.trying import near
+from foretell.backbone.trying import near, told
 from foretell.decoding.cache.extent import Extent
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
@@ -28,6 +28,8 @@ from foretell.errors import BackboneError, ForetellError
 READ_AGAIN = 16
 """Tokens that are read once more at most, with others behind them that may be taken back. From then
 on they are read for good, in a pass of their own: one of which all stands."""
+
+NOTHING_KEPT = "it keeps nothing of what it has read in the cache that it is given"
 
 
 class RestoringPast:
@@ -141,6 +143,11 @@ def _recurs(layer: Any) -> bool:
     return isinstance(layer, LinearAttentionCacheLayerMixin)
 
 
+def _holds_something(layer: Any) -> bool:
+    parts = [part.values() if isinstance(part, dict) else [part] for part in vars(layer).values()]
+    return any(isinstance(one, Tensor) for part in parts for one in part)
+
+
 def _copied(state: dict[str, Any]) -> dict[str, Any]:
     """The recurrent part of a layer's state."""
     parts = (
@@ -178,12 +185,44 @@ def require_rollback(backbone: Backbone) -> None:
         )
 
 
+@ability
+def steps_as_it_reads(backbone: Backbone, length: int) -> str | None:
+    """Behind `length` tokens, steps on transformers' own cache must say what one pass says.
+
+    That cache drops what is behind a window, and Moshi's passes look there. Where a sparse
+    attention has exact ties (its scores are cut off at 0, and the fewer heads give them, the more
+    are 0), each pass breaks them in its own way. Drafts are read in passes of several tokens: then
+    there is nothing that they could be identical to.
+    """
+    tokens = torch.arange(length + 8, device=backbone.device).remainder(backbone.vocab_size)
+    tokens, cache = tokens.unsqueeze(0), DynamicCache(config=backbone.config)
+    backbone(tokens[:, :length], cache=cache)
+    steps = [backbone(token, cache=cache).final for token in tokens[:, length:].split(1, dim=1)]
+    if near(torch.cat(steps, dim=1), backbone(tokens).final[:, length:]):
+        return None
+    return f"behind {length} tokens it says one thing token by token, and another in one pass"
+
+
 def takes_back(backbone: Backbone) -> Ability:
     """Whether tokens can be taken back from the cache, tried with drafts that are rejected."""
+    if not (filled := _fills_the_cache(backbone)):
+        return filled
     found = _takes_back(backbone)
     kinds = ", ".join(recurrent_layers(backbone)) or "keys and values"
     reason = f"its cache has {kinds}, which cannot be restored when a draft is rejected"
     return found or Ability(f"{reason} ({found.lacking})")
+
+
+@ability
+def _fills_the_cache(backbone: Backbone) -> str | None:
+    """GPT has no cache, and some recurrent families keep what they read in one of their own."""
+    past = RestoringPast(backbone, tried=False)
+    token = torch.zeros(1, 1, dtype=torch.long, device=backbone.device)
+    try:
+        backbone(token, **past.enter(1))
+    except Exception as error:  # of the model's own code, which wants another
+        return f"it does not take transformers' common cache: {told(error)}"
+    return None if any(map(_holds_something, past.cache.layers)) else NOTHING_KEPT
 
 
 @ability

@@ -23,7 +23,7 @@ from foretell.backbone import Ability, Backbone, ability
 from foretell.backbone.masks import added_masks, last_threshold, sights, thresholds
 from foretell.backbone.trying import near
 from foretell.decoding.cache.extent import Extent
-from foretell.decoding.cache.restoring import recurrent_layers
+from foretell.decoding.cache.restoring import NOTHING_KEPT, recurrent_layers
 from foretell.decoding.compiling import varying
 from foretell.decoding.draft import Draft
 from foretell.decoding.transfer import to_device
@@ -329,6 +329,8 @@ def _obeys_masks(backbone: Backbone, length: int) -> str | None:
     draft = Draft(tokens[:, 1:4], parents)
     backbone(tokens[:, :first], **past.enter(first))
     past.keep([first, second])
+    if not any(layer.stored for layer in past.layers):
+        return NOTHING_KEPT
     found = backbone(tokens[:, :4], **past.enter(4, draft)).final
     if not bool(torch.isfinite(found).all()):
         raise BackboneError("the model's states are not finite; check its weights and type.")
