@@ -21,7 +21,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from foretell.backbone import Backbone, fingerprint
 from foretell.backbone.weights import adapters_inside
-from foretell.errors import CheckpointError, InputError, not_installed
+from foretell.errors import CheckpointError, ForetellError, InputError, not_installed
 
 _WRAPPER = "(base_layer|modules_to_save|original_module|token_adapter)"
 """What peft puts around a layer, as it stands in names of tensors."""
@@ -247,6 +247,8 @@ def _explained(path: Path) -> Iterator[None]:
     """Turn what peft raises into one line."""
     try:
         yield
+    except ForetellError:  # peft is not installed
+        raise
     except Exception as error:  # a broken file can break peft anywhere
         raise CheckpointError(
             f"{path}: adapters cannot be loaded ({_one_line(error)}); if they belong on another "
