@@ -21,10 +21,10 @@ from foretell.data import read_prompts
 from foretell.decoding import Sampling, TreeShape
 from foretell.evaluation import compare, methods_of, verdict_of_speed
 from foretell.evaluation.methods import PROMPT_LOOKUP
+from foretell.formatting import aligned, text, title
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, tokenizer_of
-from foretell.report.formatting import aligned, text, title
 
 
 def parsed() -> argparse.Namespace:

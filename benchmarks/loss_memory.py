@@ -23,10 +23,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from foretell.formatting import aligned
 from foretell.heads.residual import ResidualLayer
 from foretell.objective import Objective, Target, depth_by_depth, depth_loss
 from foretell.provenance import provenance, write_result
-from foretell.report.formatting import aligned
 
 RUNS = [
     ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),

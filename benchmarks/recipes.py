@@ -21,9 +21,9 @@ from transformers.utils import logging
 
 from foretell.data import PackedBlocks, read_documents
 from foretell.evaluation import DepthTable, measure_heads, measure_marginals
+from foretell.formatting import aligned
 from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, read_blocks, tokenizer_of
-from foretell.report.formatting import aligned
 from foretell.training import Progress, TrainConfig, build, reference, train
 
 SETTINGS: dict[str, Any] = {

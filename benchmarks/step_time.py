@@ -24,11 +24,11 @@ from foretell.data import read_prompts
 from foretell.decoding import Drafter, LookupDrafter, NoDrafter, SpeculativeSampling, drafter_for
 from foretell.decoding.passes import Passes
 from foretell.decoding.sampling import Sampler
+from foretell.formatting import text
 from foretell.hardware import DTYPES
 from foretell.model import MTPModel
 from foretell.provenance import Row, provenance, write_result
 from foretell.ready import load_model, tokenizer_of
-from foretell.report.formatting import text
 
 PARTS = ("prompt", "draft", "verify", "accept", "host")
 

@@ -21,9 +21,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import foretell as ft
+from foretell.formatting import aligned
 from foretell.hardware import DTYPES
 from foretell.provenance import provenance, write_result
-from foretell.report.formatting import aligned
 from foretell.training import TrainConfig
 from foretell.training.optimizers import make_optimizer
 from foretell.training.states import StateCache

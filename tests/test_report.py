@@ -15,12 +15,12 @@ from matplotlib.figure import Figure
 import report_files
 from foretell.cli import main
 from foretell.errors import InputError
+from foretell.formatting import text
 from foretell.provenance import read_result, write_result
 from foretell.report import write_report
 from foretell.report.charts import Chart, charts_of
 from foretell.report.charts.drawing import SERIES, _apart
 from foretell.report.drafts import continuations
-from foretell.report.formatting import text
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, collect
 from foretell.report.tables import tables_of

@@ -18,10 +18,10 @@ from foretell import ready
 from foretell.checkpoints import base_of_adapters, resolve
 from foretell.cli.options import STDOUT
 from foretell.data import REFUSED, Bad, PackedBlocks
+from foretell.formatting import aligned
 from foretell.hardware import is_slow, slowdown
 from foretell.model import MTPModel
 from foretell.provenance import provenance, write_result
-from foretell.report.formatting import aligned
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 

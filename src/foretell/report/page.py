@@ -14,6 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from foretell.files import replace_file, require_replaceable
+from foretell.formatting import text, title
 from foretell.provenance import Row
 from foretell.report.charts import Chart, charts_of, is_figure
 from foretell.report.charts.selecting import (
@@ -25,7 +26,6 @@ from foretell.report.charts.selecting import (
     while_decoding,
 )
 from foretell.report.drafts import continuations
-from foretell.report.formatting import text, title
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, Sources, collect
 from foretell.report.tables import tables_of

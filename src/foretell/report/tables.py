@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from foretell.formatting import NONE, text, title
 from foretell.provenance import FIELDS, Row
-from foretell.report.formatting import NONE, text, title
 from foretell.report.sources import Source
 
 FOLDED = 24

@@ -7,10 +7,10 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from foretell.formatting import text
 from foretell.provenance import Row
 from foretell.report.charts.drawing import INK, MARKERS, MUTED, SERIES, Chart
 from foretell.report.charts.selecting import described, number
-from foretell.report.formatting import text
 from foretell.report.sources import Source
 
 AXES = {

@@ -7,6 +7,7 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from foretell.formatting import text
 from foretell.provenance import Row
 from foretell.report.charts.drawing import Chart, Line, percent_axis, plot_lines, whole_steps
 from foretell.report.charts.selecting import (
@@ -18,7 +19,6 @@ from foretell.report.charts.selecting import (
     table,
     while_decoding,
 )
-from foretell.report.formatting import text
 from foretell.report.sources import Source
 
 HELD_OUT = (

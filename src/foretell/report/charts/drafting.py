@@ -10,6 +10,7 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foretell.formatting import text
 from foretell.provenance import Row
 from foretell.report.charts.drawing import MUTED, SERIES, WIDTH, Chart, End, Line, plot_lines
 from foretell.report.charts.selecting import (
@@ -23,7 +24,6 @@ from foretell.report.charts.selecting import (
     table,
     while_decoding,
 )
-from foretell.report.formatting import text
 from foretell.report.sources import Source
 
 BEHIND = {"text": " behind text", "own": " behind own"}

@@ -7,10 +7,10 @@ from functools import partial
 
 from matplotlib.figure import Figure
 
+from foretell.formatting import text
 from foretell.provenance import Row
 from foretell.report.charts.drawing import Chart, Line, percent_axis, plot_heat, plot_lines
 from foretell.report.charts.selecting import described, groups, names, number
-from foretell.report.formatting import text
 from foretell.report.sources import Run, Source
 
 READERS = {

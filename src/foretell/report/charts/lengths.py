@@ -11,9 +11,9 @@ from statistics import mean
 from matplotlib.figure import Figure
 
 from foretell.errors import InputError
+from foretell.formatting import text
 from foretell.report.charts.drawing import Chart, Line, plot_lines
 from foretell.report.charts.selecting import described
-from foretell.report.formatting import text
 from foretell.report.sources import Source
 
 

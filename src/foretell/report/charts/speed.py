@@ -8,10 +8,10 @@ from functools import partial
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from foretell.formatting import NONE, text
 from foretell.provenance import Row, near_ties
 from foretell.report.charts.drawing import MUTED, Chart, plot_bars
 from foretell.report.charts.selecting import described, number, of_heads, speeds
-from foretell.report.formatting import NONE, text
 from foretell.report.sources import Source
 
 SPEED_FIELDS = ("speedup", "tokens_per_forward", "tokens_per_second")
