@@ -168,9 +168,10 @@ def test_behind_a_window_that_its_passes_do_not_have_a_model_is_not_decoded() ->
     torch.manual_seed(0)
     model = ft.MTPModel(MoshiForCausalLM(MoshiConfig(**sizes, sliding_window=96)).eval())
     tokens = families.prompt(1, 6)
-    expected = model.lm.generate(tokens, max_new_tokens=8, do_sample=False, pad_token_id=0)
-    found = model.decode(tokens, max_new_tokens=8, drafter=LookupDrafter(2))
-    assert torch.equal(found.sequences, expected)
+    for new in (8, 90):  # to the end of the window
+        expected = model.lm.generate(tokens, max_new_tokens=new, do_sample=False, pad_token_id=0)
+        found = model.decode(tokens, max_new_tokens=new, drafter=LookupDrafter(2))
+        assert torch.equal(found.sequences, expected)
     with pytest.raises(BackboneError, match=r"that far: behind 96 tokens .* token by token"):
         model.decode(tokens, max_new_tokens=100)
 

@@ -62,6 +62,22 @@ def add_head() -> type[Head]:
     return Plain
 
 
+def test_a_design_that_extends_another_does_not_take_its_name() -> None:
+    class Wider(ft.ParallelHeads):
+        class Config(ft.ParallelHeads.Config):
+            extra: int = 1
+
+    assert HEADS["parallel"] is ft.ParallelHeads
+    assert Wider not in HEADS.values()
+
+
+def test_heads_that_name_an_unknown_drafter_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ft.attach(families.build("llama"), "parallel", depth=1)
+    monkeypatch.setattr(ft.ParallelHeads, "drafter", "crystal-ball")
+    with pytest.raises(ft.HeadError, match="'crystal-ball'; there are"):
+        model.decode(families.prompt(), max_new_tokens=2)
+
+
 def test_a_head_with_a_drafter_of_its_own(tmp_path: Path) -> None:
     kind = add_head()
     model = ft.attach(families.build("llama"), "matrix", depth=2)

@@ -7,7 +7,10 @@ import foretell as ft
 
 
 def test_the_public_names_are_there() -> None:
-    assert {"MTPModel", "attach"} < set(ft.__all__) <= set(dir(ft))
+    assert {
+        "BackboneError", "CheckpointError", "ForetellError", "HeadError", "InputError", "MTPModel",
+        "ParallelHeads", "ResidualHeads", "SequentialHeads", "attach", "patch", "unpatch",
+    } == set(ft.__all__)  # fmt: skip
     for name in ft.__all__:
         assert getattr(ft, name).__module__.startswith("foretell.")
     assert ft.__version__

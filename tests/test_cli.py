@@ -45,6 +45,7 @@ from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
 from foretell.cli import bench, common, drafting, options
 from foretell.cli.generate import _Printer
 from foretell.data import read_prompts
+from foretell.data.distill import DistillOptions
 from foretell.decoding import (
     AcceptanceRule,
     Distance,
@@ -195,7 +196,7 @@ def test_options_of_what_has_no_config_have_its_defaults() -> None:
     """Sampling and the like: a default in a signature is typed a second time for help."""
     for command, callee, names in (
         ("generate", Sampling, "temperature top_k top_p min_p repetition_penalty"),
-        ("distill", Sampling, "temperature top_p"),
+        ("distill", DistillOptions, "max_new_tokens temperature top_p"),
         ("bench", compare, "repeats batch_size"),
         ("probe", ProbeOptions, "depth width positions layer_positions draft_model seed"),
     ):

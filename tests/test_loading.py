@@ -376,7 +376,7 @@ def test_heads_name_their_backbone_wherever_they_are_loaded(tmp_path: Path, monk
         ("backbone", {"fingerprint": 3}, "backbone.fingerprint is 3"),
         ("backbone", {"architecture": None}, "backbone.architecture is None"),
         ("backbone", {"adapted": "yes"}, "backbone.adapted is 'yes'"),
-        ("head", {"depth": 10**9}, "depth is 1000000000; a head predicts at most depth 256"),
+        ("head", {"depth": 10**9}, "depth is 1000000000; it must be at most 256"),
         ("head", {"depth": 200}, "heads of depth 200 have more modules than heads.safetensors has"),
         ("head", {"depth": "2"}, "depth is '2'"),
         ("head", {"layers": 10**9}, "layers is 1000000000"),

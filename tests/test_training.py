@@ -1,4 +1,5 @@
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -186,6 +187,21 @@ def test_the_directory_of_another_run_is_refused(tmp_path: Path, changes: dict) 
         train(small_model(), corpus(), settings(log_every=1, **changes), out)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in out.rglob("*")) == before
+
+
+def test_a_run_that_wrote_its_numbers_otherwise_is_the_same_run(tmp_path: Path) -> None:
+    from foretell.training.rundir import RunDirectory
+
+    run, source = RunDirectory(tmp_path / "run"), {"backbone": "abc"}
+    config = TrainConfig.parse({"steps": 10, "objective": {"schedule": "drop", "drop_at": 5000}})
+    run.claim(config, source, {"seed": 0})
+    written = run.path / "config.yaml"
+    text = written.read_text(encoding="utf-8")
+    written.write_text(text.replace("drop_at: 5000.0", "drop_at: 5000"), encoding="utf-8")
+    assert written.read_text(encoding="utf-8") != text
+    run.claim(config, source, {"seed": 0})
+    with pytest.raises(InputError, match="other settings"):
+        run.claim(config.replace(seed=1), source, {"seed": 0})
 
 
 def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
@@ -567,6 +583,17 @@ def test_settings_stay_as_they_are() -> None:
     assert head.replace(depth=3) == ft.ParallelHeads.Config(depth=3)
     with pytest.raises(InputError, match="depth is 0"):
         head.replace(depth=0)
+    # What was not told follows from what is told now.
+    assert head.replace(init="copy") == ft.ParallelHeads.Config(depth=2, init="copy")
+    assert TrainConfig(steps=3).replace(recipe="native") == TrainConfig(steps=3, recipe="native")
+
+
+def test_settings_and_errors_go_to_other_processes() -> None:
+    config = TrainConfig(steps=3, objective={"scale": 0.3}, lora={"targets": ("q_proj",)})
+    assert pickle.loads(pickle.dumps(config)) == config
+    with pytest.raises(InputError) as caught:
+        TrainConfig(steps=0)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
 def test_numbers_without_a_point_are_numbers() -> None:

@@ -53,7 +53,7 @@ class BaseConfig(BaseModel):
 
     @classmethod
     def called(cls) -> str:
-        """What a message calls them together."""
+        """What messages call these settings."""
         return "settings"
 
     @classmethod
@@ -67,7 +67,8 @@ class BaseConfig(BaseModel):
 
     def replace(self, **changes: Any) -> Self:
         """The same with other values, checked again."""
-        return type(self)(**{**dict(self), **changes})
+        told = {name: getattr(self, name) for name in self.model_fields_set}
+        return type(self)(**{**told, **changes})
 
 
 WANTED = {
@@ -90,8 +91,11 @@ class _Fault(InputError):
     """What is wrong with one setting: it has a longer path where settings hold settings."""
 
     def __init__(self, path: str, wrong: str, called: str = "") -> None:
-        super().__init__(f"{path or called} {wrong}")
-        self.path, self.wrong = path, wrong
+        super().__init__(path, wrong, called)  # as given, so that it can be pickled
+        self.path, self.wrong, self.called = path, wrong, called
+
+    def __str__(self) -> str:
+        return f"{self.path or self.called} {self.wrong}"
 
 
 def _first(error: ValidationError, kind: type[BaseConfig]) -> InputError:

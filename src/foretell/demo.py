@@ -41,7 +41,7 @@ HELD_OUT = "stdlib:held-out"
 WIDTH = 32
 """Strings that the probe follows."""
 POSITIONS = 512
-"""At which it does."""
+"""Positions that the probe measures."""
 BLOCKS = 64
 """Of held-out text, that the heads are measured on."""
 PROMPT_TOKENS = 64
@@ -280,7 +280,7 @@ def _rows(speeds: Sequence[tuple[str, SpeedTable]]) -> list[dict[str, Any]]:
 def _save(
     path: Path, model: MTPModel, seed: int | None, settings: dict[str, Any], rows: list[Any]
 ) -> Path:
-    """Write a result file; its name is the command whose it could be."""
+    """Write a result file; named after the command that writes such a file."""
     origin = provenance(seed, model.backbone.device, model.backbone.dtype)
     write_result(path, path.stem, {**settings, "backbone": model.fingerprint()}, rows, origin)
     return path

@@ -26,7 +26,7 @@ class AuxiliaryLoss:
     """A function from what the decoder answered to what the model adds to its cross-entropy.
 
     Args:
-        parts: of the model whose it is.
+        parts: of the model that has the loss.
         options: of the decoder's pass.
         reads_logits: whether logits are needed, (B, T, V) of them.
     """

@@ -88,7 +88,8 @@ class Adapters:
                 loaded = peft.PeftModel.from_pretrained(model, str(path), is_trainable=True)
                 # Again, for what it says: tensors without a place are passed over in silence.
                 result = loaded.load_adapter(str(path), loaded.active_adapter, is_trainable=True)
-            if unplaced := _unplaced(result.unexpected_keys, _read(path)):
+            unexpected = result.unexpected_keys
+            if unexpected and (unplaced := _unplaced(unexpected, _read(path))):
                 more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
                 raise ValueError(f"the model has no place for {unplaced[0]}{more}")
         return cls(loaded, base, learned)
@@ -188,7 +189,7 @@ def _read(path: Path) -> dict[str, Tensor]:
 
 
 def _unplaced(names: Sequence[str], held: dict[str, Tensor]) -> list[str]:
-    """Those for which the model has no place, but of copies: peft writes some tensors twice."""
+    """Names that the model has no place for, except copies: peft writes some tensors twice."""
     placed = [tensor for name, tensor in held.items() if name not in names]
     return [
         name
@@ -235,7 +236,7 @@ def _learning(model: nn.Module) -> tuple[nn.Parameter, ...]:
 
 @contextmanager
 def _quiet_peft() -> Iterator[None]:
-    """Without what peft warns about in words of yesterday; missing tensors are an error here."""
+    """Without what peft warns about about old names; missing tensors are an error here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.filterwarnings("error", message=".*missing adapter keys")

@@ -219,8 +219,14 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
         if further is None or (place := resolve(further)) in passed:
             break
         where = place
-    with _explained(where, "its tokenizer", _check_tokenizer):
-        found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    try:
+        with _explained(where, "its tokenizer", _check_tokenizer):
+            found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except CheckpointError:  # adapters on the Hub may come without one, which is not seen before
+        base = None if Path(where).is_dir() else base_of_adapters(where)
+        if base is None or resolve(base) == where:
+            raise
+        return load_tokenizer(base)
     return cast(PreTrainedTokenizerBase, found)
 
 

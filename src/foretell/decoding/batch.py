@@ -208,7 +208,7 @@ class Batch:
         return stay
 
     def alone(self, number: int) -> "Batch":
-        """One row as a batch of its own. The row is the same; the passes are not."""
+        """One row as a batch of its own. They share the row; `tokens` of this one stay behind."""
         batch = copy(self)
         row = self.rows[number]
         batch.rows, batch.present = [row], [row]

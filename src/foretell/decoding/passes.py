@@ -12,7 +12,7 @@ from torch import Tensor
 from foretell.backbone import Backbone, BackboneOutput
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.batch import Batch
-from foretell.decoding.cache import READ_AGAIN, new_past
+from foretell.decoding.cache import READ_AGAIN, new_past, require_steps
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import Committed
@@ -76,6 +76,7 @@ class Passes:
         self.rows = len(batch)
         self.capacity = capacity(batch, width)
         fixed = width is not None
+        require_steps(backbone, max(batch.lengths) + batch.room)
         self.past = new_past(backbone, self.rows, self.capacity, fixed=fixed, compiled=compiled)
         if width is not None:
             require_invariance(backbone, self.rows, width, self.capacity)

@@ -9,7 +9,7 @@ from foretell.checkpoints import load_tokenizer
 from foretell.errors import CheckpointError, InputError
 
 
-def require_vocabulary(
+def require_same_tokens(
     name: str, draft: Backbone, tokenizer: str | None, model: Backbone, own_tokenizer: str | None
 ) -> None:
     """See to it that a draft model's tokens have the numbers that they have in the model.

@@ -42,7 +42,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.drafters import DRAFT_LENGTH, NAMED, require_trees
 from foretell.errors import HeadError, InputError
-from foretell.generation.draft_models import require_vocabulary, resize_vocabulary
+from foretell.generation.draft_models import require_same_tokens, resize_vocabulary
 from foretell.generation.options import UNSET, GenerateOptions, StreamOptions
 from foretell.generation.streaming import Columns
 from foretell.generation.translation import (
@@ -363,7 +363,7 @@ class Generating(nn.Module):
     def _load_draft_model(self, name: str) -> Self:
         draft = type(self).from_pretrained(name, dtype=self.dtype, device=self.device)
         ours, its = self.backbone, draft.backbone
-        require_vocabulary(name, its, draft.tokenizer_path, ours, self.tokenizer_path)
+        require_same_tokens(name, its, draft.tokenizer_path, ours, self.tokenizer_path)
         if its.vocab_size != ours.vocab_size:
             draft.merge_adapters()
             draft.head = None  # it does not fit the new vocabulary

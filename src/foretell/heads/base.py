@@ -131,13 +131,13 @@ HEADS: dict[str, type["Head"]] = {}
 
 
 class Head(nn.Module, ABC):
-    """Predicts depths 1…K. A subclass with a `Config` of its own is known by that config's kind."""
+    """Predicts depths 1…K. A subclass is known by its config's `kind`, where that is its own."""
 
     Config: ClassVar[type[HeadConfig]]
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        if "Config" in vars(cls):
+        if "kind" in vars(vars(cls).get("Config", object)):
             HEADS[cls.Config.kind] = cls
 
     def __init__(self, config: HeadConfig, parts: Parts) -> None:

@@ -4,7 +4,7 @@ from foretell.config import BaseConfig, Count
 
 
 class Limits(BaseConfig):
-    """What a server takes on, and what it refuses."""
+    """Limits of a server; a request beyond them is refused."""
 
     max_batch: Count = 16
     """Requests decoded together."""

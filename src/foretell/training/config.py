@@ -47,7 +47,7 @@ class LoraSettings(BaseConfig):
     """Scale of the update, times its rank."""
     dropout: Share = 0.0
     """Dropout before the update."""
-    targets: str | list[str] = "all-linear"
+    targets: str | Annotated[list[str], Field(strict=False)] = "all-linear"
     """Names of the matrices adapted, or `all-linear` for all in the blocks."""
     merge: bool = True
     """Save the backbone with the update added, an ordinary checkpoint; otherwise base and adapters

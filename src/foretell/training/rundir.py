@@ -114,7 +114,7 @@ class RunDirectory:
         }
         if settings.is_file():
             for path, text in texts.items():
-                if path.is_file() and path.read_text(encoding="utf-8") != text:
+                if path.is_file() and not _same(path.read_text(encoding="utf-8"), text):
                     other = "settings" if path == settings else "backbone or data"
                     raise InputError(
                         f"{self.path}: holds a run with other {other}, see {path.name} in it; "
@@ -199,6 +199,16 @@ class RunDirectory:
             if line.endswith("\n") and json.loads(line)["step"] <= step
         ]
         write_whole(self._metrics, "".join(kept))
+
+
+def _same(text: str, other: str) -> bool:
+    """Whether two files say the same, in YAML or JSON, which is YAML too: 1 is 1.0."""
+    if text == other:
+        return True
+    try:
+        return bool(yaml.safe_load(text) == yaml.safe_load(other))
+    except yaml.YAMLError:
+        return False
 
 
 def _step_of(checkpoint: Path) -> int:

@@ -261,10 +261,11 @@ class MTPTrainer(Trainer):
     def store(self, directory: Path) -> None:
         """Save the model; heads alone where the backbone did not change and can be found again."""
         apart = self.mtp.adapters is not None or not self.settings.backbone_learns
+        beside = self.mtp.tokenizer_path == self.mtp.backbone_path  # of the backbone
         self.mtp.save_pretrained(
             directory,
             backbone_path=self.backbone_path if apart else None,
-            tokenizer=None if apart and self.backbone_path else self.tokenizer_beside,
+            tokenizer=None if apart and beside and self.backbone_path else self.tokenizer_beside,
         )
 
     # -- checkpoints: one form for every number of processes, see `foretell.training.snapshots` --

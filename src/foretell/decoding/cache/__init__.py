@@ -1,7 +1,7 @@
 """What has been read: keys and values of the rows, from whose ends tokens can be taken back."""
 
 from foretell.decoding.cache.blocks import keeps_blocks
-from foretell.decoding.cache.past import Past, decodes, new_past, require_decoding
+from foretell.decoding.cache.past import Past, decodes, new_past, require_decoding, require_steps
 from foretell.decoding.cache.restoring import (
     READ_AGAIN,
     RestoringPast,
@@ -23,5 +23,6 @@ __all__ = [
     "recurrent_layers",
     "require_decoding",
     "require_rollback",
+    "require_steps",
     "takes_masks",
 ]

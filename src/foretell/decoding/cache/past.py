@@ -12,7 +12,12 @@ from transformers import Cache
 from foretell.backbone import Ability, Backbone
 from foretell.backbone.anatomy import name_of
 from foretell.backbone.masks import last_threshold
-from foretell.decoding.cache.restoring import RestoringPast, steps_as_it_reads, takes_back
+from foretell.decoding.cache.restoring import (
+    TRIED,
+    RestoringPast,
+    steps_as_it_reads,
+    takes_back,
+)
 from foretell.decoding.cache.slotted import SlottedPast, takes_masks
 from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError
@@ -93,8 +98,7 @@ def new_past(
     """The past of `rows` rows of up to `capacity` tokens; see `SlottedPast`.
 
     Raises:
-        BackboneError: the backbone's rows cannot share a batch, no draft can be taken back, or its
-            passes over so many tokens are not what `generate` computes.
+        BackboneError: the backbone's rows cannot share a batch, or no draft can be taken back.
     """
     if masked := takes_masks(backbone, capacity):
         return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
@@ -109,10 +113,22 @@ def new_past(
             "or of one width: it takes no attention mask that lets them see pasts of any length "
             f"({masked.lacking})."
         )
-    past, threshold = RestoringPast(backbone), last_threshold(backbone.config, capacity)
-    if threshold and not (able := steps_as_it_reads(backbone, threshold)):
+    return RestoringPast(backbone)
+
+
+def require_steps(backbone: Backbone, length: int) -> None:
+    """Refuse texts of `length` tokens in which drafts cannot leave the output as it is.
+
+    Raises:
+        BackboneError: its passes over so many tokens are not what `generate` computes.
+    """
+    if backbone.rotary is not None:  # after its switch the passes of a trial rotate otherwise
+        length = min(length, backbone.rotary.switch - TRIED)
+    threshold = last_threshold(backbone.config, length)
+    if not threshold or takes_masks(backbone, length):
+        return
+    if not (able := steps_as_it_reads(backbone, threshold)):
         raise BackboneError(
             f"{name_of(backbone.model)} cannot be decoded in drafts that far: {able.lacking}; ask "
             "for less, or use transformers' generate."
         )
-    return past

@@ -185,6 +185,10 @@ def require_rollback(backbone: Backbone) -> None:
         )
 
 
+TRIED = 8
+"""Tokens after a threshold, when `steps_as_it_reads` tries it."""
+
+
 @ability
 def steps_as_it_reads(backbone: Backbone, length: int) -> str | None:
     """Behind `length` tokens, steps on transformers' own cache must say what one pass says.
@@ -194,7 +198,7 @@ def steps_as_it_reads(backbone: Backbone, length: int) -> str | None:
     are 0), each pass breaks them in its own way. Drafts are read in passes of several tokens: then
     there is nothing that they could be identical to.
     """
-    tokens = torch.arange(length + 8, device=backbone.device).remainder(backbone.vocab_size)
+    tokens = torch.arange(length + TRIED, device=backbone.device).remainder(backbone.vocab_size)
     tokens, cache = tokens.unsqueeze(0), DynamicCache(config=backbone.config)
     backbone(tokens[:, :length], cache=cache)
     steps = [backbone(token, cache=cache).final for token in tokens[:, length:].split(1, dim=1)]

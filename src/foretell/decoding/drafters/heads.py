@@ -16,11 +16,15 @@ def drafter_for(
     """A new drafter for `head`, of chains or of trees.
 
     Raises:
-        HeadError: there is no head.
+        HeadError: there is no head, or it names a drafter that there is not.
         InputError: it cannot draft so.
     """
     if head is None:
         raise HeadError("the model has no heads; train some with `foretell train`.")
+    if head.drafter not in OF_HEADS:
+        raise HeadError(
+            f"the heads name the drafter {head.drafter!r}; there are {', '.join(OF_HEADS)}."
+        )
     return OF_HEADS[head.drafter](backbone, head, length, shape)
 
 
