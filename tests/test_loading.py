@@ -1,6 +1,7 @@
 """Loading a backbone: in the type asked for, as transformers does, or one line that helps."""
 
 import json
+import logging
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -84,6 +85,20 @@ def test_a_model_computes_what_it_does_in_transformers(
     where = computed(name, stored, tmp_path)
     plain = AutoModelForCausalLM.from_pretrained(where, dtype=dtype)
     assert torch.equal(logits(load_causal_lm(where, dtype)), logits(plain))
+
+
+def test_loading_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor what transformers warns of where its logger has a level, as of plans to shard layers."""
+    heard: list[str] = []
+    listener = logging.Handler()
+    monkeypatch.setattr(listener, "emit", lambda record: heard.append(record.getMessage()))
+    logger = logging.getLogger("transformers")
+    logger.addHandler(listener)
+    try:
+        load_causal_lm("tiny")
+    finally:
+        logger.removeHandler(listener)
+    assert not heard
 
 
 def test_heads_are_loaded_onto_a_backbone_of_the_type_asked_for(tmp_path: Path) -> None:

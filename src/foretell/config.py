@@ -87,7 +87,7 @@ WANTED = {
 """What to say of pydantic's errors, by their type."""
 
 
-class _Fault(InputError):
+class SettingError(InputError):
     """What is wrong with one setting: it has a longer path where settings hold settings."""
 
     def __init__(self, path: str, wrong: str, called: str = "") -> None:
@@ -105,14 +105,14 @@ def _first(error: ValidationError, kind: type[BaseConfig]) -> InputError:
     name = ".".join(str(part) for part in fault["loc"][:1])
     facts = fault.get("ctx", {})
     cause = facts.get("error")
-    if isinstance(cause, _Fault):
-        return _Fault(".".join(part for part in (name, cause.path) if part), cause.wrong)
+    if isinstance(cause, SettingError):
+        return SettingError(".".join(part for part in (name, cause.path) if part), cause.wrong)
     if isinstance(cause, InputError):
         return cause
     if fault["type"] == "extra_forbidden":
         known = ", ".join(kind.model_fields)
-        return _Fault("", f"has no {name!r}; it has {known}.", kind.called())
+        return SettingError("", f"has no {name!r}; it has {known}.", kind.called())
     if fault["type"] == "missing":
-        return _Fault(name, "is missing; it has no default.")
+        return SettingError(name, "is missing; it has no default.")
     wanted = WANTED.get(fault["type"], "").format_map(facts).replace("'", "") or fault["msg"]
-    return _Fault(name, f"is {fault['input']!r}; {wanted}.")
+    return SettingError(name, f"is {fault['input']!r}; {wanted}.")

@@ -431,13 +431,19 @@ def _unplaced(model: nn.Module, where: str, unexpected: Collection[str]) -> list
 def _quiet(logger: str) -> Iterator[Any]:
     """No load report from transformers: what it would warn about is an error here."""
     log = logging.getLogger(logger)
-    level = log.level
-    log.setLevel(logging.ERROR)
+    # Not by its level, by which transformers decides to look at more things to warn of.
+    errors = _Errors()
+    log.addFilter(errors)
     try:
         yield
     finally:
-        log.setLevel(level)
+        log.removeFilter(errors)
 
 
 def _shorten(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+class _Errors(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR

@@ -35,7 +35,9 @@ class Serve(options.Command):
     )
     model_name: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="The model's name in requests. [default: as MODEL]"),
+        typer.Option(
+            metavar="NAME", help="The model's name in requests. [default: the last part of MODEL]"
+        ),
     ] = None
     api_key: Annotated[
         str | None,
