@@ -1446,3 +1446,16 @@ def test_a_bug_is_not_dressed_up(place: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(common, "load_model", bug)
     with pytest.raises(ZeroDivisionError):
         run("info", place / "plain")
+
+
+def test_without_a_terminal_lines_say_how_far_it_is(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = iter([0.0, 10.0, 40.0, 50.0, 80.0])
+    monkeypatch.setattr(common.time, "monotonic", lambda: next(clock))
+    with common.progress_bar("Probing") as progress:
+        for share in (0.1, 0.25, 0.5, 0.8):
+            progress(share)
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err == "Probing: 25%, about 0:02:00 to go\nProbing: 80%, about 0:00:20 to go\n"

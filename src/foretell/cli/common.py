@@ -1,8 +1,10 @@
 """What the commands share: what they say while they load, tables, progress and result files."""
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +120,35 @@ def quiet_transformers() -> None:
     transformers_logging.set_verbosity_error()
 
 
+EVERY = 30.0
+"""Seconds between the lines of `progress_bar` where there is no terminal."""
+
+
 @contextmanager
 def progress_bar(description: str) -> Iterator[Any]:
-    """A bar; yields a function that takes the share done (0…1)."""
+    """A bar, or lines on stderr; yields a function that takes the share done (0…1)."""
+    if not console.is_terminal:
+        yield _Lines(description)
+        return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
         task = progress.add_task(description, total=1.0)
         yield lambda share: progress.update(task, completed=share)
+
+
+class _Lines:
+    """Says now and then how far it is; nothing of what is soon done."""
+
+    def __init__(self, description: str) -> None:
+        self.description = description
+        self.began = self.told = time.monotonic()
+
+    def __call__(self, share: float) -> None:
+        now = time.monotonic()
+        if now - self.told >= EVERY and share > 0 and not console.quiet:
+            self.told = now
+            left = timedelta(seconds=round((now - self.began) * (1 - share) / share))
+            typer.echo(f"{self.description}: {share:.0%}, about {left} to go", err=True)
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
