@@ -292,6 +292,13 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any], message: str) -
         model().generate(ROW, **options)
 
 
+@pytest.mark.parametrize("way", ["decode", "stream"])
+def test_tokens_that_are_no_tensor_are_refused(way: str) -> None:
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(ft.InputError, match="return_tensors='pt'"):
+        getattr(model, way)([1, 2, 3], max_new_tokens=2)
+
+
 def test_texts_are_no_prompts() -> None:
     tokenizer = load_tokenizer("tiny")
     for wrong in ("def main(", [[1, 2]], tokenizer("def", return_tensors="pt")):

@@ -182,8 +182,13 @@ def inferred_mask(prompts: Tensor, padding: int | None, ends: Collection[int]) -
     """The attention mask of prompts without one, as transformers infers it.
 
     Raises:
-        InputError: the padding token stands inside a prompt.
+        InputError: the prompts are no tensor, or the padding token stands inside one.
     """
+    if not hasattr(prompts, "ndim"):
+        raise InputError(
+            "the prompts are no tensor; give rows of tokens, (B, T), as a tokenizer returns them "
+            "with return_tensors='pt'."
+        )
     if padding is None or padding in ends or prompts.ndim != 2:
         return None
     mask = prompts != padding
