@@ -75,12 +75,16 @@ class Checked:
             rtol=1e-3,
             atol=1e-3,
         )
+        self.compare(row, draft, output, last)
+        return draft
+
+    def compare(self, row, draft: Draft, output, last: int) -> None:
+        """Every drafted token is what the heads say at place `last` of the row (1, T)."""
         states = self.model.depth_hidden(row, output)
         for token, state in zip(draft.tokens[0].tolist(), states, strict=False):
             logits = self.model.backbone.unembed(state[0, last])
             assert logits[token] >= logits.max() - 1e-3
             self.drafts += 1
-        return draft
 
 
 def short_context(family: str) -> ft.MTPModel:

@@ -4,10 +4,6 @@ transformers fills tensors that a checkpoint lacks with random numbers and a war
 an error, as is everything else that would leave a model silently wrong.
 """
 
-import logging
-import re
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -26,31 +22,24 @@ from transformers import (
 
 from foretell.backbone.weights import is_plain
 from foretell.checkpoints.adapters import Adapters, base_of_adapters, fit_vocabulary
+from foretell.checkpoints.explaining import (
+    check_generation,
+    check_tokenizer,
+    check_weights,
+    explained,
+    tokenizer_files,
+    without_place,
+    wrapped_name,
+)
 from foretell.checkpoints.heads import (
     CONFIG_FILES,
     config_file,
     is_foretell_directory,
     read_about,
 )
-from foretell.checkpoints.reading import GGUF, open_tensors, read_object, require_itself
-from foretell.errors import BackboneError, CheckpointError, InputError
+from foretell.checkpoints.reading import GGUF
+from foretell.errors import CheckpointError, InputError
 from foretell.files import local_path
-
-INDEX = "model.safetensors.index.json"
-_WRAPPERS = re.compile(
-    r"(_orig_mod|module|_fsdp_wrapped_module|_checkpoint_wrapped_module|base_model\.model|base_layer)\."
-)
-"""What torch.compile, DDP, FSDP, activation checkpointing and peft put into names."""
-
-_OTHER_WEIGHTS = {
-    **dict.fromkeys(
-        ("*.bin", "*.pt", "*.pth", "*.ckpt"),
-        "is a pickle file, which can run code when it is read, and is not read; convert it to "
-        "safetensors.",
-    ),
-    "*.gguf": GGUF,
-    "*.safetensors": "is not called model.safetensors, and no index names it; rename it.",
-}
 
 BUNDLED = ("tiny", "tiny-mtp")
 """Models that come with foretell."""
@@ -94,8 +83,8 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     if (base := base_of_adapters(where)) is not None:
         return _merged(where, base, dtype)
     _refuse_heads_alone(where)
-    _check_generation(where)
-    with _explained(where, check=_check_weights):
+    check_generation(where)
+    with explained(where, check=check_weights):
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             where,
             dtype="auto" if dtype is None else dtype,
@@ -107,9 +96,9 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     model, info = loaded
     missing = sorted(info["missing_keys"])
     mismatched = sorted(str(key[0]) for key in info["mismatched_keys"])
-    if wrapped := _wrapped(missing, info["unexpected_keys"]):
+    if found := wrapped_name(missing, info["unexpected_keys"]):
         raise CheckpointError(
-            f"{where}: holds {wrapped[0]} for {wrapped[1]}, a name that a wrapper (torch.compile, "
+            f"{where}: holds {found[0]} for {found[1]}, a name that a wrapper (torch.compile, "
             "DDP, FSDP, peft) left; save the model that is inside of the wrapper."
         )
     for problem, names in (("lacks", missing), ("has another shape for", mismatched)):
@@ -118,7 +107,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             raise CheckpointError(
                 f"{where}: the checkpoint {problem} {names[0]}{more}; fetch it again."
             )
-    if unplaced := _unplaced(model, where, info["unexpected_keys"]):
+    if unplaced := without_place(model, where, info["unexpected_keys"]):
         more = f" and {len(unplaced) - 1} more" if len(unplaced) > 1 else ""
         raise CheckpointError(
             f"{where}: holds {unplaced[0]}{more}, and the model that its config.json describes has "
@@ -198,7 +187,7 @@ def new_causal_lm(
     """A causal LM of the config found at `name`, with random weights of type `dtype`."""
     where = resolve(name)
     _refuse_heads_alone(where)
-    with _explained(where):
+    with explained(where):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
@@ -220,7 +209,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
             break
         where = place
     try:
-        with _explained(where, "its tokenizer", _check_tokenizer):
+        with explained(where, "its tokenizer", check_tokenizer):
             found = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except CheckpointError:  # adapters on the Hub may come without one, which is not seen before
         base = None if Path(where).is_dir() else base_of_adapters(where)
@@ -232,7 +221,7 @@ def load_tokenizer(name: str | Path) -> PreTrainedTokenizerBase:
 
 def has_tokenizer(where: str) -> bool:
     """Whether a directory has files of a tokenizer; of what the Hub has, it is taken to be so."""
-    return not Path(where).is_dir() or bool(_tokenizer_files(Path(where)))
+    return not Path(where).is_dir() or bool(tokenizer_files(Path(where)))
 
 
 def backbone_of_heads(where: str) -> str | None:
@@ -286,164 +275,3 @@ def _find_on_hub(name: str) -> str:
     else:
         return name
     raise InputError(f"model {name!r} {reason}; check the name.")
-
-
-@contextmanager
-def _explained(
-    where: str, what: str = "the model", check: Callable[[Path], object] = lambda directory: None
-) -> Iterator[None]:
-    """Turn what transformers raises into one line; `check` may find the file that is to blame."""
-    try:
-        with _quiet("transformers.modeling_utils"):
-            yield
-    except Exception as error:  # a broken config.json can break transformers anywhere
-        reason = " ".join(str(error).split())
-        if "Unrecognized configuration class" in reason:
-            raise BackboneError(f"{where}: is not a causal language model.") from None
-        if "trust_remote_code" in reason:
-            raise CheckpointError(
-                f"{where}: {what} brings code of its own, which is not run; only what transformers "
-                "itself knows is loaded."
-            ) from None
-        if (directory := _directory(where)) is not None:
-            _read_config(directory)
-            check(directory)
-        if "attn_implementation" in reason or "has been toggled on" in reason:
-            raise CheckpointError(
-                f"{where}: config.json asks for an attention that cannot be had here "
-                f"({_shorten(reason)}); install it, or take attn_implementation out of that file."
-            ) from None
-        raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
-
-
-def _directory(where: str) -> Path | None:
-    """Where a model's files lie on this machine, in the Hub's cache too; None where they do not."""
-    if Path(where).is_dir():
-        return Path(where)
-    try:
-        found = try_to_load_from_cache(where, "config.json")
-    except HFValidationError:
-        return None
-    return Path(found).parent if isinstance(found, str) else None
-
-
-def _read_config(directory: Path) -> dict[str, Any]:
-    """What every model has to have."""
-    if not (directory / "config.json").exists() and (found := sorted(directory.glob("*.gguf"))):
-        raise CheckpointError(f"{found[0]}: {GGUF}")
-    return read_object(directory / "config.json")
-
-
-def _check_generation(where: str) -> None:
-    """Raise for a broken file, which transformers passes over, and how generation ends with it."""
-    directory = _directory(where)
-    if directory is not None and (path := directory / "generation_config.json").exists():
-        read_object(path)
-
-
-def _check_weights(directory: Path) -> None:
-    """Raise for the first file of weights that is not there, or not whole."""
-    for path in _weight_files(directory):
-        with open_tensors(path):
-            pass
-
-
-def _weight_files(directory: Path) -> list[Path]:
-    named = _read_config(directory).get("transformers_weights")
-    single, index = (directory / name for name in ("model.safetensors", INDEX))
-    if isinstance(named, str):
-        return [directory / named]
-    if single.exists():
-        return [single]
-    if index.exists():
-        files = read_object(index).get("weight_map")
-        if not isinstance(files, dict) or not all(isinstance(v, str) for v in files.values()):
-            raise CheckpointError(f"{index}: has no weight_map of names to files; fetch it again.")
-        return [directory / file for file in sorted(set(files.values()))]
-    for pattern, problem in _OTHER_WEIGHTS.items():
-        if found := sorted(directory.glob(pattern)):
-            raise CheckpointError(f"{found[0]}: {problem}")
-    raise CheckpointError(f"{directory}: has no model.safetensors; fetch the weights too.")
-
-
-def _check_tokenizer(directory: Path) -> None:
-    """Raise where there is none, or for its first file that is not whole."""
-    found = _tokenizer_files(directory)
-    for path in found:
-        require_itself(path)
-        if path.suffix == ".json":
-            read_object(path)
-    if not found or [path.name for path in found] == ["tokenizer_config.json"]:
-        raise CheckpointError(
-            f"{directory}: has no tokenizer beside the weights (tokenizer.json, tokenizer.model); "
-            "copy the model's own there."
-        )
-
-
-def _tokenizer_files(directory: Path) -> list[Path]:
-    kinds = ("tokenizer*", "vocab*", "merges.txt", "*.model", "*.tiktoken", "tekken.json")
-    return sorted({path for kind in kinds for path in directory.glob(kind)})
-
-
-def _wrapped(missing: Collection[str], unexpected: Collection[str]) -> tuple[str, str] | None:
-    """A name with what a wrapper put into it, and the missing one that it stands for."""
-    for name in sorted(unexpected):
-        plain = _WRAPPERS.sub("", name)
-        if plain != name and plain in missing:
-            return name, plain
-    for name in sorted(missing)[:1]:
-        for other in sorted(unexpected):
-            prefix = other.removesuffix(name)
-            if prefix != other and all(f"{prefix}{each}" in unexpected for each in missing):
-                return other, name
-    return None
-
-
-def _unplaced(model: nn.Module, where: str, unexpected: Collection[str]) -> list[str]:
-    """Weights of a part that the model has, a block or a single layer, which it has no place for.
-
-    Without them it would say something else than it learned to. Modules for further tokens, towers
-    for images and the like are parts by themselves, and may be missing. So may constants that old
-    checkpoints store: causal masks, and numbers.
-    """
-    parts = dict(model.named_modules())
-
-    def belongs(name: str) -> bool:
-        while name not in parts:
-            name = name.rpartition(".")[0]
-        alone = name != "" and not any(parts[name].children())
-        return alone or any(piece.isdigit() for piece in name.split("."))
-
-    names = {name for name in unexpected if belongs(name)}
-    if not names or (directory := _directory(where)) is None:
-        return []
-    found = []
-    for path in _weight_files(directory):
-        with open_tensors(path) as file:
-            for name in names & set(file.keys()):
-                held = file.get_slice(name)
-                if held.get_dtype()[0] in "FB" and 1 <= len(held.get_shape()) <= 3:
-                    found.append(name)
-    return sorted(found)
-
-
-@contextmanager
-def _quiet(logger: str) -> Iterator[Any]:
-    """No load report from transformers: what it would warn about is an error here."""
-    log = logging.getLogger(logger)
-    # Not by its level, by which transformers decides to look at more things to warn of.
-    errors = _Errors()
-    log.addFilter(errors)
-    try:
-        yield
-    finally:
-        log.removeFilter(errors)
-
-
-def _shorten(text: str, limit: int = 200) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-class _Errors(logging.Filter):
-    def filter(self, record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR

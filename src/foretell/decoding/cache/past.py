@@ -15,6 +15,7 @@ from foretell.backbone.masks import last_threshold
 from foretell.decoding.cache.restoring import (
     TRIED,
     RestoringPast,
+    refuse_unless,
     steps_as_it_reads,
     takes_back,
 )
@@ -85,11 +86,7 @@ def require_decoding(backbone: Backbone) -> None:
     Raises:
         BackboneError: `decodes` does not hold.
     """
-    if not (able := decodes(backbone)):
-        raise BackboneError(
-            f"{name_of(backbone.model)} cannot be decoded in drafts: {able.lacking}; use "
-            "transformers' generate."
-        )
+    refuse_unless(decodes(backbone), backbone)
 
 
 def new_past(
@@ -104,12 +101,12 @@ def new_past(
         return SlottedPast(backbone, rows, capacity, fixed=fixed, compiled=compiled)
     if rows > 1:
         raise BackboneError(
-            f"{type(backbone.model).__name__} takes no attention mask that tells rows of different "
+            f"{name_of(backbone.model)} takes no attention mask that tells rows of different "
             f"lengths apart ({masked.lacking}); decode its rows one by one."
         )
     if fixed or compiled:
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in passes of one shape, compiled "
+            f"{name_of(backbone.model)} cannot be decoded in passes of one shape, compiled "
             "or of one width: it takes no attention mask that lets them see pasts of any length "
             f"({masked.lacking})."
         )

@@ -20,6 +20,7 @@ from transformers.cache_utils import (
 )
 
 from foretell.backbone import Ability, Backbone, ability
+from foretell.backbone.anatomy import name_of
 from foretell.backbone.trying import near, told
 from foretell.decoding.cache.extent import Extent
 from foretell.decoding.draft import Draft
@@ -178,10 +179,15 @@ def require_rollback(backbone: Backbone) -> None:
     Raises:
         BackboneError: it cannot be decoded in drafts.
     """
-    if not (found := takes_back(backbone)):
+    refuse_unless(takes_back(backbone), backbone)
+
+
+def refuse_unless(able: Ability, backbone: Backbone) -> None:
+    """Refuse a backbone that is not able to be decoded in drafts, with the reason."""
+    if not able:
         raise BackboneError(
-            f"{type(backbone.model).__name__} cannot be decoded in drafts: {found.lacking}; "
-            "use transformers' generate."
+            f"{name_of(backbone.model)} cannot be decoded in drafts: {able.lacking}; use "
+            "transformers' generate."
         )
 
 
