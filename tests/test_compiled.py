@@ -27,8 +27,11 @@ from foretell.decoding import (
     drafter_for,
     passes,
 )
+from foretell.decoding.arguments import tensors
 from foretell.decoding.cache import slotted
-from foretell.decoding.drafters import parallel
+from foretell.decoding.capturing import Captured
+from foretell.decoding.drafters import model as model_drafter
+from foretell.decoding.drafters import parallel, sequential
 
 NEW = 10
 PROMPTS = ([3, 1, 4, 1, 5, 9, 2, 6], [2], [7, 1, 8, 2, 8])
@@ -150,7 +153,7 @@ def test_a_compiled_step_goes_on_where_slots_are_added(small_llama, monkeypatch)
 def test_a_compiled_step_is_one_for_all_numbers_of_slots_and_rows(small_llama, monkeypatch) -> None:
     """Empty slots and rows that have ended are left out; torch compiles step and heads once for
     all, and for texts of all lengths, but for a row alone, which therefore keeps a neighbour."""
-    monkeypatch.setattr(slotted, "FIXED_SEEN", 8)
+    monkeypatch.setitem(slotted.STAGES, "cpu", (8, 16))
     monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
     model, (tokens, mask) = ft.attach(small_llama, "parallel", depth=2).eval(), batch(3)
     slots, rows = set(), set()
@@ -200,7 +203,7 @@ class Unsteady(NoDrafter):
 def test_a_shape_comes_back_after_slots_were_added(small_llama, monkeypatch) -> None:
     """What was compiled for fewer slots no longer fits, though the arguments look the same."""
     monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
-    monkeypatch.setattr(slotted, "FIXED_SEEN", 8)
+    monkeypatch.setitem(slotted.STAGES, "cpu", (8, 16))
     monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
     model, tokens = ft.attach(small_llama, "parallel", depth=2).eval(), torch.tensor([[3] * 8])
     steps, compiled = (
@@ -311,3 +314,88 @@ def test_compiled_streams_may_take_turns(small_llama, other: Drafter | None) -> 
             steps += [step] if step else []
     assert found == expected
     assert any(step.accepted for (step,) in found[1])
+
+
+@pytest.fixture
+def played_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """In place of CUDA graphs: what was recorded runs again on the tensors of its recording, which
+    is all that a graph knows. Counts what is recorded and what is played back."""
+    counts = [0, 0]
+
+    def record(run):
+        counts[0] += 1
+        output = run()
+
+        def replay() -> None:
+            counts[1] += 1
+            for own, new in zip(tensors(output), tensors(run()), strict=True):
+                own.copy_(new)
+
+        return replay, output
+
+    for module in (passes, parallel, sequential, model_drafter):
+        monkeypatch.setattr(
+            module, "compile_fixed", lambda function, backbone: Captured(function, backbone, record)
+        )
+    return counts
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("name", ["none", "chain", "tree", "lookup", "sequential", "comb", "model"])
+def test_a_step_played_back_changes_no_token(
+    small_llama, played_back: list[int], name: str, rows: int, temperature: float
+) -> None:
+    kind = "sequential" if name in ("sequential", "comb") else "parallel"
+    model = ft.attach(small_llama, kind, depth=2).eval()
+    drawn(model)
+    tokens, mask = batch(rows)
+    steps, graphs = (
+        model.decode(
+            tokens,
+            mask,
+            max_new_tokens=[20, 14, 30][:rows],
+            stop_tokens=(),
+            drafter=drafter(model, "tree" if name == "comb" else name),
+            temperature=temperature,
+            seed=3,
+            compiled=compiled,
+        ).continuations
+        for compiled in (False, True)
+    )
+    assert graphs == steps
+    recorded, replayed = played_back
+    assert 0 < recorded < replayed
+
+
+def test_playback_goes_on_where_slots_are_added_and_rows_leave(
+    small_llama, played_back, monkeypatch
+) -> None:
+    monkeypatch.setattr(slotted, "FIXED_SLOTS", 16)
+    monkeypatch.setattr(passes, "DRAFT_SLOTS", 0)
+    monkeypatch.setitem(slotted.STAGES, "cpu", (8, 16))
+    model = ft.attach(small_llama, "sequential", depth=2).eval()
+    drawn(model)
+    tokens, mask = batch(3)
+    expected, found = (
+        model.decode(
+            tokens, mask, max_new_tokens=[8, 24, 60], stop_tokens=(), compiled=compiled
+        ).continuations
+        for compiled in (False, True)
+    )
+    assert found == expected
+    assert played_back[1] > played_back[0] > 4
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(small_llama, monkeypatch) -> None:
+    def record(run):
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    monkeypatch.setattr(
+        passes, "compile_fixed", lambda function, backbone: Captured(function, backbone, record)
+    )
+    model, (tokens, mask) = ft.attach(small_llama, "sequential", depth=2).eval(), batch(1)
+    options = {"max_new_tokens": 8, "drafter": NoDrafter()}
+    expected = model.decode(tokens, mask, **options).steps
+    with pytest.warns(UserWarning, match=r"small_llama|Llama.*\(operation not permitted when st"):
+        assert model.decode(tokens, mask, **options, compiled=True).steps == expected

@@ -1,9 +1,8 @@
-"""Compiled functions for passes of fixed shape."""
+"""Passes of fixed shape, made fast."""
 
 from collections.abc import Callable, Hashable, Iterator
-from dataclasses import is_dataclass
 from functools import wraps
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -11,6 +10,9 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from transformers import Cache
 
 from foretell.backbone import Backbone
+from foretell.decoding import capturing
+from foretell.decoding.arguments import leaves
+from foretell.decoding.capturing import Captured
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -19,10 +21,8 @@ SHAPES = 64
 
 
 def compile_fixed(function: Function, backbone: Backbone) -> Function:
-    """`function`, compiled for each shape that it meets.
-
-    On a GPU torch is asked for CUDA graphs too; that has not been run on one yet, and torch leaves
-    them out where what it captures changes a tensor that may move, as a cache may.
+    """`function`, made fast for each shape that it meets: on a GPU as a CUDA graph
+    (`foretell.decoding.capturing`), elsewhere compiled by torch.
 
     One row is compiled apart, any other number of them together; the first tensor has a line for
     each row, and so have others as long. What else varies is marked before, see `varying`.
@@ -33,7 +33,11 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     pass, so they are checked where one of these is new, and not again. Shapes beyond the limit run
     uncompiled.
     """
-    compiled = torch.compile(function, dynamic=False, options=_options(backbone.device))
+    if backbone.device.type == "cuda":
+        return cast(Function, Captured(function, backbone))
+    # Sizes and strides would be asserted in every call, which takes up to a twentieth of a small
+    # model's pass; those of arguments and weights are guarded.
+    compiled = torch.compile(function, dynamic=False, options={"size_asserts": False})
     ways: dict[Hashable, Callable[..., Any]] = {}
 
     def unguarded(*args: Any, **kwargs: Any) -> Any:
@@ -42,12 +46,12 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
-        tensors = list(_tensors((args, kwargs)))
-        shapes = tuple(tensor.shape for tensor in tensors)
+        shaped = list(_shaped((args, kwargs)))
+        shapes = tuple(tensor.shape for tensor in shaped)
         case = backbone.watchers, shapes
         if case in ways:
             return ways[case](*args, **kwargs)
-        for tensor in tensors:
+        for tensor in shaped:
             if tensor.shape[:1] == shapes[0][:1]:
                 varying(tensor, 0)
         try:
@@ -64,18 +68,14 @@ def compile_fixed(function: Function, backbone: Backbone) -> Function:
     return call  # type: ignore[return-value]
 
 
-def _options(device: torch.device) -> dict[str, Any]:
-    """Of PyTorch's Inductor."""
-    if device.type == "cuda":
-        return {"triton.cudagraphs": True}
-    # Sizes and strides would be asserted in every call, which takes up to a twentieth of a small
-    # model's pass; those of arguments and weights are guarded.
-    return {"size_asserts": False}
-
-
 def compilations() -> int:
     """How often torch has compiled something so far: a step that waits for it tells no speed."""
     return int(torch._dynamo.utils.counters["stats"]["unique_graphs"])
+
+
+def preparations() -> int:
+    """The same, and how many passes were run that later ones play back."""
+    return compilations() + capturing.slow_calls
 
 
 def varying(tensor: Tensor, *dimensions: int) -> Tensor:
@@ -84,16 +84,9 @@ def varying(tensor: Tensor, *dimensions: int) -> Tensor:
     return tensor
 
 
-def _tensors(value: Any) -> Iterator[Tensor]:
-    """In a value; of a cache, whose layers are alike, the first keys."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Cache):
-        yield from _tensors(getattr(value.layers[0], "keys", None))
-    elif isinstance(value, (tuple, list)):
-        for part in value:
-            yield from _tensors(part)
-    elif isinstance(value, dict):
-        yield from _tensors(tuple(value.values()))
-    elif is_dataclass(value):
-        yield from _tensors(tuple(vars(value).values()))
+def _shaped(value: Any) -> Iterator[Tensor]:
+    """Tensors in arguments; of a cache, whose layers are alike, the first keys."""
+    for leaf in leaves(value):
+        found = getattr(leaf.layers[0], "keys", None) if isinstance(leaf, Cache) else leaf
+        if isinstance(found, Tensor):
+            yield found

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from foretell.decoding.batch import Step
-from foretell.decoding.compiling import compilations
+from foretell.decoding.compiling import preparations
 
 REMEMBERED = 128
 """Steps whose acceptance counts."""
@@ -118,7 +118,7 @@ class AutoLength:
     def begin(self, limit: int) -> int:
         """Choose the length of the next step, at most `limit`; it takes its time from now on."""
         chosen = self.choose()
-        self._started = time.perf_counter(), compilations(), chosen > limit
+        self._started = time.perf_counter(), preparations(), chosen > limit
         return min(limit, chosen)
 
     def end(self, steps: Sequence[Step], complete: bool) -> None:
@@ -131,7 +131,7 @@ class AutoLength:
         if self._started is not None:
             began, compiled, cut = self._started
             seconds = time.perf_counter() - began if complete and not cut else None
-            self.record(steps, seconds, compilations() != compiled)
+            self.record(steps, seconds, preparations() != compiled)
 
     @property
     def _left(self) -> float:

@@ -18,6 +18,7 @@ from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import constraints
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import NoDrafter
+from foretell.decoding.kernels import unplanned
 from foretell.decoding.length import AutoLength
 from foretell.decoding.options import DecodeOptions
 from foretell.decoding.passes import Passes, capacity
@@ -135,7 +136,8 @@ def _decode(
     with passes.backbone.watch(layers), passes.backbone.rotated():
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
-            verified = passes.verify(batch, draft, layers)
+            with unplanned():
+                verified = passes.verify(batch, draft, layers)
             # Accept: a way through the draft, and the backbone's own token after it.
             scores = sampler.scores(verified.logits, draft, batch.prefixes)
             verdict = rule(draft, scores, sampler.uniforms(draft.size + 1))
@@ -153,7 +155,8 @@ def _decode(
             if length is not None:
                 limit = length.begin(limit)
                 drafter = NoDrafter() if length.resting else drafter
-            proposed = drafter.draft(verified.committed(batch, verdict), limit)
+            with unplanned():
+                proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed), min(limit, drafter.longest))
             # Let go of rows that have ended.
             if (stay := batch.let_go(passes.fewest)) is not None:

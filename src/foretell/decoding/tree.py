@@ -81,17 +81,15 @@ class TreeShape:
             )
 
 
-def chain(logits: Tensor, sampler: Sampler, first: int = 0, *, chosen: bool = False) -> Draft:
+def chain(logits: Tensor, sampler: Sampler, uniforms: Tensor | None) -> Draft:
     """One token per depth, drawn as the backbone's will be: (B, K, V) → K tokens.
 
     Args:
-        logits: of the depths after `first`.
+        logits: of the depths.
         sampler: how tokens are drawn.
-        first: how many depths were drafted before.
-        chosen: take the likeliest tokens in any case.
+        uniforms: (B, K) in [0, 1), to draw them by; None takes the likeliest ones.
     """
-    uniforms = sampler.draft_uniforms(first, logits.shape[1])
-    if chosen or uniforms is None:
+    if uniforms is None:
         return Draft(logits.argmax(-1))
     probabilities = sampler.warped(logits).softmax(-1, dtype=torch.float32)
     return Draft(draw(probabilities, uniforms), probabilities=probabilities)

@@ -34,10 +34,10 @@ MASKED = ("eager", "sdpa")
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this for passes of one width, which look at all of them: so
 few shapes occur. Where more are needed than were set aside, so many are added."""
-FIXED_SEEN = 16
-"""A compiled pass sees a multiple of so many slots, of more where there are many: attention over
-slots that nobody has written costs as much as over others, and each new number of them a check of
-PyTorch's guards."""
+STAGES = {"cpu": (16, 16), "cuda": (256, 4)}
+"""A compiled pass sees a multiple of so many slots, by device, or of that part of them where there
+are many: attention over slots that nobody has written costs as much as over others, and each new
+number of them a check of PyTorch's guards, or a CUDA graph."""
 
 
 @dataclass
@@ -51,12 +51,23 @@ class Slots:
         visible: (S',) those that the pass can see: the first ones.
         length: how many tokens transformers is told there are; where no mask is given, it makes one
             for tokens behind these.
+        version: counts how often a layer went on with another tensor.
     """
 
     capacity: int
     where: tuple[Tensor, Tensor] | slice = field(default_factory=lambda: slice(0))
     visible: Tensor = field(default_factory=lambda: torch.arange(0))
     length: int = 0
+    version: int = 0
+
+    @property
+    def reached(self) -> tuple[Any, Tensor]:
+        """What a pass is told: `where` it writes, and the slots that are `visible`."""
+        return self.where, self.visible
+
+    @reached.setter
+    def reached(self, reached: tuple[Any, Tensor]) -> None:
+        self.where, self.visible = reached
 
     @property
     def seen(self) -> int:
@@ -161,7 +172,8 @@ class SlottedPast:
         if first or not self.fixed:
             seen = needed
         elif self.staged:
-            step = max(FIXED_SEEN, (1 << needed.bit_length()) >> 4)
+            few, part = STAGES.get(self.device.type, STAGES["cpu"])
+            step = max(few, (1 << needed.bit_length()) // part)
             seen = min(-(-needed // step) * step, self.slots.capacity - 1)
         else:
             seen = self.slots.capacity
@@ -274,6 +286,7 @@ class SlottedLayer(CacheLayerMixin):
     def _store(self, name: str, tensor: Tensor) -> None:
         """Go on with another tensor; any number of rows, and of slots."""
         setattr(self, name, varying(tensor, 0, 2))
+        self.slots.version += 1
 
     def grow(self, capacity: int) -> None:
         """Make room for more slots."""

@@ -94,7 +94,8 @@ class ModelDrafter(Drafter):
             run = self._steady if steady else ModelDrafter._logits
             given = self.past.enter(window.shape[1], stands=None if depth else lengths)
             logits.append(run(self, window, last, given))
-            drafts.append(chain(logits[-1], self.sampler, depth, chosen=self.shape is not None))
+            uniforms = None if self.shape else self.sampler.draft_uniforms(depth, 1)
+            drafts.append(chain(logits[-1], self.sampler, uniforms))
             if depth == 0:
                 self.past.keep(lengths)
             else:

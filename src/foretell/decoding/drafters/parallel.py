@@ -84,7 +84,7 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
         logits = logits[:, :limit]
         if self.shape is not None:
             return tree(logits, self.shape, committed.reach)
-        return chain(logits, self.sampler)
+        return chain(logits, self.sampler, self.sampler.draft_uniforms(0, logits.shape[1]))
 
     def select(self, places: Sequence[int]) -> None:
         for states in self.kept.values():

@@ -69,7 +69,8 @@ class RolloutDrafter(ModuleDrafter, of_heads="rollout"):
                     self.past.assume()
                 hidden = self._step(hidden, tokens, ahead, ends + depth - 1, depth)
             logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
-            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
+            uniforms = None if self.shape else self.sampler.draft_uniforms(depth - 1, 1)
+            drafts.append(chain(logits[-1], self.sampler, uniforms))
         self.past.keep(read)
         if self.shape is not None:
             return comb(torch.cat(logits, dim=1), self.shape, committed.reach)

@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import pad
-from transformers import Cache
 
 from foretell.backbone import Backbone, BlockCall
 from foretell.decoding.cache import READ_AGAIN, Past, new_past
+from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters.base import Committed, Drafter
 from foretell.decoding.drafters.states import KeptStates, at
@@ -83,39 +82,55 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler
-        self.past = new_past(self.backbone, rows, capacity)
+        self.past = new_past(self.backbone, rows, capacity, compiled=past.compiled)
         self.caches = [self.past.beside() for _ in range(self.length)]
         self.read = [0] * rows
         self.tapped = KeptStates()
+        # Of the class: a method bound to `self` would keep it, and its past, in a cycle.
+        drafted = SequentialDrafter._drafted
+        self._steady = compile_fixed(drafted, self.backbone) if past.compiled else drafted
 
     def draft(self, committed: Committed, limit: int) -> Draft:
-        last = committed.last
         states = {FINAL: committed.output.final, **committed.output.states}
         self.tapped.add(self.head.tap(states, 1), committed.begin, committed.path)
         if limit < 1:
-            return Draft.nothing(len(last), last.device)
+            return Draft.nothing(len(committed.last), committed.last.device)
         stands = [max(0, read - self.length + 1) for read in self.read]
+        self.read = [length - 1 for length in committed.lengths]
+        if steady := self._can_be_steady(stands):
+            stands = [read - self.steady_width for read in self.read]
         self.past.keep(stands)
         if max(again := self._behind(stands)) > READ_AGAIN:  # the blocks keep a recurrent state
             window = self._enter(max(again), committed.tokens, committed.lengths)
             for depth in range(1, self.length + 1):
-                window.step(committed.tokens, depth)
+                self._step(window, depth)
             self.past.keep(stands)
-        self.read = [length - 1 for length in committed.lengths]
         behind = self._behind(self.read)
         window = self._enter(max(behind), committed.tokens, committed.lengths)
-        tokens = pad(committed.tokens, (0, self.length + max(behind)))
         # A row that has ended may have nothing new to read, and its draft is of no account.
-        ends = (to_device(behind, last.device) - 1).clamp(min=0).unsqueeze(1)
-        drafts, logits = [], []
-        for depth in range(1, self.length + 1):  # all, or the deeper ones' caches had gaps
-            hidden = window.step(tokens, depth)
-            logits.append(self.backbone.unembed(self.head.module(depth).norm(at(hidden, ends))))
-            drafts.append(chain(logits[-1], self.sampler, depth - 1, chosen=self.shape is not None))
-            tokens.scatter_(1, window.places[:, :1] + ends + 1 + depth, drafts[-1].tokens)
+        ends = (to_device(behind, committed.last.device) - 1).clamp(min=0).unsqueeze(1)
+        uniforms = None if self.shape else self.sampler.draft_uniforms(0, self.length)
+        run = self._steady if steady else SequentialDrafter._drafted
+        draft, logits = run(self, window, ends, uniforms)
         if self.shape is not None:
-            return comb(torch.cat(logits[:limit], dim=1), self.shape, committed.reach)
-        return Draft.joined(drafts).cut(limit)
+            return comb(logits[:, :limit], self.shape, committed.reach)
+        return draft.cut(limit)
+
+    @property
+    def steady_width(self) -> int:
+        """W of windows of one shape: as many tokens as one round adds at most, and those before
+        them that are read again.
+        """
+        return 2 * self.length
+
+    def _can_be_steady(self, stands: Sequence[int]) -> bool:
+        """Whether windows may reach back as far as that, where the first `stands` tokens of each
+        row need not be read again.
+        """
+        return self.past.compiled and all(
+            end - stand <= self.steady_width <= end
+            for end, stand in zip(self.read, stands, strict=True)
+        )
 
     def _behind(self, stands: Sequence[int]) -> list[int]:
         """How many of the first `stands` tokens the modules have not read, by row."""
@@ -124,16 +139,52 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
     def _enter(self, width: int, tokens: Tensor, stands: Sequence[int]) -> "Window":
         """The next `width` positions of `tokens` (B, S), of which so many stand in each row."""
         starts = to_device(self.past.read, tokens.device).unsqueeze(1)
-        places = starts + torch.arange(width, device=starts.device)
+        places = starts + torch.arange(width + self.length, device=starts.device)
+        read = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))
+        places = places[:, :width]
         hidden, given = self.tapped[places], self.past.enter(width, stands=stands)
         call = self.backbone.block_call(
-            tokens.gather(1, places.clamp(max=tokens.shape[1] - 1)),
+            read[:, :width],
             places.clamp(max=(self.backbone.max_length or 1 << 62) - 1),
             self.caches[0],
             given.get("attention_mask"),
             given.get("rotation"),
         )
-        return Window(self.backbone, self.head, places, hidden, call, self.caches)
+        return Window(places, read, hidden, call)
+
+    def _drafted(
+        self, window: "Window", ends: Tensor, uniforms: Tensor | None
+    ) -> tuple[Draft, Tensor]:
+        """A chain after places `ends` (B, 1) of a window, and its logits (B, K, V).
+
+        All depths run, or the deeper ones' caches had gaps.
+
+        Args:
+            uniforms: (B, K), see `chain`.
+        """
+        drafts, logits = [], []
+        for depth in range(1, self.length + 1):
+            hidden = at(self._step(window, depth), ends)
+            logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
+            drawn = None if uniforms is None else uniforms[:, depth - 1 : depth]
+            drafts.append(chain(logits[-1], self.sampler, drawn))
+            if depth < self.length:
+                window.tokens = window.tokens.scatter(1, ends + 1 + depth, drafts[-1].tokens)
+        return Draft.joined(drafts), torch.cat(logits, dim=1)
+
+    def _step(self, window: "Window", depth: int) -> Tensor:
+        """The states of a depth, (B, W, D), which the next one reads."""
+        ahead = self.backbone.embed(window.ahead(depth))
+        if depth == 1 and self.head.zero_first:
+            ahead = ahead.masked_fill((window.places == 0).unsqueeze(-1), 0.0)
+        if depth > 1:
+            window.hidden = self.head.hand_on(window.hidden, depth - 1)
+
+        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
+            return window.call(block, hidden, self.caches[depth - 1])
+
+        window.hidden = self.head.step(window.hidden, ahead, depth, run)
+        return window.hidden
 
     def select(self, places: Sequence[int]) -> None:
         super().select(places)
@@ -145,31 +196,17 @@ class Window:
     """Positions that the modules read, depth by depth.
 
     Attributes:
-        backbone: that the heads belong to.
-        head: the chain.
         places: (B, W), the positions.
+        tokens: (B, W+K), those at the positions and after them; a draft is put in as it grows.
         hidden: (B, W, D), what the depth before handed on; at first the tapped states.
         call: runs a block over the window.
-        caches: of the modules, by depth.
     """
 
-    backbone: Backbone
-    head: SequentialHeads
     places: Tensor
+    tokens: Tensor
     hidden: Tensor
     call: BlockCall
-    caches: Sequence[Cache]
 
-    def step(self, tokens: Tensor, depth: int) -> Tensor:
-        """The states of a depth, (B, W, D); it reads `tokens` (B, S) so many places further on."""
-        ahead = self.backbone.embed(tokens.gather(1, self.places + depth))
-        if depth == 1 and self.head.zero_first:
-            ahead = ahead.masked_fill((self.places == 0).unsqueeze(-1), 0.0)
-        if depth > 1:
-            self.hidden = self.head.hand_on(self.hidden, depth - 1)
-
-        def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
-            return self.call(block, hidden, self.caches[depth - 1])
-
-        self.hidden = self.head.step(self.hidden, ahead, depth, run)
-        return self.hidden
+    def ahead(self, depth: int) -> Tensor:
+        """(B, W), the tokens that many places further on."""
+        return self.tokens[:, depth : depth + self.places.shape[1]]

@@ -1,0 +1,172 @@
+"""CUDA graphs of passes of fixed shape.
+
+A small model's pass on a GPU waits for the host, which launches a thousand kernels one by one. A
+graph launches them at once. They are the same kernels on the same shapes, so the numbers are the
+same too, and recording them takes no longer than an ordinary pass.
+"""
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers import Cache
+
+from foretell.backbone import Backbone
+from foretell.backbone.anatomy import name_of
+from foretell.decoding.arguments import caches, exchanged, leaves, tensors
+
+Replay = Callable[[], None]
+Record = Callable[[Callable[[], Any]], tuple[Replay, Any]]
+"""Records what a function has the device do: how to have it done again, and where its results will
+lie."""
+
+slow_calls = 0
+"""How many calls were no playback so far: they tell nothing of the speed of those to come."""
+
+
+class Captured:
+    """A function as a CUDA graph for each shape that it meets.
+
+    A shape runs as it is the first time, is recorded the second time and played back from then on.
+    Arguments are copied to where the graph reads them; caches are read and written in place. What
+    comes back is overwritten by the next call.
+
+    Where a pass makes the host wait for the device, as some mixtures of experts do, it cannot be
+    recorded: it goes on running as it is, and a warning says so.
+
+    Args:
+        function: of tensors, caches of a `SlottedPast`, and what does not change.
+        backbone: that runs in it.
+        record: by default what CUDA offers.
+    """
+
+    def __init__(
+        self, function: Callable[..., Any], backbone: Backbone, record: Record | None = None
+    ) -> None:
+        self.function, self.backbone, self.record = function, backbone, record or _recorder()
+        self.graphs: dict[Hashable, Graph | None] = {}
+        self.versions: list[int] = []
+        self.refused = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        global slow_calls
+        if self.refused:
+            return self.function(*args, **kwargs)
+        given = args, kwargs
+        versions = [slots.version for slots in _slots(given)]
+        if versions != self.versions:
+            self.graphs.clear()  # they know tensors that the cache has no more
+            self.versions = versions
+        case = self.backbone.watchers, *_traits(given)
+        if graph := self.graphs.get(case):
+            return graph(given)
+        slow_calls += 1
+        if case not in self.graphs:
+            self.graphs[case] = None
+            with _waits() as waits:
+                output = self.function(*args, **kwargs)
+            if waits:
+                self._refuse(waits[0])
+            return output
+        try:
+            self.graphs[case] = graph = Graph(self.function, given, self.record)
+        except RuntimeError as error:
+            self._refuse(str(error).partition("\n")[0])
+            return self.function(*args, **kwargs)
+        return graph(given)
+
+    def _refuse(self, reason: str) -> None:
+        self.refused = True
+        self.graphs.clear()
+        warnings.warn(
+            f"{name_of(self.backbone.model)} cannot be recorded as a CUDA graph ({reason}); its "
+            "passes run uncompiled.",
+            stacklevel=3,
+        )
+
+
+class Graph:
+    """A function, recorded for arguments of one shape."""
+
+    def __init__(self, function: Callable[..., Any], given: Any, record: Record) -> None:
+        slots = _slots(given)
+        copied = exchanged((given, [each.reached for each in slots]), Tensor.clone)
+        (args, kwargs), places = copied
+
+        def run() -> Any:
+            before = [each.reached for each in slots]
+            try:
+                for each, reached in zip(slots, places, strict=True):
+                    each.reached = reached
+                return function(*args, **kwargs)
+            finally:
+                for each, reached in zip(slots, before, strict=True):
+                    each.reached = reached
+
+        self.inputs = tensors(copied)
+        self.replay, self.output = record(run)
+
+    def __call__(self, given: Any) -> Any:
+        """The result for other arguments of that shape."""
+        now = tensors((given, [each.reached for each in _slots(given)]))
+        for own, tensor in zip(self.inputs, now, strict=True):
+            own.copy_(tensor)
+        self.replay()
+        return self.output
+
+
+def _recorder() -> Record:
+    """CUDA's; the graphs of one recorder share their memory."""
+    pool = torch.cuda.graph_pool_handle()
+
+    def record(run: Callable[[], Any]) -> tuple[Replay, Any]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=pool):
+            output = run()
+        return graph.replay, output
+
+    return record
+
+
+def _slots(given: Any) -> list[Any]:
+    """The `Slots` of the caches in some arguments, each once."""
+    every = [cast(Any, cache.layers[0]).slots for cache in caches(given)]
+    return list({id(slots): slots for slots in every}.values())
+
+
+def _traits(given: Any) -> Iterator[Hashable]:
+    """What a recorded function takes for granted about its arguments."""
+    for leaf in (*leaves(given), *leaves([slots.reached for slots in _slots(given)])):
+        if isinstance(leaf, Tensor):
+            yield leaf.shape, leaf.dtype
+        elif leaf is None or isinstance(leaf, (int, float, str, slice)):
+            yield leaf if not isinstance(leaf, slice) else (leaf.start, leaf.stop)
+        elif not isinstance(leaf, Cache):
+            yield id(leaf)
+
+
+@contextmanager
+def _waits() -> Iterator[list[str]]:
+    """What makes the host wait for the device, within; CUDA tells."""
+    found: list[str] = []
+    if not torch.cuda.is_available():
+        yield found
+        return
+    mode = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(mode)
+    for warning in caught:
+        if "called a synchronizing" in str(warning.message):
+            found.append("the host waits for the device within them")
+        elif "prototype feature" not in str(warning.message):
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
