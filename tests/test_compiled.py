@@ -21,6 +21,7 @@ from foretell.decoding import (
     LookupDrafter,
     ModelDrafter,
     NoDrafter,
+    Sampling,
     Step,
     TreeShape,
     compiling,
@@ -357,8 +358,7 @@ def test_a_step_played_back_changes_no_token(
             max_new_tokens=[20, 14, 30][:rows],
             stop_tokens=(),
             drafter=drafter(model, "tree" if name == "comb" else name),
-            temperature=temperature,
-            seed=3,
+            sampling=Sampling(temperature=temperature, seeds=3),
             compiled=compiled,
         ).continuations
         for compiled in (False, True)

@@ -1,11 +1,13 @@
 """What is in the arguments of a pass: tensors, caches, and values that do not change."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from torch import Tensor
 from transformers import Cache
+
+from foretell.backbone import Backbone
 
 
 def leaves(value: Any) -> Iterator[Any]:
@@ -16,7 +18,7 @@ def leaves(value: Any) -> Iterator[Any]:
     elif isinstance(value, dict):
         yield from leaves(tuple(value.values()))
     elif _holds(value):
-        yield from leaves(tuple(vars(value).values()))
+        yield from leaves(_parts(value))
     else:
         yield value
 
@@ -41,10 +43,15 @@ def exchanged(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
     if isinstance(value, dict):
         return {name: exchanged(part, change) for name, part in value.items()}
     if _holds(value):
-        return replace(value, **exchanged(vars(value), change))
+        return replace(value, **exchanged(_parts(value), change))
     return value
 
 
 def _holds(value: Any) -> bool:
-    """Whether it is a record of arguments, not a class or a cache."""
-    return is_dataclass(value) and not isinstance(value, (type, Cache))
+    """Whether it is a record of a pass; a backbone is one of other things."""
+    return is_dataclass(value) and not isinstance(value, (type, Cache, Backbone))
+
+
+def _parts(record: Any) -> dict[str, Any]:
+    """By name; not what it has worked out from them."""
+    return {field.name: getattr(record, field.name) for field in fields(record)}

@@ -102,8 +102,9 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
         self.past.keep(stands)
         if max(again := self._behind(stands)) > READ_AGAIN:  # the blocks keep a recurrent state
             window = self._enter(max(again), committed.tokens, committed.lengths)
+            hidden = window.hidden
             for depth in range(1, self.length + 1):
-                self._step(window, depth)
+                hidden = self._step(window, depth, hidden, window.tokens)
             self.past.keep(stands)
         behind = self._behind(self.read)
         window = self._enter(max(behind), committed.tokens, committed.lengths)
@@ -163,42 +164,47 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
             uniforms: (B, K), see `chain`.
         """
         drafts, logits = [], []
+        hidden, tokens = window.hidden, window.tokens
         for depth in range(1, self.length + 1):
-            hidden = at(self._step(window, depth), ends)
-            logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
+            hidden = self._step(window, depth, hidden, tokens)
+            last = self.head.module(depth).norm(at(hidden, ends))
+            logits.append(self.backbone.unembed(last))
             drawn = None if uniforms is None else uniforms[:, depth - 1 : depth]
             drafts.append(chain(logits[-1], self.sampler, drawn))
             if depth < self.length:
-                window.tokens = window.tokens.scatter(1, ends + 1 + depth, drafts[-1].tokens)
+                tokens = tokens.scatter(1, ends + 1 + depth, drafts[-1].tokens)
         return Draft.joined(drafts), torch.cat(logits, dim=1)
 
-    def _step(self, window: "Window", depth: int) -> Tensor:
-        """The states of a depth, (B, W, D), which the next one reads."""
-        ahead = self.backbone.embed(window.ahead(depth))
+    def _step(self, window: "Window", depth: int, hidden: Tensor, tokens: Tensor) -> Tensor:
+        """The states of a depth, (B, W, D), from those of the one before.
+
+        `tokens` (B, W+K) are the window's, with what was drafted so far.
+        """
+        places = window.places
+        ahead = self.backbone.embed(tokens[:, depth : depth + places.shape[1]])
         if depth == 1 and self.head.zero_first:
-            ahead = ahead.masked_fill((window.places == 0).unsqueeze(-1), 0.0)
+            ahead = ahead.masked_fill((places == 0).unsqueeze(-1), 0.0)
         if depth > 1:
-            window.hidden = self.head.hand_on(window.hidden, depth - 1)
+            hidden = self.head.hand_on(hidden, depth - 1)
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
             return window.call(block, hidden, self.caches[depth - 1])
 
-        window.hidden = self.head.step(window.hidden, ahead, depth, run)
-        return window.hidden
+        return self.head.step(hidden, ahead, depth, run)
 
     def select(self, places: Sequence[int]) -> None:
         super().select(places)
         self.read = [self.read[place] for place in places]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Window:
     """Positions that the modules read, depth by depth.
 
     Attributes:
         places: (B, W), the positions.
-        tokens: (B, W+K), those at the positions and after them; a draft is put in as it grows.
-        hidden: (B, W, D), what the depth before handed on; at first the tapped states.
+        tokens: (B, W+K), those at the positions and after them; filling where a draft will be.
+        hidden: (B, W, D), the tapped states.
         call: runs a block over the window.
     """
 
@@ -206,7 +212,3 @@ class Window:
     tokens: Tensor
     hidden: Tensor
     call: BlockCall
-
-    def ahead(self, depth: int) -> Tensor:
-        """(B, W), the tokens that many places further on."""
-        return self.tokens[:, depth : depth + self.places.shape[1]]
