@@ -12,8 +12,10 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+from transformers import DynamicCache
 
 import foretell as ft
+from foretell.backbone.calls import BackboneOutput, BlockCall
 from foretell.decoding import (
     AutoLength,
     Draft,
@@ -28,7 +30,7 @@ from foretell.decoding import (
     drafter_for,
     passes,
 )
-from foretell.decoding.arguments import tensors
+from foretell.decoding.arguments import caches, exchanged, tensors
 from foretell.decoding.cache import slotted
 from foretell.decoding.capturing import Captured
 from foretell.decoding.drafters import model as model_drafter
@@ -360,10 +362,10 @@ def test_a_step_played_back_changes_no_token(
             drafter=drafter(model, "tree" if name == "comb" else name),
             sampling=Sampling(temperature=temperature, seeds=3),
             compiled=compiled,
-        ).continuations
+        ).row_steps
         for compiled in (False, True)
     )
-    assert graphs == steps
+    assert [(s.tokens, s.accepted) for s in graphs] == [(s.tokens, s.accepted) for s in steps]
     recorded, replayed = played_back
     assert 0 < recorded < replayed
 
@@ -399,3 +401,28 @@ def test_what_cannot_be_recorded_runs_as_it_is(small_llama, monkeypatch) -> None
     expected = model.decode(tokens, mask, **options).steps
     with pytest.warns(UserWarning, match=r"small_llama|Llama.*\(operation not permitted when st"):
         assert model.decode(tokens, mask, **options, compiled=True).steps == expected
+
+
+def test_a_model_on_several_devices_is_not_recorded(small_llama) -> None:
+    backbone = ft.MTPModel(small_llama).backbone
+    small_llama.get_output_embeddings().to("meta")
+    with pytest.warns(UserWarning, match="its weights lie on several devices"):
+        captured = Captured(lambda value: value + 1, backbone, lambda run: pytest.fail("recorded"))
+    one = torch.ones(1)
+    assert [captured(one).item() for _ in range(3)] == [2, 2, 2]
+
+
+def test_arguments_are_found_and_exchanged() -> None:
+    """Through tuples, dicts and records; caches are kept as they are."""
+    first, second, third = (torch.full((1,), float(n)) for n in range(3))
+    cache = DynamicCache()
+    call = BlockCall((cache, first), {"mask": {"full": second}, "flag": True})
+    value = (BackboneOutput(third, {}, call), [3, None])
+    assert [tensor.item() for tensor in tensors(value)] == [2, 0, 1]
+    assert caches(value) == [cache]
+    other = exchanged(value, torch.neg)
+    assert [tensor.item() for tensor in tensors(other)] == [-2, 0, -1]
+    assert other[0].call.args[0] is cache
+    assert other[1] == [3, None]
+    assert other[0].call.kwargs["flag"] is True
+    assert [tensor.item() for tensor in tensors(value)] == [2, 0, 1]

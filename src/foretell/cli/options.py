@@ -217,5 +217,9 @@ PassWidth = Annotated[
 ]
 Compile = Annotated[
     bool,
-    typer.Option("--compile", help="Compile the step: takes minutes at first, then runs faster."),
+    typer.Option(
+        "--compile",
+        help="Make the steps faster: CUDA graphs on a GPU; compiled on a CPU, which takes minutes "
+        "at first.",
+    ),
 ]

@@ -50,6 +50,8 @@ class Captured:
         self.graphs: dict[Hashable, Graph | None] = {}
         self.versions: list[int] = []
         self.refused = False
+        if len({parameter.device for parameter in backbone.model.parameters()}) > 1:
+            self._refuse("its weights lie on several devices")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         global slow_calls
@@ -124,7 +126,7 @@ def _recorder() -> Record:
 
     def record(run: Callable[[], Any]) -> tuple[Replay, Any]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             output = run()
         return graph.replay, output
 

@@ -26,7 +26,7 @@ class DecodeOptions:
         auto_length: choose how deep every draft goes, by what brings most tokens per second.
         pass_width: make every pass but the first this many tokens wide, whatever is drafted (see
             `foretell.decoding.invariance`).
-        compiled: run every pass but the first compiled by torch, in few shapes.
+        compiled: run every pass but the first in few shapes, see `compile_fixed`.
         config: whose penalties, suppressed and forced tokens are obeyed; None: the model's own.
 
     Raises:

@@ -61,7 +61,7 @@ class Passes:
         batch: whose rows are continued.
         width: of every pass but the first, whatever is drafted (see
             `foretell.decoding.invariance`); None: what is drafted.
-        compiled: run every pass but the first compiled by torch, in few shapes.
+        compiled: run every pass but the first in few shapes, see `compile_fixed`.
 
     Attributes:
         past: what the rows have read.

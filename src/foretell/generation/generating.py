@@ -237,7 +237,8 @@ class Generating(nn.Module):
                 default what leaves the output as it is.
             pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
-            compiled: run passes of few shapes, compiled by torch: minutes once, then faster steps.
+            compiled: run passes of few shapes, as CUDA graphs on a GPU, elsewhere compiled by
+                torch: minutes once, then faster steps.
         """
         options = self.options(
             sampling=sampling,
