@@ -72,7 +72,7 @@ def settings(**changes) -> TrainConfig:
         "block_size": SIZE,
         "learning_rate": 3e-3,
         "log_every": 5,
-        "save_every": 5,
+        "save_every": 0,
     }
     if isinstance(changes.get("head"), str) and changes["head"] != "none":
         changes["head"] = {"kind": changes["head"], "depth": 2}

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import FSDPModule
 import foretell as ft
 from foretell.cli import main
 from foretell.errors import InputError
-from foretell.training import following, train
+from foretell.training import following, report, train
 from foretell.training.processes import FSDP_NEEDS, rows_per_pass, sharding
 from runs import (
     VOCAB,
@@ -77,7 +77,7 @@ def work(jobs: list[dict], command: list[str]) -> None:
             raise Stop
 
     following.Follow.on_step_end = stopping
-    following.draw_curves = lambda lines, path: None  # as in other tests, see conftest.py
+    report._save = lambda figure, path: path.touch()  # as in other tests, see conftest.py
     for job in jobs:
         try:
             run(Path(job["out"]), job["options"])

@@ -15,7 +15,6 @@ from foretell.backbone import isolates_documents
 from foretell.checkpoints import Adapters
 from foretell.errors import InputError
 from foretell.training import train, trainer
-from foretell.training.report import draw_curves
 from runs import (
     SIZE,
     Stop,
@@ -191,6 +190,7 @@ def test_heads_warm_up_alone(tmp_path: Path, warmup: float, optimizer: str) -> N
     assert seen[9] == heads | names(model, "lm")
 
 
+@pytest.mark.usefixtures("pictures")
 def test_a_weighted_tap_learns_and_is_drawn(tmp_path: Path) -> None:
     model = small_model({"kind": "parallel", "depth": 2, "tap": "weighted"})
     config = settings(recipe="frozen", head={**HEAD, "tap": "weighted"}, learning_rate=1e-2)
@@ -324,7 +324,7 @@ def test_activations_are_computed_again_in_backbone_and_heads(tmp_path: Path, re
     counts = {}
     for value in (False, True):
         model, calls = small_model(), {"backbone": 0, "head": 0}
-        config = settings(recipe=recipe, steps=2, save_every=0, checkpoint_activations=value)
+        config = settings(recipe=recipe, steps=2, checkpoint_activations=value)
         for name, blocks in (("backbone", model.backbone.blocks), ("head", model.head.blocks)):
             for block in blocks:
                 # before the network, as computing again stops before its end
@@ -351,9 +351,9 @@ LEVERS = {
 
 @pytest.mark.parametrize("lever", LEVERS)
 def test_a_stopped_run_ends_with_the_same_bits_whatever_it_does(tmp_path: Path, lever: str) -> None:
-    config = settings(**{"log_every": 1, **LEVERS[lever]})
+    config = settings(**{"log_every": 1, "save_every": 5, **LEVERS[lever]})
     whole, resumed = small_model(), small_model()
-    train(whole, corpus(), config, tmp_path / "whole")
+    train(whole, corpus(), config.replace(save_every=0), tmp_path / "whole")
     for step in (7, 14):
         with pytest.raises(Stop):
             train(small_model(), corpus(), config, tmp_path / "run", report=stop_at(step))
@@ -380,12 +380,11 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
     )
 
 
-def test_the_curves_are_drawn_while_the_run_lasts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("foretell.training.following.draw_curves", draw_curves)
+@pytest.mark.usefixtures("pictures")
+def test_the_curves_are_drawn_while_the_run_lasts(tmp_path: Path) -> None:
+    config = settings(save_every=5)
     with pytest.raises(Stop):
-        train(small_model(), corpus(), settings(), tmp_path / "run", report=stop_at(10))
+        train(small_model(), corpus(), config, tmp_path / "run", report=stop_at(10))
     assert (tmp_path / "run" / "curves.png").stat().st_size > 1000
 
 
@@ -457,9 +456,9 @@ def test_a_stream_trains_and_resumes_with_the_same_bits(tmp_path: Path) -> None:
     def model() -> ft.MTPModel:
         return small_model(vocab=1024)
 
-    config = settings(log_every=1)
+    config = settings(log_every=1, save_every=5)
     whole, resumed = model(), model()
-    result = train(whole, stream(), config, tmp_path / "whole")
+    result = train(whole, stream(), config.replace(save_every=0), tmp_path / "whole")
     assert result.steps == 20
     with pytest.raises(Stop):
         train(model(), stream(), config, tmp_path / "run", report=stop_at(12))

@@ -76,7 +76,7 @@ def test_pretrain_moves_every_parameter(tmp_path: Path, optimizer: str) -> None:
 @pytest.mark.parametrize("head", ["parallel", "sequential", "none"])
 def test_the_loss_of_every_depth_falls_and_is_written_down(tmp_path: Path, head: str) -> None:
     model, seen = small_model(head), []
-    config = settings(head=head, steps=60, log_every=10, learning_rate=1e-2, save_every=0)
+    config = settings(head=head, steps=60, log_every=10, learning_rate=1e-2)
     result = train(model, corpus(), config, tmp_path / "run", report=seen.append)
     depths = 1 if head == "none" else 3
     lines = metrics(tmp_path / "run")
@@ -97,7 +97,7 @@ def test_the_loss_of_every_depth_falls_and_is_written_down(tmp_path: Path, head:
 
 
 def test_a_finished_run_holds_model_settings_and_metrics(tmp_path: Path) -> None:
-    model, config = small_model(), settings()
+    model, config = small_model(), settings(save_every=5)
     result = train(model, corpus(), config, tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == FINISHED
     assert TrainConfig.from_yaml(tmp_path / "run" / "config.yaml") == config
@@ -138,9 +138,9 @@ RECIPES = {
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, recipe: str) -> None:
-    config = settings(**{"log_every": 1, **RECIPES[recipe]})
+    config = settings(**{"log_every": 1, "save_every": 5, **RECIPES[recipe]})
     whole = small_model(config.head)
-    train(whole, corpus(), config, tmp_path / "whole")
+    train(whole, corpus(), config.replace(save_every=0), tmp_path / "whole")
     out = tmp_path / "stopped"
     with pytest.raises(Stop):
         train(small_model(config.head), corpus(), config, out, report=stop_at(12))
@@ -160,9 +160,9 @@ def test_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path: Path, recipe: 
 
 @pytest.mark.parametrize("survivors", [True, False])
 def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, survivors: bool) -> None:
-    config = settings(log_every=1)
+    config = settings(log_every=1, save_every=5)
     whole = small_model()
-    train(whole, corpus(), config, tmp_path / "whole")
+    train(whole, corpus(), config.replace(save_every=0), tmp_path / "whole")
     out = tmp_path / "stopped"
     with pytest.raises(Stop):
         train(small_model(), corpus(), config, out, report=stop_at(17))
@@ -181,10 +181,10 @@ def test_a_half_written_checkpoint_is_passed_over(tmp_path: Path, survivors: boo
 def test_the_directory_of_another_run_is_refused(tmp_path: Path, changes: dict) -> None:
     out = tmp_path / "run"
     with pytest.raises(Stop):
-        train(small_model(), corpus(), settings(log_every=1), out, report=stop_at(6))
+        train(small_model(), corpus(), settings(log_every=1, save_every=5), out, report=stop_at(6))
     before = sorted(path.name for path in out.rglob("*"))
     with pytest.raises(InputError, match="holds a run with other settings") as caught:
-        train(small_model(), corpus(), settings(log_every=1, **changes), out)
+        train(small_model(), corpus(), settings(log_every=1, save_every=5, **changes), out)
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in out.rglob("*")) == before
 
@@ -718,7 +718,7 @@ def test_a_run_goes_on_with_the_backbone_that_it_began_with(tmp_path: Path) -> N
         if progress.step == 10:
             raise KeyboardInterrupt
 
-    config = settings(recipe="frozen")
+    config = settings(recipe="frozen", save_every=5)
     with pytest.raises(KeyboardInterrupt):
         train(small_model(seed=0), corpus(), config, tmp_path / "run", report=stop)
     with pytest.raises(ft.InputError, match="other backbone or data"):
@@ -740,7 +740,7 @@ def test_mixture_of_experts_resumes(tmp_path: Path) -> None:
         return ft.attach(families.build("mixtral"), "parallel", depth=1)
 
     config = settings(steps=3, save_every=1, log_every=1)
-    train(build(), corpus(), config, tmp_path / "whole")
+    train(build(), corpus(), config.replace(save_every=0), tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         train(build(), corpus(), config, tmp_path / "run", report=stop)
     train(build(), corpus(), config, tmp_path / "run")

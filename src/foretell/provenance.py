@@ -25,6 +25,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from importlib import metadata
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeAlias
@@ -165,7 +166,7 @@ def provenance(
     return {
         "command": typed_command() if command is None else command,
         "foretell": _version("foretell"),
-        **_git_state(Path(__file__).resolve()),
+        **_own_git_state(),
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "transformers": _version("transformers"),
@@ -335,6 +336,12 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+@cache
+def _own_git_state() -> dict[str, Any]:
+    """Of this package, looked up once: what runs is what was read when the process began."""
+    return _git_state(Path(__file__).resolve())
 
 
 def _git_state(file: Path) -> dict[str, Any]:
