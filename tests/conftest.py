@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 import families
+from alike import tried_once
 from browser import Browser, open_chromium
 
 torch.set_num_threads(1)
@@ -54,6 +55,13 @@ def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 @pytest.fixture
 def pictures() -> None:
     """For tests that look at what a run draws."""
+
+
+@pytest.fixture
+def _tried_once() -> Iterator[None]:
+    """For tests of something else than what models can do: most load one small model or another."""
+    with tried_once():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -67,6 +67,8 @@ from foretell.provenance import Result, read_result
 from foretell.serve import Limits
 from foretell.training import TrainConfig
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",
     "import", "serve",

@@ -27,6 +27,8 @@ from foretell.cli import main
 from foretell.cli.common import console
 from foretell.data import read_documents
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 NOTEBOOK = DOCS / "tutorial.ipynb"

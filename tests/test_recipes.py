@@ -29,6 +29,8 @@ from runs import (
     weights,
 )
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 HEAD = {"kind": "parallel", "depth": 2}
 
 

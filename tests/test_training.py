@@ -38,6 +38,8 @@ from runs import (
     weights,
 )
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 # -- what learns --------------------------------------------------------------------------------
 
 
