@@ -465,12 +465,13 @@ def test_nothing_but_loops_is_refused(clock: Clock) -> None:
         compare([plain], [], max_new_tokens=20)
 
 
-@pytest.mark.parametrize("repeats", [0, -1])
-def test_nothing_timed_is_refused(clock: Clock, repeats: int) -> None:
-    with pytest.raises(InputError, match=f"repeats is {repeats}"):
-        compare(
-            [Fake("plain", clock, [NEWS], [1.0], 1)], prompts(1), max_new_tokens=4, repeats=repeats
-        )
+@pytest.mark.parametrize("value", [0, -1])
+@pytest.mark.parametrize("number", ["repeats", "batch_size", "max_new_tokens"])
+def test_nothing_timed_is_refused(clock: Clock, number: str, value: int) -> None:
+    """Before anything is decoded."""
+    silent = Fake("plain", clock, [], [], 1)
+    with pytest.raises(InputError, match=f"{number} is {value}"):
+        compare([silent], prompts(1), **{"max_new_tokens": 4, number: value})
 
 
 def test_the_real_methods_agree_and_count_their_passes() -> None:

@@ -13,6 +13,9 @@ from foretell.formats import LAYOUTS
 from foretell.provenance import read_result
 
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("layouts")

@@ -255,6 +255,22 @@ def test_git_state_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch
     assert module._git_state(code) == clean
 
 
+def test_git_is_asked_once_for_all_results_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What runs was read when it began, whatever has been committed since."""
+    asked = []
+
+    def looked_up(file: Path) -> dict[str, object]:
+        asked.append(file)
+        return {"git_sha": f"sha {len(asked)}", "git_dirty": False}
+
+    module._own_git_state.cache_clear()
+    monkeypatch.setattr(module, "_git_state", looked_up)
+    found = [provenance(None, "cpu", "float32")["git_sha"] for _ in range(2)]
+    module._own_git_state.cache_clear()
+    assert found == ["sha 1", "sha 1"]
+    assert asked == [Path(module.__file__).resolve()]
+
+
 @pytest.mark.parametrize("name", ["src/code.py", "src/new.py", "README.md"])
 def test_a_changed_checkout_is_dirty(checkout: Path, name: str) -> None:
     (checkout / name).write_text("2")

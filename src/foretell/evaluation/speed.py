@@ -114,6 +114,8 @@ def compare(
     """
     if repeats < 1:
         raise InputError(f"repeats is {repeats}; time every method at least once.")
+    if max_new_tokens < 1:
+        raise InputError(f"max_new_tokens is {max_new_tokens}; ask for at least 1.")
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; decode at least 1 prompt at once.")
     greedy = not methods[0].facts.get("temperature", 0.0)
