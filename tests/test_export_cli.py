@@ -12,7 +12,6 @@ from foretell.errors import InputError
 from foretell.formats import LAYOUTS
 from foretell.provenance import read_result
 
-
 pytestmark = pytest.mark.usefixtures("_tried_once")
 
 
