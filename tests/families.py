@@ -691,7 +691,8 @@ def _randomise(model: PreTrainedModel) -> None:
             weight.copy_(1.5 * torch.randn_like(weight) - offset)
 
 
-_prototypes: dict[str, PreTrainedModel] = {}
+_prototypes: dict[str, tuple[PreTrainedModel, dict[Any, Any]]] = {}
+"""What is copied, and what it is able to do."""
 
 
 def build(name: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
@@ -706,15 +707,16 @@ def build(name: str, seed: int = 0, **fields: Any) -> PreTrainedModel:
         setattr(config, field, value)
     asked = f"{name} {seed} {config.to_json_string(use_diff=False)}"  # tests change what makes it
     if asked not in _prototypes:
-        _prototypes[asked] = _prototype(config, seed)
-        _try_out(_prototypes[asked])
-    model = copy.deepcopy(_prototypes[asked])
-    abilities._known[model] = {**abilities._known[_prototypes[asked]]}
+        prototype = _prototype(config, seed)
+        _prototypes[asked] = prototype, _tried_out(prototype)
+    prototype, known = _prototypes[asked]
+    model = copy.deepcopy(prototype)
+    abilities._known[model] = {**known}
     return model
 
 
-def _try_out(prototype: PreTrainedModel) -> None:
-    """Have everything tried on a copy that `attach` asks for."""
+def _tried_out(prototype: PreTrainedModel) -> dict[Any, Any]:
+    """Of everything that `attach` asks for, tried on a copy."""
     scratch, before = copy.deepcopy(prototype), logging.root.manager.disable
     logging.disable(logging.WARNING)  # tests look at what is logged for their own models
     with torch.random.fork_rng(devices=[]):
@@ -722,7 +724,7 @@ def _try_out(prototype: PreTrainedModel) -> None:
             with suppress(ForetellError):
                 ft.attach(scratch, head, depth=1)
     logging.disable(before)
-    abilities._known[prototype] = abilities._known.pop(scratch, {})
+    return abilities._known.pop(scratch, {})
 
 
 def _prototype(config: PreTrainedConfig, seed: int) -> PreTrainedModel:

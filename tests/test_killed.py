@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import foretell as ft
+from alike import tried_once
 from foretell.training import train
 from runs import FINISHED, corpus, equal, metrics, settings, small_model, weights
 
@@ -76,4 +77,6 @@ def test_killed_at_any_moment(name: str, tmp_path: Path) -> None:
 
 
 if __name__ == "__main__":
-    work(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
+    with tried_once():
+        small_model()  # what it can do is known to every process that follows
+        work(Path(sys.argv[1]), json.loads(sys.argv[2]), json.loads(sys.argv[3]))
