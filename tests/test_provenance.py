@@ -256,7 +256,7 @@ def test_git_state_of_a_checkout(checkout: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_git_is_asked_once_for_all_results_of_a_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What runs was read when it began, whatever has been committed since."""
+    """What runs was read by then, whatever is committed later."""
     asked = []
 
     def looked_up(file: Path) -> dict[str, object]:

@@ -340,7 +340,7 @@ def _version(package: str) -> str | None:
 
 @cache
 def _own_git_state() -> dict[str, Any]:
-    """Of this package, looked up once: what runs is what was read when the process began."""
+    """Of this package, looked up once: what runs was read by then, whatever is committed later."""
     return _git_state(Path(__file__).resolve())
 
 
