@@ -592,7 +592,7 @@ def test_a_table_explains_outputs_that_differ_in_half_precision(
     speed = {"tokens": 1, "tokens_per_forward": 1.0, "tokens_per_second": 1.0, "speedup": 1.0}
     same = {"plain": 8, "parallel": 4}
     rows = [{"method": m, "prompts": 8, "identical": n, **speed} for m, n in same.items()]
-    bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype)
+    bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype, {})
     out = capsys.readouterr().out
     assert "4 of 8" in out
     assert ("In bfloat16 passes of different widths" in out) == (dtype == torch.bfloat16)

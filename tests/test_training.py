@@ -287,7 +287,7 @@ def test_the_plan_of_a_run(tmp_path: Path) -> None:
 )
 def test_a_batch_with_which_enough_steps_fit(seconds: float, steps: int, proposed: int) -> None:
     """Two minutes, batches of 32 shared by two passes: of multiples of 2, fifty fit."""
-    plan = Plan(1, 1, steps, 2.0, 0, 32, 2, 8, {}, 0, "cpu", "float32", 1)
+    plan = Plan(1, 1, 1, steps, 2.0, 0, 32, 2, 8, {}, 0, "cpu", "float32", 1)
     assert plan.proposed_batch_size(seconds) == proposed
     unlimited = replace(plan, minutes=None, steps=9)
     assert unlimited.proposed_batch_size(seconds) is None

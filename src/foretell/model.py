@@ -47,6 +47,8 @@ class MTPModel(Generating):
     Attributes:
         depth_by_depth: whether gradients are computed in Gloeckle's order, see
             `foretell.objective.gradients`; otherwise by autograd over all depths.
+        trained_on: a sketch of the documents that the heads learned from, saved with them, see
+            `foretell.data.Sketch`; empty where that is not known.
     """
 
     def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
@@ -54,6 +56,7 @@ class MTPModel(Generating):
         self.backbone_trains = True
         self.adapters: Adapters | None = None
         self.depth_by_depth = True
+        self.trained_on: Mapping[str, Any] = {}
         self.head = None if head is None else build_head(self.backbone, head)
 
     @property
@@ -69,7 +72,7 @@ class MTPModel(Generating):
 
     @property
     def _assembled(self) -> Assembled:
-        return Assembled(self.lm, self.head, self.adapters)
+        return Assembled(self.lm, self.head, self.adapters, self.trained_on)
 
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
@@ -214,6 +217,7 @@ class MTPModel(Generating):
         model.backbone_path, model.tokenizer_path = opened.source, opened.tokenizer
         if opened.stored is not None:
             fill_head(model.require_head(), opened.stored, opened.where)
+            model.trained_on = opened.stored.trained_on
         if (adapters := opened.adapters) is not None:
             model.adapt(lambda lm: Adapters.load(lm, adapters))
         return model.eval()

@@ -1,6 +1,7 @@
 """Saving a backbone, its head and its adapters together: to a directory, or to the Hub."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -33,11 +34,13 @@ class Assembled:
         lm: the backbone.
         head: None where there is none.
         adapters: inside of `lm`, ours to save; None where there are none.
+        trained_on: see `StoredHeads`.
     """
 
     lm: PreTrainedModel
     head: Head | None
     adapters: Adapters | None
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -86,7 +89,8 @@ class Assembled:
                     _full_path(backbone_path),
                     adapted=self.adapters is not None,
                 )
-                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
+                told, tensors = self.head.config.to_dict(), self.head.state_dict()
+                stored = StoredHeads(told, reference, tensors, self.trained_on)
                 write_heads(work, stored)
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
