@@ -118,7 +118,8 @@ def test_commands_and_reports_say_it(tmp_path: Path, command: str) -> None:
     model = tmp_path / "run" / "model"
     option = "--data" if command == "eval" else "--prompts"
     more = ("--block-size", 32) if command == "eval" else (
-        "--count", 1, "--prompt-tokens", 8, "--max-new-tokens", 4, "--repeats", 1, "--include-loops",
+        "--count", 1, "--prompt-tokens", 8, "--max-new-tokens", 4, "--repeats", 1,
+        "--include-loops",
     )  # fmt: skip
     for text, share in ((copy, 1.0), (other, 0.0)):
         out = fine(command, model, option, text, *more, "--json", tmp_path / "found.json")

@@ -113,8 +113,8 @@ def describe_passes(plan: Plan, seconds: float = 0.0) -> str | None:
     if (passes := plan.too_many_passes(seconds)) is None:
         return None
     return (
-        f"Warning: {passes:,.0f} passes over {plan.tokens:,} tokens: these texts will be learned by "
-        "heart, which does not help on others; more text is better than more steps."
+        f"Warning: {passes:,.0f} passes over {plan.tokens:,} tokens: these texts will be learned "
+        "by heart, which does not help on others; more text is better than more steps."
     )
 
 

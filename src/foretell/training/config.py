@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
 from foretell.errors import InputError
 from foretell.files import local_path
-from foretell.heads import DEPTH, HeadConfig, ParallelHeads, head_class
+from foretell.heads import HeadConfig, new_heads
 from foretell.objective import ObjectiveConfig
 
 Share = Annotated[Number, Field(ge=0, lt=1)]
@@ -27,8 +27,7 @@ def _head(value: Any) -> HeadConfig | None:
         raise InputError(
             f"head is {value!r}; give a kind, or a mapping such as {{kind: parallel, depth: 3}}."
         )
-    told = {"kind": "parallel", "depth": DEPTH, **told}
-    return head_class(str(told["kind"])).Config.from_dict(told)
+    return new_heads(told)
 
 
 HeadSettings = Annotated[
@@ -68,7 +67,7 @@ class TrainConfig(BaseConfig):
 
     `pretrain` draws random weights for the backbone's config.
     """
-    head: HeadSettings = ParallelHeads.Config(depth=DEPTH)
+    head: HeadSettings = new_heads({})
     """The new heads: `{kind: …}` with the fields of that kind's config, or `none` for next-token
     training alone (recipe `pretrain`). Recipe `native` takes none."""
     objective: Annotated[ObjectiveConfig, Field(strict=False)] = ObjectiveConfig()
