@@ -306,7 +306,7 @@ def attach(
 
     Args:
         model: any `AutoModelForCausalLM`, used as it is; or where one lies: a directory, a Hub id
-            or a bundled model, loaded in the type it is stored in.
+            or a bundled model, loaded in the type it is stored in if no other is given.
         head: a head's kind, or its config.
         **options: fields of the head's config, such as `depth=3` (the default), where `head` is a
             kind; and where `model` is a name, how to load it, as in `MTPModel.from_pretrained`.

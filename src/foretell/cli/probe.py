@@ -40,7 +40,8 @@ def probe(asked: Probe) -> None:
     rows = [{"model": asked.model, **row} for row in found.rows()]
     show_probe(f"{asked.model} on {asked.data}", rows, found.prediction)
     settings = {
-        **asked.told("data", "train_data", "depth", "width", "positions", "layer_positions"),
+        **asked.told("data", "train_data", "depth", "width", "positions"),
+        "layer_positions": options.read_at,
         **asked.told("draft_model", "block_size", "skip_bad"),
         "bad_records": len(bad.found),
     }
