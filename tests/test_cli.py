@@ -1184,7 +1184,7 @@ BAD = [
         )
         if (name, command[:8]) != ("empty.txt", "generate")
     ),
-    (f"probe {MODEL} --data {{place}}/nowhere.txt", "no file or folder at"),
+    (f"probe {MODEL} --data {{place}}/nowhere.txt", "no such file or folder"),
     (f"eval {MODEL} --data {{place}}/empty.txt --block-size 16", "every document is empty"),
     (f"eval {MODEL} --data {{place}}/blank.txt --block-size 16", "every document is empty"),
     (f"eval {MODEL} --data {{place}}/latin.txt --block-size 16", "not UTF-8"),
@@ -1196,7 +1196,7 @@ BAD = [
     (f"probe {MODEL} --data {{place}}/short.txt", "one block takes 128"),
     (f"probe {MODEL} --data stdlib:tests", "use stdlib:train or stdlib:held-out"),
     (f"probe {MODEL} --data {{place}}/[/b]x.txt", "[/b]x.txt"),
-    (f"bench {MODEL} --prompts {{place}}/nowhere", "no file or folder at"),
+    (f"bench {MODEL} --prompts {{place}}/nowhere", "no such file or folder"),
     (f"bench {MODEL} --prompts {{place}}/empty.txt", "every document is empty"),
     (f"generate {MODEL} --prompt-file {{place}}/nowhere", "cannot be read"),
     (f"generate {MODEL} --prompt-file {{place}}/latin.txt", "UTF-8"),
@@ -1298,7 +1298,7 @@ BAD = [
     (f"info {MODEL} --dtype nonsense", "dtype 'nonsense'"),
     (f"{TRAIN} --steps 1 --device nonsense", "device 'nonsense'"),
     # Training.
-    (TRAIN, "say when to stop"),
+    (TRAIN, "say how long to train"),
     (f"{TRAIN} --steps 0", "steps"),
     (f"{TRAIN} --steps 1 --depth 0", "depth is 0"),
     (f"{TRAIN} --steps 1 --depth -2", "depth is -2"),
@@ -1319,7 +1319,7 @@ BAD = [
     (f"{TRAIN} --config {{place}}/no.yaml", "is not YAML"),
     (
         f"train {MODEL} --data {{place}}/nowhere --steps 1 --block-size 16 --out {{tmp}}/out",
-        "no file or folder",
+        "no such file or folder",
     ),
     (
         f"train {MODEL} --data {{place}}/blank.txt --steps 1 --block-size 16 --out {{tmp}}/out",

@@ -514,7 +514,7 @@ def test_the_rate_at_a_few_places() -> None:
         ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
         ({"head": "parallel", "recipe": "native"}, "model's own heads"),
         ({"colour": "red"}, "colour"),
-        ({"steps": None}, "say when to stop"),
+        ({"steps": None}, "say how long to train"),
         ({"steps": 0}, "steps"),
         ({"minutes": -1}, "minutes"),
         ({"batch_size": 0}, "batch_size"),
@@ -634,7 +634,7 @@ def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:
         (b"- a\n", "must be a mapping"),
         (b"a: [", "is not YAML"),
         (b"\xff\xfe\xfa", "is not YAML"),
-        (b"", "say when to stop"),
+        (b"", "say how long to train"),
         (b"steps: 5\n7: 3\n", "7"),
     ]:
         file.write_bytes(content)

@@ -1,5 +1,8 @@
 """What transformers' users write is done as there, or refused by its name with the reason."""
 
+import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import families
 import foretell as ft
 from command_line import TOKENIZER, backbone, fine, refused
 from foretell.checkpoints import wording
+from foretell.data import read_documents
 from foretell.heads import DEPTH, HEADS
 from foretell.training import TrainConfig
 
@@ -192,3 +196,40 @@ def test_heads_saved_without_a_tokenizer_name_the_ways_out(tmp_path: Path) -> No
     fine(*asked)
     model.save_pretrained(tmp_path / "other", tokenizer=ft.load_tokenizer(tmp_path / "plain"))
     fine("generate", tmp_path / "other", *asked[2:])
+
+
+def test_an_mtp_model_needs_no_heads_and_no_patch() -> None:
+    model = ft.attach(families.build("llama"), depth=1)
+    with pytest.raises(ft.InputError, match="its lm"):
+        ft.attach(model)
+    with pytest.raises(ft.InputError, match=r"call its generate, or patch its lm"):
+        ft.patch(model)
+
+
+def test_what_json_says_of_an_error_is_not_cut_into(tmp_path: Path) -> None:
+    """It ends in "at" itself: "Invalid control character at"."""
+    (tmp_path / "lines.jsonl").write_text('{"text": "a\tb"}\n')
+    with pytest.raises(
+        ft.InputError, match=r"not JSON \(column 12: Invalid control character at\)"
+    ):
+        list(read_documents(tmp_path / "lines.jsonl"))
+
+
+def test_messages_are_plain_english() -> None:
+    """Of what is raised, printed or shown as help: "is not a number", never "is no number"."""
+    odd = re.compile(r"(?<!there) (is|are) no (?!longer)[a-z]|\bat at\b|of so many|is none\b")
+    source = Path(ft.__file__).parent
+    files = [path for path in source.rglob("*.py") if source / "decoding" not in path.parents]
+    found = [
+        text for path in files for text in _texts(ast.parse(path.read_text())) if odd.search(text)
+    ]
+    assert len(files) > 150
+    assert not found
+
+
+def _texts(tree: ast.AST) -> Iterator[str]:
+    """Strings in it that are no docstrings."""
+    said = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
+            yield node.value

@@ -316,6 +316,8 @@ def attach(
         InputError: the head is unknown or told something it cannot do, or there is no such model.
         CheckpointError: the model cannot be loaded.
     """
+    if isinstance(model, MTPModel):
+        raise InputError("an MTPModel has its heads already; give its lm to attach others.")
     how = {name: options.pop(name) for name in LOADING & options.keys()}
     if isinstance(head, str):
         head = new_heads({"kind": head, **options})

@@ -280,7 +280,7 @@ def _find_on_hub(name: str) -> str:
         reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
     except Exception as error:  # whatever the HTTP library of the day raises
         why = " ".join(str(error).split())
-        reason = f"is no directory, and the Hub cannot be asked for it ({why})"
+        reason = f"is not a directory here, and the Hub cannot be asked for it ({why})"
     else:
         return name
     raise InputError(f"model {name!r} {reason}; check the name.")

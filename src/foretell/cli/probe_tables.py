@@ -102,7 +102,7 @@ def _show_layers(rows: Rows, drift: Rows) -> None:
 
 
 def _show_expected(rows: Rows) -> None:
-    columns = ("method", "rule", "behind", "draft length", "tokens/forward")
+    columns = ("method", "rule", "after", "draft length", "tokens/forward")
     lines = [
         (
             row["method"],
@@ -123,7 +123,7 @@ def _longest(rows: Rows) -> Iterable[dict[str, Any]]:
 
 
 def _show_prediction(rows: Rows, prediction: Prediction) -> None:
-    columns = ("behind", "draft length", "accepted", "tokens/forward", "speed-up")
+    columns = ("after", "draft length", "accepted", "tokens/forward", "speed-up")
     lines = [
         (
             BEHIND[row["behind"]],

@@ -200,7 +200,7 @@ def _learn(
         cut and tokenizer.decode(ids) != tokenizer.decode(_encode([text], tokenizer)[0])
     ):
         raise InputError(
-            f"{source}: the tokenizer joins the edge of an answer with what stands around it "
+            f"{source}: the tokenizer joins the edge of an answer with the text around it "
             "and cannot keep them apart; use another template, or move the edge"
         )
     learned = np.zeros(len(ids), bool)

@@ -177,7 +177,7 @@ class TrainConfig(BaseConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.epochs is None and self.steps is None and self.minutes is None:
-            raise InputError("say when to stop: epochs, steps or minutes.")
+            raise InputError("say how long to train: give epochs, steps or minutes.")
         if self.head is None and self.recipe not in ("pretrain", "native"):
             raise InputError("head 'none' leaves nothing to train; it goes with recipe 'pretrain'.")
         if self.backbone_rate == 0 and self.recipe != "native":
@@ -194,7 +194,7 @@ class TrainConfig(BaseConfig):
         if self.streaming and self.cache_gb:
             raise InputError("cache_gb keeps states of blocks read before; leave out streaming.")
         if self.streaming and self.steps is None and self.minutes is None:
-            raise InputError("a stream has no epochs: say when to stop with steps or minutes.")
+            raise InputError("a stream has no epochs: say how long to train with steps or minutes.")
         if self.cache_gb and self.backbone_learns:
             raise InputError("cache_gb keeps the states of a backbone that does not change.")
         return self
