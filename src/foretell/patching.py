@@ -136,7 +136,7 @@ def patch(model: PreTrainedModel, drafts: MTPModel | Drafter | str | Path = "loo
     name = type(model).__name__
     if _patch_of(model) is not None:
         raise InputError(f"{name} is patched already; unpatch it first.")
-    if isinstance(model, MTPModel):
+    if isinstance(cast(object, model), MTPModel):
         raise InputError("an MTPModel drafts by itself: call its generate, or patch its lm.")
     if getattr(model.generate, "__func__", None) is not GenerationMixin.generate:
         raise InputError(

@@ -93,8 +93,8 @@ class Checkpoint:
         for name, file in self.files.items():
             if not _TENSOR_NAME.fullmatch(name):
                 raise CheckpointError(
-                    f"{directory / file}: holds a tensor called {name!r}, which is not the name of a "
-                    "tensor; get the checkpoint from its source."
+                    f"{directory / file}: holds a tensor called {name!r}, which is not the name of "
+                    "a tensor; get the checkpoint from its source."
                 )
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
