@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
@@ -351,6 +352,18 @@ def test_a_result_on_standard_output(place: Path, tmp_path: Path, command: tuple
     assert read_result(tmp_path / "result.json").command == command[0]
     assert ("LlamaForCausalLM" if command[0] == "info" else "per forward") in ran.err
     assert fine("info", place / "whole").startswith("architecture")  # as before
+
+
+def test_info_says_what_takes_long(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(model: ft.MTPModel) -> dict[str, str]:
+        time.sleep(0.2)
+        return {}
+
+    monkeypatch.setattr("foretell.cli.info.facts_of", slow)
+    assert run("info", place / "plain").err == ""
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
+    said = "Trying out packed documents, drafts, batches and trees …\n"
+    assert run("info", place / "plain").err == said
 
 
 def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
@@ -1215,7 +1228,7 @@ BAD = [
     (f"probe {MODEL} {DATA} --draft-model nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --train-data {{place}}/empty.txt", "every document is empty"),
     (f"probe {LEARNED} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
-    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
+    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no such result file"),
     (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
     (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot be written"),

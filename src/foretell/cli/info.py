@@ -1,7 +1,5 @@
 """`foretell info`: what was found in a model."""
 
-import typer
-
 from foretell.cli import common
 from foretell.cli.commands.info import Info
 from foretell.facts import facts_of
@@ -10,9 +8,8 @@ from foretell.facts import facts_of
 def info(asked: Info) -> None:
     """Do what `asked` says."""
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
-    if not common.console.quiet:
-        typer.echo("Trying out packed documents, drafts, batches and trees …", err=True)
-    facts = facts_of(loaded)
+    with common.doing("Trying out packed documents, drafts, batches and trees"):
+        facts = facts_of(loaded)
     for name, value in facts.items():
         common.console.print(f"{name:<22}{value}")
     row = {

@@ -21,7 +21,7 @@ def probe(asked: Probe) -> None:
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
     tokenizer = tokenizer_of(asked.model, loaded)
     bad = Bad(asked.skip_bad)
-    with common.console.status("Reading"):
+    with common.reading(asked.data):
         texts = read_texts(
             asked.data, loaded, tokenizer, asked.block_size,
             train_data=asked.train_data, seed=asked.seed, bad=bad,
