@@ -39,6 +39,7 @@ def test_a_sketch_tells_the_share_of_documents_that_two_corpora_have_in_common(s
     assert sketch(size * 3 // 4, size).share_in(learned) == 1.0
     assert sketch(0, size * 2).share_in(learned) == pytest.approx(0.5, abs=0.1)
     assert Sketch().share_in(learned) is None
+    assert learned.share_in(Sketch()) is None  # as of blocks that do not say what they are of
 
 
 @pytest.mark.parametrize("size", [40, 20_000])

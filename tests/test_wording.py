@@ -124,7 +124,13 @@ def test_a_revision_is_fetched_and_is_a_directory_then(
         return str(saved.parent)
 
     monkeypatch.setattr(wording, "snapshot_download", snapshot_download)
-    where = {"revision": "v2", "token": "t", "cache_dir": tmp_path, "subfolder": saved.name}
+    where = {
+        "force_download": False,
+        "revision": "v2",
+        "token": "t",
+        "cache_dir": tmp_path,
+        "subfolder": saved.name,
+    }
     for load in (ft.MTPModel.from_pretrained, ft.attach):
         model = load("owner/name", **where)
         assert model.backbone_path == str(saved)

@@ -152,9 +152,8 @@ def _merged(
     _say_if_untied(model)
     if dtype == torch.float32:
         return model
-    typed = load_causal_lm(
-        base, dtype, told
-    )  # what a family computes from its config is of the type
+    # Of that type from the beginning: what a family computes from its config is too.
+    typed = load_causal_lm(base, dtype, told)
     fit_vocabulary(typed, Path(where))
     _take_weights(typed, model)
     return typed

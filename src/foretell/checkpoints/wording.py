@@ -118,6 +118,7 @@ def fetched(name: str | Path, told: dict[str, Any]) -> str | Path:
         InputError: it cannot be had.
     """
     asked = {word: told.pop(word) for word in FETCHED_WITH if word in told}
+    asked = {word: value for word, value in asked.items() if value or word == "token"}
     inside = asked.pop("subfolder", None)
     on_hub = isinstance(name, str) and name.count("/") == 1 and not local_path(name).exists()
     if on_hub and (asked or inside):

@@ -85,7 +85,7 @@ PATIENCE = 5.0
 
 @contextmanager
 def doing(what: str) -> Iterator[None]:
-    """Shows what is done while it is open: without a terminal by a line on stderr, if it is long."""
+    """Shows what is done while it is open; if that is long, without a terminal, in a line."""
     line = threading.Timer(PATIENCE, lambda: typer.echo(f"{what} …", err=True))
     line.daemon = True
     if not console.is_terminal and not console.quiet:

@@ -59,7 +59,7 @@ class Sketch:
         """
         bounds = [bound for bound in (self.bound, other.bound) if bound is not None]
         mine = {d for d in self._known if not bounds or d < min(bounds)}
-        return len(mine & other._known) / len(mine) if mine else None
+        return len(mine & other._known) / len(mine) if mine and other._known else None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, to be kept with a model."""

@@ -263,8 +263,8 @@ class MTPTrainer(Trainer):
         """Save the model; heads alone where the backbone did not change and can be found again."""
         apart = self.mtp.adapters is not None or not self.settings.backbone_learns
         beside = self.mtp.tokenizer_path == self.mtp.backbone_path  # of the backbone
-        earlier = Sketch.from_dict(self.mtp.trained_on)
-        self.mtp.trained_on = (earlier | self.blocks.sketch).to_dict()
+        known = Sketch.from_dict(self.mtp.trained_on) | self.blocks.sketch
+        self.mtp.trained_on = known.to_dict() if len(known) else {}
         self.mtp.save_pretrained(
             directory,
             backbone_path=self.backbone_path if apart else None,
