@@ -9,7 +9,8 @@ import foretell as ft
 def test_the_public_names_are_there() -> None:
     assert {
         "BackboneError", "CheckpointError", "ForetellError", "HeadError", "InputError", "MTPModel",
-        "ParallelHeads", "ResidualHeads", "SequentialHeads", "attach", "patch", "unpatch",
+        "ParallelHeads", "ResidualHeads", "SequentialHeads", "attach",
+        "load_tokenizer", "patch", "unpatch",
     } == set(ft.__all__)  # fmt: skip
     for name in ft.__all__:
         assert getattr(ft, name).__module__.startswith("foretell.")

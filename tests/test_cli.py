@@ -11,6 +11,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from pkgutil import resolve_name
@@ -355,6 +356,18 @@ def test_a_result_on_standard_output(place: Path, tmp_path: Path, command: tuple
     assert fine("info", place / "whole").startswith("architecture")  # as before
 
 
+def test_info_says_what_takes_long(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(model: ft.MTPModel) -> dict[str, str]:
+        time.sleep(0.2)
+        return {}
+
+    monkeypatch.setattr("foretell.cli.info.facts_of", slow)
+    assert run("info", place / "plain").err == ""
+    monkeypatch.setattr(common, "PATIENCE", 0.0)
+    said = "Trying out packed documents, drafts, batches and trees …\n"
+    assert run("info", place / "plain").err == said
+
+
 def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "info.json"
     fine("info", place / "heads", "--dtype", "bfloat16", "--json", path)
@@ -594,7 +607,7 @@ def test_a_table_explains_outputs_that_differ_in_half_precision(
     speed = {"tokens": 1, "tokens_per_forward": 1.0, "tokens_per_second": 1.0, "speedup": 1.0}
     same = {"plain": 8, "parallel": 4}
     rows = [{"method": m, "prompts": 8, "identical": n, **speed} for m, n in same.items()]
-    bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype)
+    bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype, {})
     out = capsys.readouterr().out
     assert "4 of 8" in out
     assert ("In bfloat16 passes of different widths" in out) == (dtype == torch.bfloat16)
@@ -1186,7 +1199,7 @@ BAD = [
         )
         if (name, command[:8]) != ("empty.txt", "generate")
     ),
-    (f"probe {MODEL} --data {{place}}/nowhere.txt", "no file or folder at"),
+    (f"probe {MODEL} --data {{place}}/nowhere.txt", "no such file or folder"),
     (f"eval {MODEL} --data {{place}}/empty.txt --block-size 16", "every document is empty"),
     (f"eval {MODEL} --data {{place}}/blank.txt --block-size 16", "every document is empty"),
     (f"eval {MODEL} --data {{place}}/latin.txt --block-size 16", "not UTF-8"),
@@ -1198,7 +1211,7 @@ BAD = [
     (f"probe {MODEL} --data {{place}}/short.txt", "one block takes 128"),
     (f"probe {MODEL} --data stdlib:tests", "use stdlib:train or stdlib:held-out"),
     (f"probe {MODEL} --data {{place}}/[/b]x.txt", "[/b]x.txt"),
-    (f"bench {MODEL} --prompts {{place}}/nowhere", "no file or folder at"),
+    (f"bench {MODEL} --prompts {{place}}/nowhere", "no such file or folder"),
     (f"bench {MODEL} --prompts {{place}}/empty.txt", "every document is empty"),
     (f"generate {MODEL} --prompt-file {{place}}/nowhere", "cannot be read"),
     (f"generate {MODEL} --prompt-file {{place}}/latin.txt", "UTF-8"),
@@ -1217,7 +1230,7 @@ BAD = [
     (f"probe {MODEL} {DATA} --draft-model nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --train-data {{place}}/empty.txt", "every document is empty"),
     (f"probe {LEARNED} {DATA} --block-size {CONTEXT + 1}", f"context of {CONTEXT}"),
-    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no result file"),
+    (f"eval {MODEL} {DATA} --baselines {{place}}/nowhere.json", "no such result file"),
     (f"eval {MODEL} {DATA} --block-size 16 --against nonsense", "does not exist"),
     (f"probe {MODEL} {DATA} --positions 0", "positions is 0"),
     (f"probe {MODEL} {DATA} --block-size 24 --json {{place}}/text.py/x.json", "cannot be written"),
@@ -1300,7 +1313,7 @@ BAD = [
     (f"info {MODEL} --dtype nonsense", "dtype 'nonsense'"),
     (f"{TRAIN} --steps 1 --device nonsense", "device 'nonsense'"),
     # Training.
-    (TRAIN, "say when to stop"),
+    (TRAIN, "say how long to train"),
     (f"{TRAIN} --steps 0", "steps"),
     (f"{TRAIN} --steps 1 --depth 0", "depth is 0"),
     (f"{TRAIN} --steps 1 --depth -2", "depth is -2"),
@@ -1321,7 +1334,7 @@ BAD = [
     (f"{TRAIN} --config {{place}}/no.yaml", "is not YAML"),
     (
         f"train {MODEL} --data {{place}}/nowhere --steps 1 --block-size 16 --out {{tmp}}/out",
-        "no file or folder",
+        "no such file or folder",
     ),
     (
         f"train {MODEL} --data {{place}}/blank.txt --steps 1 --block-size 16 --out {{tmp}}/out",

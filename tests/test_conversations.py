@@ -422,8 +422,8 @@ def test_a_data_set_of_the_hub_is_streamed(monkeypatch) -> None:
     list(read_documents("hub:owner/name"))
     assert asked == [("owner/name", "en", "test", True), ("owner/name", None, "train", True)]
     for wrong, message in (
-        ("hub:", "is no data set"),
-        ("hub:a:b:c:d", "is no data set"),
+        ("hub:", "is not the name of a data set"),
+        ("hub:a:b:c:d", "is not the name of a data set"),
         ("hub:gone/away", "cannot be read"),
     ):
         with pytest.raises(InputError, match=message) as caught:

@@ -85,5 +85,5 @@ def test_what_cannot_be_split_or_read_is_refused(path: Path, streaming: bool) ->
         read_corpus(path, TOKENIZER, SIZE, held_out=1e-9, **options)
     with pytest.raises(InputError, match=r"between 0 and 1, not -0\.5"):
         read_corpus(path, TOKENIZER, SIZE, held_out=-0.5, **options)
-    with pytest.raises(InputError, match="no file or folder"):
+    with pytest.raises(InputError, match="no such file or folder"):
         read_corpus(path.with_name("gone.jsonl"), TOKENIZER, SIZE, **options)

@@ -105,7 +105,7 @@ def test_what_is_no_text_is_refused_by_the_call_itself(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("a,b")
     (tmp_path / "empty").mkdir()
     for path, reason in [
-        (tmp_path / "lost.txt", "no file or folder at .*lost.txt"),
+        (tmp_path / "lost.txt", "lost.txt: no such file or folder"),
         (tmp_path / "a.csv", r"a\.csv: a text file must end in one of .*\.jsonl\.gz"),
         (tmp_path / "empty", "nothing to read in the folder .*empty"),
         ("stdlib:test", "stdlib:train or stdlib:held-out"),

@@ -1,6 +1,7 @@
 import math
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -757,12 +758,13 @@ def test_the_break_even_of_a_verdict(acceptance: float) -> None:
 @pytest.mark.parametrize(
     ("tokens", "cost", "measured", "outcome", "advice"),
     [
-        (2.5, 1.25, True, "pay on this machine (2.00×", "use them"),
-        (2.5, 1.25, False, "should pay", "check it with `foretell bench`"),
+        (2.5, 1.25, True, "pay on this machine (2.00×", "use `--draft-length 2`, and try `--d"),
+        (2.5, 1.25, False, "should pay", "`foretell bench` and `--draft-length 2`"),
         (1.5, 1.49, True, "break even", "train longer"),
         (1.2, 1.75, True, "do not pay", "be at 50 % accepted per depth, and these are worth 17 %"),
         (1.2, 1.75, False, "would not pay", "foretell distill"),
         (2.9, 3.5, True, "do not pay", "not even drafts that are always accepted would pay"),
+        (2.9, 3.5, True, "do not pay", "`--draft-length auto`"),
     ],
 )
 def test_a_verdict_in_words(tokens, cost, measured, outcome, advice) -> None:
@@ -792,7 +794,11 @@ def test_verdicts_of_what_was_measured() -> None:
     compiled += [{**row("parallel-compiled", "heads", 2.0, 1.8), "compiled": True}]
     others = [{**row("parallel-auto", "heads", 1.9, 3.0), "draft_length": "auto"}]
     others += [{**row("parallel-tree", "heads", 2.9, 3.0), "tree": "4,2"}]
-    assert verdict_of_speed(rows + compiled + others) == verdict
+    best = verdict_of_speed(rows + compiled + others)
+    assert best == replace(verdict, auto=3.0)
+    assert str(best).endswith("use `--draft-length auto`, which is faster (3.00×).")
+    others[0]["speedup"] = 1.1
+    assert str(verdict_of_speed(rows + others)).endswith("use `--draft-length 1`.")
     slow = verdict_of_speed(rows[:1] + compiled)
     assert slow.speedup == pytest.approx(0.9)
     assert "do not pay" in str(slow)

@@ -370,7 +370,7 @@ REFUSED = [
     ("glm4_moe", "glm4_moe",
      ft.SequentialHeads.Config(**SEQUENTIAL, zero_first=True, block="dense"),
      "block is 'same' there and 'dense' here"),
-    ("transformers", "deepseek_v3", "transformers", "behind 61 layers"),
+    ("transformers", "deepseek_v3", "transformers", "after 61 layers"),
     ("vllm", "llama", ft.ParallelHeads.Config(depth=2), "these read 'trunk'"),
     ("vllm", "llama", ft.ParallelHeads.Config(depth=2, tap="final", variant="causal"),
      "these are causal"),

@@ -256,5 +256,5 @@ def test_heads_for_a_layout() -> None:
 def test_facts() -> None:
     facts = facts_of(ready.load_model("tiny-mtp", "cpu"))
     assert facts["family"] == "llama"
-    assert facts["head"].startswith("kind parallel")
+    assert facts["head"] == "kind parallel, depth 3, normalize False"  # not the rest
     assert "train" in facts_of(ready.load_model("tiny", "cpu"))["head"]

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import families
 import foretell as ft
+from foretell.cli.probe_tables import _advice
 from foretell.data import Document, PackedBlocks
 from foretell.decoding import LookupDrafter
 from foretell.errors import InputError
@@ -20,6 +21,7 @@ from foretell.probe import (
     Marginalization,
     NGram,
     NGrams,
+    ProbeOptions,
     PromptLookup,
     RepeatLast,
     TokenClasses,
@@ -427,8 +429,34 @@ def test_what_is_recommended() -> None:
     assert Prediction(costs=cheap, layers=[], share=None, **known).recipe == "joint"
     chosen = [row["depth"] for row in good.rows() if row["chosen"]]
     assert chosen == [2, 2]
+    # Between 0.97 and 1.03 at depth 1: it may pay, which the verdict says, whatever the middle is.
+    open_ = Prediction(costs=Costs([1.0, 1.45, 1.9], 0.1), layers=[], share=None, **known)
+    low, high = open_.speedups(1)
+    assert low < 1.0 < high
+    assert open_.depth == 1
+    assert f"is open: {low:.2f}× to {high:.2f}× plain decoding" in _advice(open_)
+    assert "would not pay" in _advice(early)
+    assert _advice(good).startswith("Recommended")
     for row in good.rows():
         assert row["tokens_per_forward_min"] <= row["tokens_per_forward_max"]
+
+
+def test_few_positions_make_linear_probes_cheap() -> None:
+    """Layers are read at fewer positions too, and learned from in fewer steps."""
+    assert [ProbeOptions(positions=n).read_at for n in (8, 512, 4096)] == [32, 2048, 2048]
+    assert ProbeOptions(positions=8, layer_positions=100).read_at == 100
+    rows: list[int] = []
+
+    def unembed(hidden: torch.Tensor) -> torch.Tensor:
+        rows.append(len(hidden))
+        return hidden
+
+    for size in (32, 7168):
+        rows.clear()
+        states = torch.randn(size, 8)
+        fit(states, states, torch.randint(8, (size,)), unembed)
+        assert sum(rows) < 12 * size
+    assert rows.count(512) > 50
 
 
 def test_a_prediction_from_measurements() -> None:

@@ -138,10 +138,10 @@ def test_acceptance_while_decoding_adds_up_to_tokens_per_forward(charts: dict[st
     assert (unit, "parallel, decoding", "2", f"{1 + 0.5 + 0.5 * 0.4:.2f}") in found
     assert (unit, "parallel, held out", "2", f"{1 + 0.5 + 0.25:.2f}") in found
     assert (unit, "parallel, measured", "2", "1.70") in found
-    assert (unit, "parallel, predicted behind text", "2", "1.40 to 2.20") in found
-    assert (unit, "parallel, predicted behind own", "2", "1.70 to 2.50") in found
+    assert (unit, "parallel, predicted after text", "2", "1.40 to 2.20") in found
+    assert (unit, "parallel, predicted after own", "2", "1.70 to 2.50") in found
     speed = "speed-up over plain decoding"
-    assert (speed, "parallel, predicted behind text", "2", "1.10× to 1.80×") in found
+    assert (speed, "parallel, predicted after text", "2", "1.10× to 1.80×") in found
 
 
 def test_what_was_predicted_stands_beside_what_heads_reach(results: Path) -> None:
@@ -391,7 +391,7 @@ def test_a_directory_without_results(tmp_path: Path) -> None:
 
 
 def test_a_path_that_is_not_there(tmp_path: Path) -> None:
-    assert "no result file at" in refused(tmp_path, tmp_path / "nowhere")
+    assert "no such result file" in refused(tmp_path, tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize("content", ["{", '{"a": 1}', "[]", "\udcff", '{"rows": NaN}'])

@@ -240,11 +240,11 @@ def refused(answer: httpx.Response, status: int, message: str, param: str | None
         ({"max_tokens": 301}, "max_tokens is 301; at most 300", "max_tokens"),
         ({"max_tokens": 10**40}, "max_tokens", "max_tokens"),
         ({"prompt": ""}, "the prompt is empty", "prompt"),
-        ({"prompt": []}, "prompt: an empty list is no prompt", "prompt"),
+        ({"prompt": []}, "prompt: an empty list is not a prompt", "prompt"),
         ({"prompt": ["a", 1]}, "prompt", "prompt"),
         ({"prompt": ["a", ""]}, "the prompt is empty", "prompt"),
         ({"prompt": [[1], [5000]]}, "outside the vocabulary of 1024", "prompt"),
-        ({"prompt": [[1], []]}, "prompt: an empty list is no prompt", "prompt"),
+        ({"prompt": [[1], []]}, "prompt: an empty list is not a prompt", "prompt"),
         ({"prompt": [1, True]}, "valid integer", "prompt"),
         ({"prompt": ["a"] * 257}, "257 prompts were given; at most 256", "prompt"),
         ({"prompt": [5000]}, "outside the vocabulary of 1024", "prompt"),
@@ -466,9 +466,9 @@ def test_broken_json_is_called_so(running: Running) -> None:
         headers = {"Content-Type": kind}
         return httpx.post(f"{running.url}/v1/completions", content=body, headers=headers)
 
-    refused(sent(b'{"model": "tiny-mtp",'), 400, "the body is no JSON (")
-    refused(sent(b"[1]"), 400, "the body is no JSON object")
-    refused(sent(b""), 400, "the body is no JSON object")
+    refused(sent(b'{"model": "tiny-mtp",'), 400, "the body is not JSON (")
+    refused(sent(b"[1]"), 400, "the body is not a JSON object")
+    refused(sent(b""), 400, "the body is not a JSON object")
     refused(sent(json.dumps(GREEDY).encode(), "text/plain"), 400, "Content-Type: application/json")
 
 

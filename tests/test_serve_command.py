@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,6 +23,18 @@ from foretell.provenance import read_result
 from serving import offline
 
 
+def _check_pasted(line: str, client: httpx.Client) -> None:
+    """The line that is to be pasted asks what the server answers, with the key from the shell."""
+    assert line.startswith("Try it: curl ")
+    words = shlex.split(line.removeprefix("Try it: ").replace("$FORETELL_API_KEY", "sesame"))
+    assert "sesame" not in line
+    _, url, *options = words
+    pairs = list(zip(options[::2], options[1::2], strict=True))
+    headers = dict(value.split(": ", 1) for name, value in pairs if name == "-H")
+    (body,) = [value for name, value in pairs if name == "-d"]
+    assert client.post(url, content=body, headers=headers).json()["choices"][0]["text"]
+
+
 def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
     environment = {**os.environ, "FORETELL_API_KEY": "sesame"}
     command = [sys.executable, "-m", "foretell", "serve", "tiny-mtp", "--port", "0"]
@@ -31,7 +44,7 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
     ) as process:
         try:
             assert process.stdout is not None
-            first, second = process.stdout.readline(), process.stdout.readline()
+            first, curl, second = (process.stdout.readline() for _ in range(3))
             assert "vLLM" in second
             assert "foretell export MODEL --to LAYOUT" in second
             found = re.fullmatch(r"small at (http://127.0.0.1:\d+)/v1, the page at \1/\n", first)
@@ -48,6 +61,12 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
                 assert client.post("/v1/completions", json=asked).status_code == 401
                 answer = client.post("/v1/completions", json=asked, headers=headers)
                 assert answer.json()["choices"][0]["text"] == offline("def main(", 16)
+                asked["model"] = "tiny-mtp"  # as MODEL was given
+                answer = client.post("/v1/completions", json=asked, headers=headers)
+                assert answer.json()["model"] == "small"
+                assert client.get("/v1/models/tiny-mtp", headers=headers).status_code == 200
+                asked["model"] = "small"
+                _check_pasted(curl, client)
                 running = threading.Timer(0.2, process.send_signal, [signal.SIGTERM])
                 running.start()
                 asked["max_tokens"] = 60  # it is told to stop in the middle

@@ -289,7 +289,7 @@ def test_the_plan_of_a_run(tmp_path: Path) -> None:
 )
 def test_a_batch_with_which_enough_steps_fit(seconds: float, steps: int, proposed: int) -> None:
     """Two minutes, batches of 32 shared by two passes: of multiples of 2, fifty fit."""
-    plan = Plan(1, 1, steps, 2.0, 0, 32, 2, 8, {}, 0, "cpu", "float32", 1)
+    plan = Plan(1, 1, 1, steps, 2.0, 0, 32, 2, 8, {}, 0, "cpu", "float32", 1)
     assert plan.proposed_batch_size(seconds) == proposed
     unlimited = replace(plan, minutes=None, steps=9)
     assert unlimited.proposed_batch_size(seconds) is None
@@ -516,7 +516,7 @@ def test_the_rate_at_a_few_places() -> None:
         ({"head": "none", "recipe": "frozen"}, "leaves nothing to train"),
         ({"head": "parallel", "recipe": "native"}, "model's own heads"),
         ({"colour": "red"}, "colour"),
-        ({"steps": None}, "say when to stop"),
+        ({"steps": None}, "say how long to train"),
         ({"steps": 0}, "steps"),
         ({"minutes": -1}, "minutes"),
         ({"batch_size": 0}, "batch_size"),
@@ -636,7 +636,7 @@ def test_settings_come_from_a_file_and_are_overridden(tmp_path: Path) -> None:
         (b"- a\n", "must be a mapping"),
         (b"a: [", "is not YAML"),
         (b"\xff\xfe\xfa", "is not YAML"),
-        (b"", "say when to stop"),
+        (b"", "say how long to train"),
         (b"steps: 5\n7: 3\n", "7"),
     ]:
         file.write_bytes(content)

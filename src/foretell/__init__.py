@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foretell.errors import BackboneError, CheckpointError, ForetellError, HeadError, InputError
 
 if TYPE_CHECKING:
+    from foretell.checkpoints import load_tokenizer
     from foretell.heads import ParallelHeads, ResidualHeads, SequentialHeads
     from foretell.model import MTPModel, attach
     from foretell.patching import patch, unpatch
@@ -27,6 +28,7 @@ __all__ = [
     "ResidualHeads",
     "SequentialHeads",
     "attach",
+    "load_tokenizer",
     "patch",
     "unpatch",
 ]
@@ -37,6 +39,7 @@ _HOMES = {
     "ResidualHeads": "foretell.heads",
     "SequentialHeads": "foretell.heads",
     "attach": "foretell.model",
+    "load_tokenizer": "foretell.checkpoints",
     "patch": "foretell.patching",
     "unpatch": "foretell.patching",
 }

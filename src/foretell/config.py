@@ -65,6 +65,16 @@ class BaseConfig(BaseModel):
         """Plain values."""
         return self.model_dump()
 
+    def changed(self) -> dict[str, Any]:
+        """What differs from the defaults, or has none, as plain values."""
+        told = self.to_dict()
+        usual = {
+            name: field.get_default(call_default_factory=True, validated_data=told)
+            for name, field in type(self).model_fields.items()
+            if not field.is_required()
+        }
+        return {name: value for name, value in told.items() if usual.get(name) != value}
+
     def replace(self, **changes: Any) -> Self:
         """The same with other values, checked again."""
         told = {name: getattr(self, name) for name in self.model_fields_set}

@@ -28,7 +28,7 @@ def facts_of(model: MTPModel) -> dict[str, str]:
         "batches and trees": _batches(model),
     }
     if head is not None:
-        facts["head"] = ", ".join(f"{k} {v}" for k, v in head.config.to_dict().items())
+        facts["head"] = ", ".join(f"{k} {v}" for k, v in head.config.changed().items())
         facts["head parameters"] = f"{sum(p.numel() for p in head.parameters()):,}"
     else:
         facts["head"] = "none; train one with `foretell train`"

@@ -20,6 +20,7 @@ TITLES = {
     "tokens_per_second": "tokens/s",
     "speedup": "speed-up",
     "n": "tokens predicted",
+    "behind": "after",
     "ece": "calibration error",
     "cka": "CKA with the layer before",
     "cka_final": "CKA with the last",

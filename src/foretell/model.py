@@ -13,18 +13,18 @@ from transformers import PreTrainedModel
 
 from foretell.backbone import BackboneOutput
 from foretell.checkpoints import (
+    LOADING,
     Adapters,
     Assembled,
+    Loading,
     fill_head,
     insert_adapters,
-    load_causal_lm,
     open_checkpoint,
-    resolve,
 )
 from foretell.decoding.carrying import build_head, warn_if_not_decoded
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.generation import Generating
-from foretell.heads import Head, HeadConfig, States, head_class
+from foretell.heads import Head, HeadConfig, States, new_heads
 from foretell.objective import (
     JointLoss,
     MarginalTarget,
@@ -47,6 +47,8 @@ class MTPModel(Generating):
     Attributes:
         depth_by_depth: whether gradients are computed in Gloeckle's order, see
             `foretell.objective.gradients`; otherwise by autograd over all depths.
+        trained_on: a sketch of the documents that the heads learned from, saved with them, see
+            `foretell.data.Sketch`; empty where that is not known.
     """
 
     def __init__(self, model: PreTrainedModel, head: HeadConfig | None = None) -> None:
@@ -54,6 +56,7 @@ class MTPModel(Generating):
         self.backbone_trains = True
         self.adapters: Adapters | None = None
         self.depth_by_depth = True
+        self.trained_on: Mapping[str, Any] = {}
         self.head = None if head is None else build_head(self.backbone, head)
 
     @property
@@ -69,7 +72,7 @@ class MTPModel(Generating):
 
     @property
     def _assembled(self) -> Assembled:
-        return Assembled(self.lm, self.head, self.adapters)
+        return Assembled(self.lm, self.head, self.adapters, self.trained_on)
 
     def fingerprint(self) -> str:
         """Of the backbone, or of its base where adapters are inside."""
@@ -187,6 +190,7 @@ class MTPModel(Generating):
         dtype: torch.dtype | str = "auto",
         device: torch.device | str | None = None,
         device_map: str | int | torch.device | Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Self:
         """Load a foretell directory, or a plain checkpoint without heads.
 
@@ -194,19 +198,25 @@ class MTPModel(Generating):
             path: a directory, a Hub id, or the name of a bundled model.
             backbone: put the heads on this model, or the one that lies there, instead of the one
                 they refer to; it must be the same one, by fingerprint.
-            dtype: of the weights; "auto" is the type they are stored in. A backbone that is given
-                has its own already.
+            dtype: of the weights; "auto" is the type they are stored in, often bfloat16, which
+                many CPUs compute slowly; the commands take float32 on a CPU. A backbone that is
+                given has its own already.
             device: where to put the model.
             device_map: the same in transformers' words; `"auto"` is the first accelerator, or the
                 CPU. Heads need their backbone on one device.
+            **options: what transformers' `from_pretrained` takes to load a model
+                (`attn_implementation`, `quantization_config`, …), or to find it on the Hub
+                (`revision`, `subfolder`, `token`, `cache_dir`, `local_files_only`,
+                `force_download`), and `torch_dtype`, the older name of `dtype`.
 
         Raises:
             CheckpointError: a file is missing, truncated or foreign, or the backbone is another
                 one.
-            InputError: there is no model at `path`, `dtype` is no type for one, or `device_map`
-                spreads it.
+            InputError: there is no model at `path`, `dtype` is no type for one, `device_map`
+                spreads it, or an option is unknown or cannot be honoured.
         """
-        opened = open_checkpoint(path, backbone, dtype, device, device_map)
+        told = {"dtype": dtype, "device": device, "device_map": device_map, **options}
+        opened = open_checkpoint(path, backbone, told)
         try:
             model = cls(opened.lm, opened.head_config())
         except (InputError, HeadError) as error:
@@ -214,12 +224,18 @@ class MTPModel(Generating):
         model.backbone_path, model.tokenizer_path = opened.source, opened.tokenizer
         if opened.stored is not None:
             fill_head(model.require_head(), opened.stored, opened.where)
+            model.trained_on = opened.stored.trained_on
         if (adapters := opened.adapters) is not None:
             model.adapt(lambda lm: Adapters.load(lm, adapters))
         return model.eval()
 
     def save_pretrained(
-        self, path: str | Path, *, backbone_path: str | Path | None = None, tokenizer: Any = None
+        self,
+        path: str | Path,
+        *,
+        backbone_path: str | Path | None = None,
+        tokenizer: Any = None,
+        **options: Any,
     ) -> None:
         """Write the model to a directory, all of it or nothing.
 
@@ -229,12 +245,16 @@ class MTPModel(Generating):
             backbone_path: where the backbone can be loaded from: then only the heads are stored,
                 with the full path of that directory, or the Hub id. None stores the backbone beside
                 them, as an ordinary checkpoint.
-            tokenizer: saved beside the backbone.
+            tokenizer: saved beside the backbone. Commands need one: they take that of the place the
+                backbone was loaded from only where the heads are stored alone.
+            **options: of transformers' `save_pretrained`: `max_shard_size`, and what changes
+                nothing here, such as `safe_serialization=True`.
 
         Raises:
             CheckpointError: see `require_savable`.
+            InputError: an option is unknown or cannot be honoured.
         """
-        self._assembled.save(Path(path), backbone_path, tokenizer)
+        self._assembled.save(Path(path), backbone_path, tokenizer, options)
 
     def push_to_hub(
         self,
@@ -255,14 +275,15 @@ class MTPModel(Generating):
             private: whether a repository that is made is.
             token: of an account; by default the one that is logged in.
             **options: of `huggingface_hub.HfApi.upload_folder`: `commit_message`, `revision`,
-                `create_pr`, …
+                `create_pr`, …; and those of `save_pretrained`.
 
         Returns:
             the address of the commit.
 
         Raises:
             CheckpointError: see `require_savable`.
-            InputError: `backbone_path` is a directory, which nobody else has.
+            InputError: `backbone_path` is a directory, which nobody else has; or an option is
+                unknown or cannot be honoured.
         """
         return self._assembled.push(repo_id, backbone_path, tokenizer, private, token, options)
 
@@ -285,23 +306,32 @@ def attach(
 
     Args:
         model: any `AutoModelForCausalLM`, used as it is; or where one lies: a directory, a Hub id
-            or a bundled model, loaded in the type it is stored in.
+            or a bundled model, loaded in the type it is stored in if no other is given.
         head: a head's kind, or its config.
-        **options: fields of the head's config, such as `depth=3`, where `head` is a kind.
+        **options: fields of the head's config, such as `depth=3` (the default), where `head` is a
+            kind; and where `model` is a name, how to load it, as in `MTPModel.from_pretrained`.
 
     Raises:
         BackboneError: the model lacks a property that heads need.
         InputError: the head is unknown or told something it cannot do, or there is no such model.
         CheckpointError: the model cannot be loaded.
     """
+    if isinstance(model, MTPModel):
+        raise InputError("an MTPModel has its heads already; give its lm to attach others.")
+    how = {name: options.pop(name) for name in LOADING & options.keys()}
     if isinstance(head, str):
-        head = head_class(head).Config.from_dict(options)
+        head = new_heads({"kind": head, **options})
     elif options:
         raise HeadError(f"give {', '.join(options)} in the head's config, not beside it.")
     if isinstance(model, (str, Path)):
-        place = resolve(model)
-        attached = MTPModel(load_causal_lm(place), head)
-        attached.backbone_path = attached.tokenizer_path = place
+        loading = Loading.of("attach", model, how)
+        lm = loading.load(loading.where)
+        if loading.device is not None:
+            lm.to(loading.device)  # type: ignore[arg-type]
+        attached = MTPModel(lm, head)
+        attached.backbone_path = attached.tokenizer_path = loading.where
+    elif how:
+        raise InputError(f"{', '.join(how)}: for loading a model, and one is given; load that so.")
     else:
         attached = MTPModel(model, head)
     warn_if_not_decoded(attached.backbone)

@@ -136,8 +136,12 @@ def patch(model: PreTrainedModel, drafts: MTPModel | Drafter | str | Path = "loo
     name = type(model).__name__
     if _patch_of(model) is not None:
         raise InputError(f"{name} is patched already; unpatch it first.")
+    if isinstance(cast(object, model), MTPModel):
+        raise InputError("an MTPModel drafts by itself: call its generate, or patch its lm.")
     if getattr(model.generate, "__func__", None) is not GenerationMixin.generate:
-        raise InputError(f"{name} has a generate of its own, which drafts cannot stand in for.")
+        raise InputError(
+            f"{name} has a generate of its own, which cannot be replaced by one that drafts."
+        )
     drafts = str(drafts) if isinstance(drafts, Path) else drafts
     drafter: Drafter | str | None = None
     if isinstance(drafts, MTPModel):

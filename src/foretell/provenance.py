@@ -258,7 +258,7 @@ def read_result(path: str | Path) -> Result:
     try:
         content = _parsed(path.read_bytes())
     except FileNotFoundError:
-        raise InputError(f"no result file at {path}: check the path") from None
+        raise InputError(f"{path}: no such result file; check the path") from None
     except OSError as error:
         raise InputError(f"cannot read the result file {path}: {error.strerror}") from None
     except (ValueError, RecursionError) as error:  # not UTF-8, not JSON
@@ -270,7 +270,7 @@ def read_result(path: str | Path) -> Result:
         )
     for name, kind in zip(_PARTS, (str, dict, dict, list), strict=True):
         if not isinstance(content[name], kind):
-            raise InputError(f"{path} is not a result file: {name!r} is no {kind.__name__}")
+            raise InputError(f"{path} is not a result file: {name!r} is not a {kind.__name__}")
     rows = [
         _checked_row(row, f"{path}, row {number}")
         for number, row in enumerate(content["rows"], start=1)

@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 
 from foretell.backbone import isolates_documents
 from foretell.checkpoints import load_tokenizer
-from foretell.data import REFUSED, Bad, PackedBlocks, read_documents, read_prompts
+from foretell.data import REFUSED, Bad, PackedBlocks, Sketch, read_documents, read_prompts
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.decoding import store_by_columns
 from foretell.errors import InputError
@@ -120,6 +120,7 @@ def prompts_with_room(
     *,
     max_new_tokens: int,
     bad: Bad = REFUSED,
+    sketch: Sketch | None = None,
 ) -> list[Tensor]:
     """Prompts (1, T) on the model's device, each with room for `max_new_tokens` after it.
 
@@ -130,7 +131,7 @@ def prompts_with_room(
     """
     backbone = model.backbone
     room = None if backbone.context is None else backbone.context - max_new_tokens
-    prompts = read_prompts(path, tokenizer, length, count, seed, room=room, bad=bad)
+    prompts = read_prompts(path, tokenizer, length, count, seed, room=room, bad=bad, sketch=sketch)
     longest = max(prompt.shape[1] for prompt in prompts)
     backbone.require_room(longest + max_new_tokens, "prompts and their continuations")
     return [prompt.to(backbone.device) for prompt in prompts]

@@ -103,7 +103,7 @@ class Backbone(Anatomy):
         if self.max_length is not None and length > self.max_length:
             raise InputError(
                 f"{what} of {length} tokens are longer than the model's context of "
-                f"{self.max_length}, behind which it has no positions; make them shorter."
+                f"{self.max_length}, after which it has no positions; make them shorter."
             )
         if self.context is not None and length > self.context:
             warn_longer(type(self.model).__name__, self.context)

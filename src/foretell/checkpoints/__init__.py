@@ -20,9 +20,10 @@ from foretell.checkpoints.loading import (
     new_causal_lm,
     resolve,
 )
-from foretell.checkpoints.opening import Opened, fill_head, open_checkpoint
+from foretell.checkpoints.opening import Loading, Opened, fill_head, open_checkpoint
 from foretell.checkpoints.reading import open_tensors, read_object
 from foretell.checkpoints.saving import Assembled
+from foretell.checkpoints.wording import LOADING
 
 __all__ = [
     "ADAPTERS_DIRECTORY",
@@ -30,9 +31,11 @@ __all__ = [
     "CONFIG_FILE",
     "CONFIG_FILES",
     "HEADS_FILE",
+    "LOADING",
     "Adapters",
     "Assembled",
     "BackboneReference",
+    "Loading",
     "Opened",
     "StoredHeads",
     "base_of_adapters",

@@ -15,6 +15,7 @@ from huggingface_hub import try_to_load_from_cache
 from huggingface_hub.errors import HFValidationError
 from torch import nn
 
+from foretell.checkpoints.heads import is_foretell_directory
 from foretell.checkpoints.reading import GGUF, open_tensors, read_object, require_itself
 from foretell.errors import BackboneError, CheckpointError
 
@@ -57,8 +58,8 @@ def explained(
             check(directory)
         if "attn_implementation" in reason or "has been toggled on" in reason:
             raise CheckpointError(
-                f"{where}: config.json asks for an attention that cannot be had here "
-                f"({_shorten(reason)}); install it, or take attn_implementation out of that file."
+                f"{where}: an attention is asked for that cannot be had here ({_shorten(reason)}); "
+                "install it, or change attn_implementation, here or in config.json."
             ) from None
         raise CheckpointError(f"{where}: {what} cannot be loaded: {_shorten(reason)}") from None
 
@@ -121,9 +122,11 @@ def check_tokenizer(directory: Path) -> None:
         if path.suffix == ".json":
             read_object(path)
     if not found or [path.name for path in found] == ["tokenizer_config.json"]:
+        named = " or name a model that has it with --backbone" * is_foretell_directory(directory)
         raise CheckpointError(
             f"{directory}: has no tokenizer beside the weights (tokenizer.json, tokenizer.model); "
-            "copy the model's own there."
+            "save it there (tokenizer.save_pretrained, or save_pretrained with tokenizer=),"
+            f"{named} or copy the model's own there."
         )
 
 

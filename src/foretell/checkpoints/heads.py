@@ -6,7 +6,8 @@ Either way the backbone's fingerprint is stored, and loading onto another backbo
 """
 
 import json
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -50,11 +51,20 @@ class BackboneReference:
 
 @dataclass(frozen=True)
 class StoredHeads:
-    """What a directory says about heads; `tensors` is None where only the config was read."""
+    """What a directory says about heads.
+
+    Attributes:
+        head: their config.
+        backbone: whose they are.
+        tensors: None where only the config was read.
+        trained_on: a sketch of the documents that they learned from, see `foretell.data.Sketch`;
+            empty where that is not known.
+    """
 
     head: dict[str, Any]
     backbone: BackboneReference
     tensors: dict[str, Tensor] | None = None
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
 
 def is_foretell_directory(path: Path) -> bool:
@@ -81,6 +91,8 @@ def write_heads(directory: Path, stored: StoredHeads) -> None:
         "head": stored.head,
         "backbone": asdict(stored.backbone),
     }
+    if stored.trained_on:
+        config["trained_on"] = dict(stored.trained_on)
     (directory / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
@@ -102,10 +114,11 @@ def read_about(directory: Path) -> StoredHeads:
             )
         head, backbone = dict(config["head"]), BackboneReference(**config["backbone"])
         backbone.check()
+        trained_on = dict(config.get("trained_on") or {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{path}: is not a foretell config ({error}); save the model again."
         ) from None
-    return StoredHeads(head, backbone)
+    return StoredHeads(head, backbone, trained_on=trained_on)

@@ -4,6 +4,7 @@ transformers fills tensors that a checkpoint lacks with random numbers and a war
 an error, as is everything else that would leave a model silently wrong.
 """
 
+from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, cast
@@ -63,7 +64,9 @@ def resolve(name: str | Path) -> str:
     )
 
 
-def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def load_causal_lm(
+    name: str | Path, dtype: torch.dtype | None = None, told: Mapping[str, Any] | None = None
+) -> PreTrainedModel:
     """Load a causal LM with every tensor from its checkpoint, in evaluation mode.
 
     Where the checkpoint is adapters alone, they are merged into the model that they name.
@@ -73,6 +76,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
         dtype: of the weights; None is the type they are stored in. transformers loads them in it,
             so that what it computes from the config (the scale of Gemma's embeddings) is exact in
             it too, and what a family keeps in float32 stays so.
+        told: what transformers is told beside that, such as `attn_implementation`.
 
     Raises:
         CheckpointError: it cannot be loaded, or tensors are missing, of another shape, or without
@@ -81,7 +85,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     """
     where = resolve(name)
     if (base := base_of_adapters(where)) is not None:
-        return _merged(where, base, dtype)
+        return _merged(where, base, dtype, told)
     _refuse_heads_alone(where)
     check_generation(where)
     with explained(where, check=check_weights):
@@ -92,6 +96,7 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
             use_safetensors=True,
             trust_remote_code=False,  # or transformers asks on the terminal whether to run it
             ignore_mismatched_sizes=True,  # reported below, by name
+            **(told or {}),
         )
     model, info = loaded
     missing = sorted(info["missing_keys"])
@@ -116,7 +121,9 @@ def load_causal_lm(name: str | Path, dtype: torch.dtype | None = None) -> PreTra
     return cast(PreTrainedModel, model.eval())
 
 
-def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel:
+def _merged(
+    where: str, base: str, dtype: torch.dtype | None, told: Mapping[str, Any] | None
+) -> PreTrainedModel:
     """The model at `base` with the adapters at `where` in its weights.
 
     They are added in float32, whatever the type of the result, so that heads know their backbone
@@ -125,7 +132,7 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     if Path(base).resolve() == Path(where).resolve():
         raise CheckpointError(f"{where}: adapters that name themselves as their base.")
     try:
-        model = load_causal_lm(base, torch.float32)
+        model = load_causal_lm(base, torch.float32, told)
     except InputError as error:
         raise CheckpointError(f"{where}: holds adapters, and of their base: {error}") from None
     if not all(map(is_plain, model.parameters())):
@@ -145,7 +152,8 @@ def _merged(where: str, base: str, dtype: torch.dtype | None) -> PreTrainedModel
     _say_if_untied(model)
     if dtype == torch.float32:
         return model
-    typed = load_causal_lm(base, dtype)  # what a family computes from its config is of the type
+    # Of that type from the beginning: what a family computes from its config is too.
+    typed = load_causal_lm(base, dtype, told)
     fit_vocabulary(typed, Path(where))
     _take_weights(typed, model)
     return typed
@@ -271,7 +279,7 @@ def _find_on_hub(name: str) -> str:
         reason = "is neither a directory nor a model on the Hub (a private one needs a login)"
     except Exception as error:  # whatever the HTTP library of the day raises
         why = " ".join(str(error).split())
-        reason = f"is no directory, and the Hub cannot be asked for it ({why})"
+        reason = f"is not a directory here, and the Hub cannot be asked for it ({why})"
     else:
         return name
     raise InputError(f"model {name!r} {reason}; check the name.")

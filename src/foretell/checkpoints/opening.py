@@ -25,6 +25,14 @@ from foretell.checkpoints.loading import (
     load_causal_lm,
     resolve,
 )
+from foretell.checkpoints.wording import (
+    FETCHED_WITH,
+    LOADED_WITH,
+    NOT_LOADED_WITH,
+    allowed,
+    fetched,
+    type_told,
+)
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.heads import Head, HeadConfig, head_class
 
@@ -79,22 +87,56 @@ class Opened:
         return config
 
 
+@dataclass(frozen=True)
+class Loading:
+    """How a model is to be loaded, once everything that was said of it is understood.
+
+    Attributes:
+        where: what lies where.
+        dtype: of the weights; None: as they are stored.
+        device: where the model is to be; None: where it is loaded.
+        told: what transformers is told beside that.
+    """
+
+    where: str
+    dtype: torch.dtype | None
+    device: torch.device | str | None
+    told: Mapping[str, Any]
+
+    def load(self, source: str) -> PreTrainedModel:
+        """The causal LM at `source`, not yet on the device."""
+        return load_causal_lm(source, self.dtype, self.told)
+
+    @classmethod
+    def of(
+        cls, caller: str, path: str | Path, options: Mapping[str, Any], backbone: object = None
+    ) -> "Loading":
+        """Check what `caller` was told; see `MTPModel.from_pretrained`."""
+        ours = ("dtype", "torch_dtype", "device", "device_map")
+        told = allowed(caller, options, {*ours, *LOADED_WITH, *FETCHED_WITH}, NOT_LOADED_WITH)
+        dtype = _weights_type(type_told(told), backbone)
+        device = _one_device(told.pop("device", None), told.pop("device_map", None))
+        where = resolve(fetched(path, told))
+        if told and isinstance(backbone, PreTrainedModel):
+            raise InputError(
+                f"{', '.join(told)}: for loading a backbone, and one is given; load that so."
+            )
+        return cls(where, dtype, device, told)
+
+
 def open_checkpoint(
     path: str | Path,
     backbone: PreTrainedModel | str | Path | None,
-    dtype: torch.dtype | str,
-    device: torch.device | str | None,
-    device_map: str | int | torch.device | Mapping[str, Any] | None,
+    options: Mapping[str, Any],
 ) -> Opened:
     """What lies at `path`, its backbone loaded; see `MTPModel.from_pretrained`."""
-    device = _one_device(device, device_map)
-    wanted = _weights_type(dtype, backbone)
-    where = resolve(path)
+    loading = Loading.of("from_pretrained", path, options, backbone)
+    where, wanted, device = loading.where, loading.dtype, loading.device
     stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
     source, rounded = where, False
     if backbone is None or isinstance(backbone, (str, Path)):
         source = _backbone_of(where, stored, backbone)
-        backbone = load_causal_lm(source, wanted)
+        backbone = loading.load(source)
         rounded = wanted == torch.float16  # more than the fingerprint does
     if stored is not None:
         other = rounded and fingerprint(backbone) != stored.backbone.fingerprint

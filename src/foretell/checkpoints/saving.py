@@ -1,6 +1,7 @@
 """Saving a backbone, its head and its adapters together: to a directory, or to the Hub."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -19,6 +20,12 @@ from foretell.checkpoints.heads import (
     StoredHeads,
     write_heads,
 )
+from foretell.checkpoints.wording import (
+    NOT_SAVED_WITH,
+    SAVED_WITH,
+    UPLOADED_WITH,
+    allowed,
+)
 from foretell.decoding import store_by_rows
 from foretell.errors import CheckpointError, InputError
 from foretell.files import local_path, replacing
@@ -33,11 +40,13 @@ class Assembled:
         lm: the backbone.
         head: None where there is none.
         adapters: inside of `lm`, ours to save; None where there are none.
+        trained_on: see `StoredHeads`.
     """
 
     lm: PreTrainedModel
     head: Head | None
     adapters: Adapters | None
+    trained_on: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def fingerprint(self) -> str:
@@ -66,8 +75,15 @@ class Assembled:
                 "path that the backbone is loaded from."
             )
 
-    def save(self, path: Path, backbone_path: str | Path | None, tokenizer: Any) -> None:
+    def save(
+        self,
+        path: Path,
+        backbone_path: str | Path | None,
+        tokenizer: Any,
+        options: Mapping[str, Any],
+    ) -> None:
         """See `MTPModel.save_pretrained`."""
+        more = allowed("save_pretrained", options, SAVED_WITH, NOT_SAVED_WITH)
         self.require_savable(backbone_path)
         # What an earlier save left and this one does not write would not fit any more.
         superseded = [*CONFIG_FILES, HEADS_FILE, ADAPTERS_DIRECTORY]
@@ -76,7 +92,7 @@ class Assembled:
         with replacing(path, superseded, marks=CONFIG_FILES) as work:
             if backbone_path is None:
                 store_by_rows(self.lm)  # others cannot be written
-                self.lm.save_pretrained(work)
+                self.lm.save_pretrained(work, **more)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
             if self.head is not None:
@@ -86,7 +102,8 @@ class Assembled:
                     _full_path(backbone_path),
                     adapted=self.adapters is not None,
                 )
-                stored = StoredHeads(self.head.config.to_dict(), reference, self.head.state_dict())
+                told, tensors = self.head.config.to_dict(), self.head.state_dict()
+                stored = StoredHeads(told, reference, tensors, self.trained_on)
                 write_heads(work, stored)
             if self.adapters is not None:
                 self.adapters.save(work / ADAPTERS_DIRECTORY)
@@ -98,9 +115,11 @@ class Assembled:
         tokenizer: Any,
         private: bool | None,
         token: str | bool | None,
-        options: dict[str, Any],
+        options: Mapping[str, Any],
     ) -> str:
         """See `MTPModel.push_to_hub`."""
+        told = allowed("push_to_hub", options, {*UPLOADED_WITH, *SAVED_WITH}, NOT_SAVED_WITH)
+        more = {name: told.pop(name) for name in SAVED_WITH if name in told}
         if backbone_path is not None and local_path(backbone_path).exists():
             raise InputError(
                 f"backbone_path is {backbone_path}, a directory of this machine; name the Hub id "
@@ -111,8 +130,8 @@ class Assembled:
         api.create_repo(repo_id, private=private, exist_ok=True)
         with TemporaryDirectory() as place:
             directory = Path(place) / "model"
-            self.save(directory, backbone_path, tokenizer)
-            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **options)
+            self.save(directory, backbone_path, tokenizer, more)
+            done = api.upload_folder(repo_id=repo_id, folder_path=directory, **told)
         return str(done.commit_url)
 
 

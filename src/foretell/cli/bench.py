@@ -1,15 +1,22 @@
 """`foretell bench`: decoding methods side by side."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.bench import Bench
-from foretell.data import Bad
+from foretell.data import Bad, Sketch
 from foretell.decoding.constraints import obeyed
-from foretell.evaluation import SpeedTable, compare, methods_of, verdicts_of_speed
+from foretell.evaluation import (
+    SpeedTable,
+    compare,
+    describe_seen,
+    methods_of,
+    seen_in_training,
+    verdicts_of_speed,
+)
 from foretell.evaluation.methods import PROMPT_LOOKUP
 from foretell.evaluation.speed import share_by_length
 from foretell.provenance import near_ties
@@ -22,10 +29,10 @@ def bench(asked: Bench) -> None:
         asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
     )
     tokenizer = tokenizer_of(asked.model, loaded)
-    bad = Bad(asked.skip_bad)
+    bad, sketch = Bad(asked.skip_bad), Sketch()
     prompts = prompts_with_room(
         asked.prompts, loaded, tokenizer, asked.prompt_tokens, asked.count, asked.seed,
-        max_new_tokens=asked.max_new_tokens, bad=bad,
+        max_new_tokens=asked.max_new_tokens, bad=bad, sketch=sketch,
     )  # fmt: skip
     common.show_bad(bad, asked.prompts)
     sampling = drafting.sampling(asked.temperature, asked.seed)
@@ -49,6 +56,11 @@ def bench(asked: Bench) -> None:
             batch_size=asked.batch_size,
             progress=progress,
         )
+    seen = seen_in_training(loaded, sketch)
+    verdicts = verdicts_of_speed([(asked.model, found)])
+    if warning := describe_seen(seen):
+        said = (verdicts.get(asked.model), warning)
+        verdicts[asked.model] = " ".join(filter(None, said))
     settings = {
         "prompts": asked.prompts,
         "count": asked.count,
@@ -70,12 +82,13 @@ def bench(asked: Bench) -> None:
         "generation_config": obeyed(loaded.lm),
         "skip_bad": asked.skip_bad,
         "bad_records": len(bad.found),
-        "verdicts": verdicts_of_speed([(asked.model, found)]),
+        "seen_in_training": seen,
+        "verdicts": verdicts,
     }
     rows = [{"model": asked.model, **row} for row in found.rows]
     common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
     what = title(f"{asked.model} on {asked.prompts}", asked.temperature, asked.batch_size)
-    show_speed([(asked.model, found)], what, loaded.backbone.dtype)
+    show_speed([(asked.model, found)], what, loaded.backbone.dtype, verdicts)
     for line in drafting.describe_config(loaded, sampling):
         common.console.print(line)
 
@@ -86,7 +99,12 @@ def title(what: str, temperature: float, batch_size: int) -> str:
     return f"{what}, {chosen}, batch {batch_size}"
 
 
-def show_speed(found: Sequence[tuple[str, SpeedTable]], title: str, dtype: torch.dtype) -> None:
+def show_speed(
+    found: Sequence[tuple[str, SpeedTable]],
+    title: str,
+    dtype: torch.dtype,
+    verdicts: Mapping[str, str],
+) -> None:
     """Print the one table of a comparison made in some type, and what was left out of it."""
     columns = ("model", "method", "tokens/forward", "tokens/s", "speed-up", "identical")
     rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
@@ -94,7 +112,6 @@ def show_speed(found: Sequence[tuple[str, SpeedTable]], title: str, dtype: torch
     every = [row for _, table in found for row in table.rows]
     if explained := near_ties(every, str(dtype).removeprefix("torch.")):
         common.console.print(explained)
-    said = verdicts_of_speed(found)
     for model, table in found:
         for method, shares in _acceptance(table).items():
             common.console.print(f"{model}, {method}: accepted while decoding, {shares}")
@@ -106,8 +123,8 @@ def show_speed(found: Sequence[tuple[str, SpeedTable]], title: str, dtype: torch
                 f"{model}: {table.looped} continuations fall into a loop and were cut where it "
                 f"begins ({table.dropped} prompts left out because that is at once)."
             )
-        if model in said:
-            common.console.print(f"{model}: {said[model]}")
+        if model in verdicts:
+            common.console.print(f"{model}: {verdicts[model]}")
 
 
 def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:

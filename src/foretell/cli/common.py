@@ -1,6 +1,7 @@
 """What the commands share: what they say while they load, tables, progress and result files."""
 
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -75,7 +76,25 @@ def load_blocks(
 
 def reading(data: str) -> AbstractContextManager[Any]:
     """Shows that something is read, while it is open."""
-    return console.status(Text(f"Reading {data}"))
+    return doing(f"Reading {data}")
+
+
+PATIENCE = 5.0
+"""Seconds after which `doing` says what is done where there is no terminal."""
+
+
+@contextmanager
+def doing(what: str) -> Iterator[None]:
+    """Shows what is done while it is open; if that is long, without a terminal, in a line."""
+    line = threading.Timer(PATIENCE, lambda: typer.echo(f"{what} …", err=True))
+    line.daemon = True
+    if not console.is_terminal and not console.quiet:
+        line.start()
+    try:
+        with console.status(Text(what)):
+            yield
+    finally:
+        line.cancel()
 
 
 def show_bad(bad: Bad, data: str) -> None:

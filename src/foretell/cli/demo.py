@@ -14,7 +14,7 @@ from foretell.cli.probe_tables import show_depths
 from foretell.cli.train import show_result
 from foretell.cli.watching import training_bar
 from foretell.demo import WIDTH, Watcher, run_demo
-from foretell.evaluation import DepthTable, SpeedTable
+from foretell.evaluation import DepthTable, SpeedTable, verdicts_of_speed
 from foretell.training import TrainResult
 
 
@@ -61,7 +61,8 @@ class _Shown(Watcher):
 
     def decoded(self, found: Sequence[tuple[str, SpeedTable]], dtype: torch.dtype) -> None:
         held_out = "Python's standard library, held-out files"
-        show_speed(found, f"{held_out}, {self.prompts} prompts, greedy, batch 1", dtype)
+        what = f"{held_out}, {self.prompts} prompts, greedy, batch 1"
+        show_speed(found, what, dtype, verdicts_of_speed(found))
 
     def wrote(self, path: Path) -> None:
         common.console.print(f"Result file: {path}")

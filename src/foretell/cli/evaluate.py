@@ -7,7 +7,14 @@ from foretell.cli.commands.evaluate import Evaluate
 from foretell.cli.probe_tables import show_depths, shown
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
-from foretell.evaluation import DepthTable, measure_heads, probed_baselines, verdict_of_heads
+from foretell.evaluation import (
+    DepthTable,
+    describe_seen,
+    measure_heads,
+    probed_baselines,
+    seen_in_training,
+    verdict_of_heads,
+)
 from foretell.evaluation.harness import require_harness, run_harness
 from foretell.model import MTPModel
 from foretell.ready import tokenizer_of
@@ -33,17 +40,20 @@ def evaluate(asked: Evaluate) -> None:
         rows += _compare(asked, found)
     if asked.lm_eval is not None:
         rows += _harness(asked.model, loaded, asked.lm_eval, asked.lm_eval_limit)
-    verdict = None
+    seen = seen_in_training(loaded, found.blocks.sketch)
+    said = [describe_seen(seen)]
     if loaded.head is not None and decodes(loaded.backbone):
-        verdict = str(verdict_of_heads(loaded, found))
+        said.insert(0, str(verdict_of_heads(loaded, found)))
+    verdict = " ".join(filter(None, said))
     settings = {
         **asked.told("data", "block_size", "blocks", "against", "baselines"),
         **asked.told("lm_eval", "lm_eval_limit", "skip_bad"),
         "bad_records": len(bad.found),
-        "verdicts": {} if verdict is None else {asked.model: verdict},
+        "seen_in_training": seen,
+        "verdicts": {asked.model: verdict} if verdict else {},
     }
     common.save_json(asked.json, "eval", loaded, None, settings, rows)
-    if verdict is not None:
+    if verdict:
         common.console.print(f"{asked.model}: {verdict}")
 
 

@@ -8,7 +8,8 @@ from foretell.facts import facts_of
 def info(asked: Info) -> None:
     """Do what `asked` says."""
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
-    facts = facts_of(loaded)
+    with common.doing("Trying out packed documents, drafts, batches and trees"):
+        facts = facts_of(loaded)
     for name, value in facts.items():
         common.console.print(f"{name:<22}{value}")
     row = {

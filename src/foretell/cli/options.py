@@ -144,7 +144,7 @@ Dtype = Annotated[
     typer.Option(
         metavar="TYPE",
         help="Type of the weights: float32, bfloat16, float16, or auto (float32 on a CPU, "
-        "otherwise as stored).",
+        "otherwise as stored; from Python it is as stored everywhere).",
     ),
 ]
 

@@ -21,7 +21,7 @@ def probe(asked: Probe) -> None:
     loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
     tokenizer = tokenizer_of(asked.model, loaded)
     bad = Bad(asked.skip_bad)
-    with common.console.status("Reading"):
+    with common.reading(asked.data):
         texts = read_texts(
             asked.data, loaded, tokenizer, asked.block_size,
             train_data=asked.train_data, seed=asked.seed, bad=bad,
@@ -40,7 +40,8 @@ def probe(asked: Probe) -> None:
     rows = [{"model": asked.model, **row} for row in found.rows()]
     show_probe(f"{asked.model} on {asked.data}", rows, found.prediction)
     settings = {
-        **asked.told("data", "train_data", "depth", "width", "positions", "layer_positions"),
+        **asked.told("data", "train_data", "depth", "width", "positions"),
+        "layer_positions": options.read_at,
         **asked.told("draft_model", "block_size", "skip_bad"),
         "bad_records": len(bad.found),
     }

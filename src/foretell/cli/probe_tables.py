@@ -102,7 +102,7 @@ def _show_layers(rows: Rows, drift: Rows) -> None:
 
 
 def _show_expected(rows: Rows) -> None:
-    columns = ("method", "rule", "behind", "draft length", "tokens/forward")
+    columns = ("method", "rule", "after", "draft length", "tokens/forward")
     lines = [
         (
             row["method"],
@@ -123,7 +123,7 @@ def _longest(rows: Rows) -> Iterable[dict[str, Any]]:
 
 
 def _show_prediction(rows: Rows, prediction: Prediction) -> None:
-    columns = ("behind", "draft length", "accepted", "tokens/forward", "speed-up")
+    columns = ("after", "draft length", "accepted", "tokens/forward", "speed-up")
     lines = [
         (
             BEHIND[row["behind"]],
@@ -146,13 +146,20 @@ def _show_prediction(rows: Rows, prediction: Prediction) -> None:
 def _advice(prediction: Prediction) -> str:
     if not prediction.depth:
         return "Drafting would not pay here: a pass over more tokens costs more than it brings."
+    low, high = prediction.speedups(prediction.depth)
+    begin = "Recommended"
+    if low <= 1.0:
+        begin = (
+            f"Whether drafting pays here is open: {low:.2f}× to {high:.2f}× plain decoding, which "
+            "more --positions may narrow down. To try it"
+        )
     why = (
         "no text to train linear probes on"
         if prediction.share is None
         else f"a linear probe agrees {common.percent(prediction.share)} as often as the marginals"
     )
     return (
-        f"Recommended: {prediction.recipe} heads on tap {prediction.tap}, depth {prediction.depth} "
+        f"{begin}: {prediction.recipe} heads on tap {prediction.tap}, depth {prediction.depth} "
         f"({why})."
     )
 

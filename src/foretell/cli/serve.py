@@ -1,8 +1,11 @@
 """`foretell serve`: an OpenAI-compatible server and its page."""
 
 import ipaddress
+import json
 import os
 import re
+import shlex
+from typing import TYPE_CHECKING, Any
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.serve import API_KEY, Serve
@@ -11,6 +14,9 @@ from foretell.errors import InputError, not_installed
 from foretell.evaluation.methods import method_name
 from foretell.files import local_path
 from foretell.ready import tokenizer_of
+
+if TYPE_CHECKING:
+    from foretell.serve import Service
 
 
 def serve(asked: Serve) -> None:
@@ -36,10 +42,12 @@ def serve(asked: Serve) -> None:
             api_key,
             origins,
             auto_length=length == "auto",
+            aliases={asked.model},
         )
         running = serving.server(service, asked.host, asked.port)
         where = f"http://{_shown(asked.host)}:{listening.getsockname()[1]}"
         common.console.print(f"{service.name} at {where}/v1, the page at {where}/")
+        common.console.print(f"Try it: {_curl(service, listening.getsockname()[1], asked)}")
         common.console.print(serving.PRODUCTION)
         if api_key is None and not _local(asked.host):
             common.console.print(
@@ -59,6 +67,21 @@ def serve(asked: Serve) -> None:
             running.run(sockets=[listening])
         finally:
             service.engine.close()  # told twice to stop, the application does not
+
+
+def _curl(service: "Service", port: int, asked: Serve) -> str:
+    """A command that asks it something, to be pasted into a shell; a key is never printed."""
+    prompt = "Write a haiku about the sea."
+    body: dict[str, Any] = {"model": service.name, "max_tokens": min(64, service.limits.max_tokens)}
+    if service.tokenizer.chat_template:
+        route, body["messages"] = "chat/completions", [{"role": "user", "content": prompt}]
+    else:
+        route, body["prompt"] = "completions", "def main("
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "::1"}
+    host = _shown(everywhere.get(asked.host, asked.host))
+    words = ["curl", f"http://{host}:{port}/v1/{route}", "-H", "Content-Type: application/json"]
+    key = f' -H "Authorization: Bearer ${API_KEY}"' if service.api_key is not None else ""
+    return f"{shlex.join(words)}{key} -d {shlex.quote(json.dumps(body))}"
 
 
 def _api_key(asked: Serve) -> str | None:

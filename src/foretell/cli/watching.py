@@ -44,6 +44,7 @@ class Watch:
         self._plan, self._last = plan, time.monotonic()
         for line in describe_plan(plan, self.model):
             common.console.print(line)
+        _warn(describe_passes(plan))
 
     def report(self, progress: Progress) -> None:
         """For `report` of `train`."""
@@ -53,8 +54,9 @@ class Watch:
             done = progress.step - self._plan.begun
             # The second step: the first makes ready what later ones use.
             if done == 2 or (done == 1 and progress.fraction >= 1.0):
-                if warning := describe_pace(self._plan, seconds):
-                    common.console.print(warning, style="bold red")
+                _warn(describe_pace(self._plan, seconds))
+                if self._plan.minutes is not None:  # else it was said before
+                    _warn(describe_passes(self._plan, seconds))
                 self._plan = None
         self.show(progress)
 
@@ -99,6 +101,26 @@ def describe_pace(plan: Plan, seconds: float) -> str | None:
         f"Warning: a step takes {seconds:.1f} s, so that about {fitting} fit into "
         f"{plan.minutes:g} minutes, too few to learn much; try {help_}."
     )
+
+
+def describe_passes(plan: Plan, seconds: float = 0.0) -> str | None:
+    """A warning where the same text is read over and over; None where it is not.
+
+    Args:
+        plan: of the run.
+        seconds: that a step takes, once that is known.
+    """
+    if (passes := plan.too_many_passes(seconds)) is None:
+        return None
+    return (
+        f"Warning: {passes:,.0f} passes over {plan.tokens:,} tokens: these texts will be learned "
+        "by heart, which does not help on others; more text is better than more steps."
+    )
+
+
+def _warn(warning: str | None) -> None:
+    if warning is not None:
+        common.console.print(warning, style="bold red")
 
 
 def describe_overrun(minutes: float | None, seconds: float) -> str | None:

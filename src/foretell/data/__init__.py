@@ -5,6 +5,7 @@ from foretell.data.documents import read_documents
 from foretell.data.packing import PackedBlocks
 from foretell.data.prompts import read_prompt, read_prompts
 from foretell.data.records import REFUSED, Bad, Document
+from foretell.data.sketch import Sketch
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.data.streaming import StreamedBlocks
 
@@ -14,6 +15,7 @@ __all__ = [
     "Bad",
     "Document",
     "PackedBlocks",
+    "Sketch",
     "StreamedBlocks",
     "held_out_split",
     "read_corpus",

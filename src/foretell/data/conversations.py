@@ -115,7 +115,7 @@ def _rendered(
     """
     known = signature(tokenizer.apply_chat_template).parameters.keys() - {"tools", "documents"}
     if taken := beside.keys() & known:
-        raise InputError(f"{source}: {min(taken)!r} is no setting of a chat template")
+        raise InputError(f"{source}: {min(taken)!r} is not a setting of a chat template")
     spellings = [_parsed_arguments, _dumped_arguments]
     failure: Exception | None = None
     for spelled in spellings if any("tool_calls" in turn for turn in turns) else spellings[:1]:

@@ -182,7 +182,7 @@ class Continuations:
                     f"do not fit into the model's context of {context}; shorten either."
                 )
         if not prompts:
-            raise InputError("there is no prompt.")
+            raise InputError("no prompts were given; give at least one.")
         self._claim()
 
     def _claim(self) -> None:

@@ -101,7 +101,7 @@ def read_documents(path: str | Path, bad: Bad = REFUSED) -> Iterator[Document]:
         files = [path]
         base = path.parent
     else:
-        raise InputError(f"no file or folder at {path}: check the path given as text")
+        raise InputError(f"{path}: no such file or folder; check the path")
     return _read_files(path, base, files, bad)
 
 
@@ -210,7 +210,7 @@ def _read_hub(address: str, bad: Bad) -> Iterator[Document]:
     _, name, *rest = address.split(":")
     config, split = [*rest, None, None][:2]
     if not name or len(rest) > 2:
-        raise InputError(f"{address!r} is no data set: write hub:NAME:CONFIG:SPLIT")
+        raise InputError(f"{address!r} is not the name of a data set: write hub:NAME:CONFIG:SPLIT")
     try:
         records = datasets.load_dataset(
             name, config or None, split=split or "train", streaming=True
@@ -268,7 +268,7 @@ def _parse(line: bytes, where: str) -> dict[str, Any]:
     try:
         record = json.loads(decode(line, where))
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: not JSON ({error.msg} at column {error.colno})") from None
+        raise InputError(f"{where}: not JSON (column {error.colno}: {error.msg})") from None
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (nested too deeply)") from None
     if not isinstance(record, dict):

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Dataset
 
 from foretell.data.records import REFUSED, Bad, Document
+from foretell.data.sketch import Sketch
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
 from foretell.targets import IGNORE
@@ -50,6 +51,7 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         one_document_per_block: whether blocks are filled up rather than packed.
         document_bytes: (documents,), what each adds to `num_bytes`; None where that is not known.
         document_kinds: of each, see `document_kind`; empty where that is not known.
+        sketch: which documents they are; empty where that is not known.
     """
 
     def __init__(
@@ -80,6 +82,7 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         self.num_bytes = num_bytes
         self.document_bytes = document_bytes
         self.document_kinds = tuple(document_kinds)
+        self.sketch = Sketch()
 
     @classmethod
     def from_documents(
@@ -121,8 +124,11 @@ class PackedBlocks(Dataset[dict[str, torch.Tensor]]):
         """`from_documents` for documents that are tokenized already, each with a token at least."""
         check_block_size(block_size, one_document_per_block)
         if one_document_per_block:
-            return cls._fill(pieces, block_size, _filler(tokenizer))
-        return cls._cut(pieces, block_size)
+            blocks = cls._fill(pieces, block_size, _filler(tokenizer))
+        else:
+            blocks = cls._cut(pieces, block_size)
+        blocks.sketch = Sketch(piece.digest for piece in pieces)
+        return blocks
 
     @classmethod
     def _cut(cls, pieces: list[Tokenized], block_size: int) -> PackedBlocks:

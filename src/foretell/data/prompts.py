@@ -14,6 +14,7 @@ import torch
 
 from foretell.data.documents import RECORD_SUFFIXES, decode, read_documents
 from foretell.data.records import REFUSED, Bad, Document
+from foretell.data.sketch import Sketch, digest_of
 from foretell.data.tokenization import given_prompt, opening
 from foretell.errors import InputError
 from foretell.files import local_path
@@ -31,6 +32,7 @@ def read_prompts(
     *,
     room: int | None = None,
     bad: Bad = REFUSED,
+    sketch: Sketch | None = None,
 ) -> list[torch.Tensor]:
     """Up to `count` prompts, (1, T) each, spread over the documents.
 
@@ -45,6 +47,7 @@ def read_prompts(
         seed: of the documents' order and the places.
         room: a prompt longer than this is passed over; None: however long.
         bad: what becomes of records that cannot be used.
+        sketch: takes in which documents there are.
 
     Raises:
         InputError: see `read_documents`; there is no prompt, or none with room.
@@ -55,6 +58,8 @@ def read_prompts(
             "token."
         )
     documents: list[Document] = list(read_documents(path, bad))
+    if sketch is not None:
+        sketch.add(map(digest_of, documents))
     order = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(documents), generator=order)
     prefix = opening(tokenizer)

@@ -15,6 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from foretell.data.packing import PackedBlocks, check_block_size
 from foretell.data.records import REFUSED, Bad, Document
+from foretell.data.sketch import Sketch
 from foretell.data.tokenization import Tokenized, tokenize_all
 from foretell.errors import InputError
 
@@ -44,6 +45,9 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         name: of the corpus, by which a resumed run knows it again.
         bad: what becomes of documents that cannot be learned; by default the first is an error.
 
+    Attributes:
+        sketch: which documents were read so far.
+
     Raises:
         InputError: `block_size` is too small; or, when iteration finds out, the text too short.
     """
@@ -68,6 +72,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         self.one_document_per_block = one_document_per_block
         self._window = window
         self._seed = seed
+        self.sketch = Sketch()
 
     def describe(self) -> dict[str, Any]:
         """What tells this corpus from another, in plain values; its size is not known."""
@@ -102,6 +107,7 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
             if self.one_document_per_block and len(piece.ids) == 1:
                 continue  # it has nothing to predict
             pieces.append(piece)
+            self.sketch.add([piece.digest])
             held += self._taken(piece)
             if held >= limit:
                 yield self._pack(pieces)

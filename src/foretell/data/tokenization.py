@@ -12,6 +12,7 @@ import numpy as np
 from foretell.data.conversations import asked, size, written
 from foretell.data.documents import document_kind
 from foretell.data.records import REFUSED, Bad, Document
+from foretell.data.sketch import digest_of
 from foretell.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,19 +32,21 @@ class Tokenized:
         learned: (T,) whether a token is to be predicted; None: all are.
         num_bytes: of its text in UTF-8.
         kind: of the document, see `document_kind`.
+        digest: of the document, see `digest_of`.
     """
 
     ids: NDArray[np.int32]
     learned: NDArray[np.bool_] | None
     num_bytes: int
     kind: str = "text"
+    digest: int = 0
 
     def end(self, length: int) -> Tokenized:
         """Its last `length` tokens, or all where it has fewer."""
         kept = min(length, len(self.ids))
         learned = None if self.learned is None else self.learned[-kept:]
         num_bytes = self.num_bytes * kept // len(self.ids)
-        return Tokenized(self.ids[-kept:], learned, num_bytes, self.kind)
+        return replace(self, ids=self.ids[-kept:], learned=learned, num_bytes=num_bytes)
 
 
 def tokenize_all(
@@ -99,7 +102,8 @@ def tokenize(
             except InputError as error:
                 bad(error)
                 continue
-        yield from (replace(piece, kind=document_kind(document)) for piece in pieces)
+        facts: dict[str, Any] = {"kind": document_kind(document), "digest": digest_of(document)}
+        yield from (replace(piece, **facts) for piece in pieces)
 
 
 def _is_plain(document: Document) -> bool:
@@ -196,7 +200,7 @@ def _learn(
         cut and tokenizer.decode(ids) != tokenizer.decode(_encode([text], tokenizer)[0])
     ):
         raise InputError(
-            f"{source}: the tokenizer joins the edge of an answer with what stands around it "
+            f"{source}: the tokenizer joins the edge of an answer with the text around it "
             "and cannot keep them apart; use another template, or move the edge"
         )
     learned = np.zeros(len(ids), bool)

@@ -27,12 +27,15 @@ class Verdict:
         tokens_per_forward: τ.
         cost: c, of a step in plain steps.
         measured: whether τ and c come from decoding; otherwise from held-out text and timed passes.
+        auto: over plain decoding, the speed of drafts whose length was chosen at every step; None
+            where they were not measured.
     """
 
     length: int
     tokens_per_forward: float
     cost: float
     measured: bool
+    auto: float | None = None
 
     @property
     def speedup(self) -> float:
@@ -78,14 +81,19 @@ class Verdict:
         )
 
     def _advice(self) -> str:
+        auto, chosen = "--draft-length auto", f"--draft-length {self.length}"
+        if self.auto is not None and self.auto > max(self.speedup, 1.0 + CLOSE):
+            return f"use `{auto}`, which is faster ({self.auto:.2f}×)"
         if self.break_even is None:
-            return "draft fewer tokens, or decode where wide passes cost less, as on a GPU"
+            where = "decode where wide passes cost less, as on a GPU"
+            return f"draft fewer tokens (`{auto}`), or {where}"
         if self.speedup > 1.0 + CLOSE:
             if self.measured:
-                return "use them, and try --draft-length auto"
-            return "check it with `foretell bench`"
+                return f"use `{chosen}`" + f", and try `{auto}`" * (self.auto is None)
+            return f"check it with `foretell bench` and `{chosen}`"
         return (
-            "train longer or on the model's own words (`foretell distill`), or draft fewer tokens"
+            "train longer or on the model's own words (`foretell distill`), or draft fewer tokens "
+            f"(`{auto}`: none where that is faster)"
         )
 
 
@@ -93,7 +101,8 @@ def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
     """Of the rows of one model in a comparison: the fastest way to draft chains of one length.
 
     It is held against plain decoding of its own kind, compiled or not. Trees, and lengths chosen
-    while decoding, have no one cost and no one length. None where no such way was measured.
+    while decoding, have no one cost and no one length; the latter are only named where they are
+    faster. None where no such way was measured.
     """
     rows = list(rows)
     timed = [row for row in rows if "speedup" in row]
@@ -102,22 +111,24 @@ def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
         for row in timed
         if row["method"].startswith("plain")
     }
-    heads = [
+    chains = [
         {**row, "speedup": float(row["speedup"]) / plain.get(bool(row.get("compiled")), 1.0)}
         for row in timed
         if row.get("drafter") == "heads" and not row.get("tree")
-        and row.get("draft_length") != "auto"
-    ]  # fmt: skip
+    ]
+    heads = [row for row in chains if row.get("draft_length") != "auto"]
     if not heads:
         return None
     best = max(heads, key=lambda row: row["speedup"])
+    auto = [row["speedup"] for row in chains if row.get("draft_length") == "auto"]
     depths = [
         int(row["depth"])
         for row in rows
         if row["method"] == best["method"] and row.get("acceptance") is not None
     ]
     tokens = float(best["tokens_per_forward"])
-    return Verdict(max(depths, default=1), tokens, tokens / float(best["speedup"]), measured=True)
+    cost, length = tokens / float(best["speedup"]), max(depths, default=1)
+    return Verdict(length, tokens, cost, measured=True, auto=max(auto, default=None))
 
 
 def verdicts_of_speed(found: Iterable[tuple[str, SpeedTable]]) -> dict[str, str]:

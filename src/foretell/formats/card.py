@@ -111,7 +111,7 @@ def _figures(results: Sequence[Path]) -> list[str]:
     lines: list[str] = []
     for path in results:
         if not local_path(path).is_file():
-            raise InputError(f"{path}: is no result file.")
+            raise InputError(f"{path}: is not a result file.")
         result = read_result(path)
         origin = result.provenance
         lines += [f"`{origin.get('command', result.command)}`", "", *_measured(origin)]

@@ -88,7 +88,7 @@ class Eagle3(Layout):
             if name.startswith("midlayer.") and name not in taken:
                 tensors["chain.0.block." + name.removeprefix("midlayer.")] = tensor
             elif name not in taken:
-                raise CheckpointError(f"{base.directory}: {name} is no part of an EAGLE-3 head.")
+                raise CheckpointError(f"{base.directory}: {name} is not part of an EAGLE-3 head.")
         shared = {OUTPUT: found[OUTPUT]} if OUTPUT in found else {}
         if "embed_tokens.weight" in found:
             shared[EMBEDDING] = found["embed_tokens.weight"]

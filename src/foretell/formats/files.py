@@ -93,8 +93,8 @@ class Checkpoint:
         for name, file in self.files.items():
             if not _TENSOR_NAME.fullmatch(name):
                 raise CheckpointError(
-                    f"{directory / file}: holds a tensor called {name!r}, which is no name of a "
-                    "tensor; get the checkpoint from its source."
+                    f"{directory / file}: holds a tensor called {name!r}, which is not the name of "
+                    "a tensor; get the checkpoint from its source."
                 )
 
     def renamed(self, names: Mapping[str, str]) -> "Checkpoint":
@@ -199,7 +199,7 @@ class Checkpoint:
         for file in sorted(set(files.values())):
             if Path(file).suffix != ".safetensors":
                 raise CheckpointError(
-                    f"{self.directory / INDEX}: names {file!r}, which is no safetensors file."
+                    f"{self.directory / INDEX}: names {file!r}, which is not a safetensors file."
                 )
             missing = {name for name, where in files.items() if where == file} - self._names(file)
             if missing:

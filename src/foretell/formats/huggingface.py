@@ -45,7 +45,7 @@ class TransformersLayout(InPlace):
         if layers not in found:
             numbers = " or ".join(map(str, found))
             return [
-                f"transformers looks for modules behind {numbers} layers of this family, and the "
+                f"transformers looks for modules after {numbers} layers of this family, and the "
                 f"backbone has {layers}"
             ]
         if model.depth > 1:

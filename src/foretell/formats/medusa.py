@@ -65,7 +65,7 @@ class Medusa(Layout):
             if match := _LAYER.fullmatch(name):
                 tensors["heads.{}.{}.{}".format(*match.groups())] = tensor
             elif not _OUTPUTS.fullmatch(name):
-                raise CheckpointError(f"{base.directory}: {name} is no part of Medusa heads.")
+                raise CheckpointError(f"{base.directory}: {name} is not part of Medusa heads.")
         heads = _count(tensors, 1, base)
         layers = _count(tensors, 2, base)
         for name in [name for name in tensors if name.endswith("weight")]:

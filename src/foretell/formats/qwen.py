@@ -38,7 +38,9 @@ class Qwen3Next(InPlace):
     def refusals(self, model: MTPModel, base: Mapping[str, Any]) -> list[str]:
         kinds = base.get("layer_types") or ["full_attention"]
         if kinds[-1] != "full_attention":
-            return ["its module has a full-attention block, and the backbone's last layer is none"]
+            return [
+                "its module has a full-attention block, and the backbone's last layer is not one"
+            ]
         return super().refusals(model, base)
 
 

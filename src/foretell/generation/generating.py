@@ -55,6 +55,8 @@ from foretell.generation.translation import (
 )
 from foretell.heads import Head
 
+LENGTH = "{} needs max_new_tokens: how many tokens to add at most."
+
 
 @contextmanager
 def modes_kept(module: nn.Module) -> Iterator[None]:
@@ -197,7 +199,7 @@ class Generating(nn.Module):
         input_ids: Tensor,
         attention_mask: Tensor | None = None,
         *,
-        max_new_tokens: int | Sequence[int],
+        max_new_tokens: int | Sequence[int] = UNSET,
         stop_tokens: Collection[int] | None = None,
         stop_strings: Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
@@ -239,7 +241,12 @@ class Generating(nn.Module):
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of few shapes, as CUDA graphs on a GPU, elsewhere compiled by
                 torch: minutes once, then faster steps.
+
+        Raises:
+            InputError: `max_new_tokens` is not given; or see `decode`.
         """
+        if max_new_tokens is UNSET:
+            raise InputError(LENGTH.format("stream"))
         options = self.options(
             sampling=sampling,
             drafter=drafter,
@@ -280,6 +287,14 @@ class Generating(nn.Module):
             BackboneError: the backbone's cache cannot be rolled back, or cannot hold trees.
             HeadError: see `require_fit`.
         """
+        if unknown := options.keys() - StreamOptions.__annotations__.keys():
+            known = ", ".join(StreamOptions.__annotations__)
+            raise InputError(
+                f"decode has no argument {min(unknown)!r}; it has {known}. transformers' words go "
+                "to generate."
+            )
+        if "max_new_tokens" not in options:
+            raise InputError(LENGTH.format("decode"))
         if attention_mask is None:
             ends = options.get("stop_tokens") or self.stop_tokens
             attention_mask = inferred_mask(input_ids, self._padding, ends)

@@ -186,8 +186,8 @@ def inferred_mask(prompts: Tensor, padding: int | None, ends: Collection[int]) -
     """
     if not hasattr(prompts, "ndim"):
         raise InputError(
-            "the prompts are no tensor; give rows of tokens, (B, T), as a tokenizer returns them "
-            "with return_tensors='pt'."
+            "the prompts are not a tensor; give rows of tokens, (B, T), as a tokenizer returns "
+            "them with return_tensors='pt'."
         )
     if padding is None or padding in ends or prompts.ndim != 2:
         return None

@@ -1,5 +1,8 @@
 """Head designs. One file each; `HEADS` is the list that the command line and checkpoints go by."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from foretell.errors import InputError
 from foretell.heads.base import (
     DEPTH,
@@ -26,6 +29,16 @@ def head_class(kind: str) -> type[Head]:
         raise InputError(f"head {kind!r} is unknown; choose from {', '.join(HEADS)}.") from None
 
 
+def new_heads(told: Mapping[str, Any]) -> HeadConfig:
+    """The config of heads that are new: `parallel` ones of depth `DEPTH`, if nothing else is told.
+
+    Raises:
+        InputError: the kind is unknown, or told something it cannot do.
+    """
+    told = {"kind": "parallel", "depth": DEPTH, **told}
+    return head_class(str(told["kind"])).Config.from_dict(told)
+
+
 __all__ = [
     "DEPTH",
     "FINAL",
@@ -44,4 +57,5 @@ __all__ = [
     "Tap",
     "WeightedTap",
     "head_class",
+    "new_heads",
 ]

@@ -8,6 +8,7 @@ cross-entropy against the text; the second is kept only where positions set asid
 Shapes: N positions, D hidden, V vocabulary.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -17,6 +18,8 @@ from torch.nn.functional import cross_entropy
 
 STEPS = 100
 BATCH = 512
+PASSES = 8
+"""Over the positions at most: what is learned from few of them takes fewer steps."""
 LEARNING_RATE = 3e-3
 RIDGE = 1e-4
 """Relative to the variance of the states."""
@@ -81,13 +84,15 @@ def _descend(
     weight, bias = (part.clone().requires_grad_() for part in (begin.weight, begin.bias))
     optimizer = torch.optim.Adam([weight, bias], lr=LEARNING_RATE)
     random = torch.Generator().manual_seed(0)
-    for step in range(STEPS):
-        rows = torch.randint(len(inputs), (min(BATCH, len(inputs)),), generator=random)
+    size = min(BATCH, len(inputs))
+    steps = min(STEPS, math.ceil(PASSES * len(inputs) / size))
+    for step in range(steps):
+        rows = torch.randint(len(inputs), (size,), generator=random)
         rows = rows.to(inputs.device)
         loss = cross_entropy(unembed(inputs[rows] @ weight + bias).float(), tokens[rows])
         weight.grad, bias.grad = torch.autograd.grad(loss, [weight, bias])
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * (1 - step / STEPS)
+            group["lr"] = LEARNING_RATE * (1 - step / steps)
         optimizer.step()
     return LinearProbe(begin.mean, begin.scale, weight.detach(), bias.detach())
 

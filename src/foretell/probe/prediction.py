@@ -142,13 +142,21 @@ class Prediction:
 
     @property
     def depth(self) -> int:
-        """The draft length whose speed-up, in the middle of its range, is best; 0: do not draft."""
-        own = self.ranges["own"]
+        """Of the draft lengths that may pay the one whose speed-up, in the middle of its range, is
+        best; 0: none may.
+        """
 
         def middle(length: int) -> float:
-            return sum(speedup(side, self.costs, length) for side in (own.low, own.high))
+            return sum(self.speedups(length))
 
-        return max(range(len(own.high) + 1), key=middle)
+        lengths = range(1, len(self.ranges["own"].high) + 1)
+        return max((n for n in lengths if self.speedups(n)[1] > 1.0), key=middle, default=0)
+
+    def speedups(self, length: int) -> tuple[float, float]:
+        """Over plain decoding, at least and at most, of drafts of `length` tokens."""
+        own = self.ranges["own"]
+        low, high = (speedup(side, self.costs, length) for side in (own.low, own.high))
+        return low, high
 
     @property
     def tap(self) -> str:

@@ -31,6 +31,10 @@ from foretell.tally import Tally
 TRAINED_ON = 4
 """Positions that linear probes learn from, for each that they are measured on."""
 
+PER_POSITION, MOST_LAYERS = 4, 2048
+"""Positions at which layers are read for each that is sampled, and at most: what takes a probe its
+time grows with them."""
+
 Stage = Callable[[str], AbstractContextManager[Callable[[float], None] | None]]
 """Entered with the name of a part of the work; what it gives is told the share done, 0…1."""
 
@@ -48,7 +52,8 @@ class ProbeOptions:
         depth: K.
         width: strings summed over, per position; several numbers: by depth.
         positions: how many are sampled from the text.
-        layer_positions: positions at which layers are read; 0: none are.
+        layer_positions: positions at which layers are read; 0: none are. None is `PER_POSITION` for
+            each that is sampled, and at most `MOST_LAYERS`.
         draft_model: the name of one that is measured too.
         seed: of the positions.
 
@@ -59,16 +64,23 @@ class ProbeOptions:
     depth: int = 2
     width: int | Sequence[int] = 32
     positions: int = 512
-    layer_positions: int = 2048
+    layer_positions: int | None = None
     draft_model: str | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
         if self.depth < 1:
             raise InputError(f"depth is {self.depth}; probe at least depth 1.")
-        if self.layer_positions < 0:
+        if self.layer_positions is not None and self.layer_positions < 0:
             raise InputError(f"layer-positions is {self.layer_positions}; give 0 or more.")
         check_widths(self.depth, self.width)
+
+    @property
+    def read_at(self) -> int:
+        """Positions at which layers are read."""
+        if self.layer_positions is None:
+            return min(PER_POSITION * self.positions, MOST_LAYERS)
+        return self.layer_positions
 
 
 @dataclass(frozen=True)
@@ -110,6 +122,7 @@ def journal_of(path: Path, model: MTPModel, texts: Texts, options: ProbeOptions)
         path,
         {
             **asdict(options),
+            "layer_positions": options.read_at,
             "model": model.fingerprint(),
             "dtype": str(model.lm.dtype),
             "text": texts.digest,
@@ -147,7 +160,7 @@ def probe_model(
             depth=options.depth, positions=options.positions, seed=options.seed,
             classes=TokenClasses(tokenizer), journal=journal, progress=progress,
         )  # fmt: skip
-    layers = _layers(model, texts, options, stage) if options.layer_positions else None
+    layers = _layers(model, texts, options, stage) if options.read_at else None
     read = None if layers is None or texts.blocks is None else layers.tally
     costs = measure_costs(model, options.depth)
     prediction = predict(tally, read, costs, options.depth, model.backbone.num_layers)
@@ -169,7 +182,7 @@ def _simpler(model: MTPModel, texts: Texts, options: ProbeOptions) -> list[Predi
 
 
 def _layers(model: MTPModel, texts: Texts, options: ProbeOptions, stage: Stage) -> LayerTable:
-    probes, positions = None, options.layer_positions
+    probes, positions = None, options.read_at
     if texts.blocks is not None:
         with stage("Training linear probes") as progress:
             probes = train_probes(

@@ -91,7 +91,7 @@ def _add_openai(app: FastAPI, service: Service) -> None:
     @app.get("/v1/models/{name:path}", responses={n: REFUSALS[n] for n in (401, 404, "default")})
     async def model(name: str) -> ServedModel:
         """The same, by name."""
-        if name != service.name:
+        if not service.is_called(name):
             raise ApiError(404, f"the model {name!r} is not served here.", code="model_not_found")
         return service.models().data[0]
 

@@ -88,9 +88,9 @@ def _invalid(found: Sequence[Mapping[str, Any]]) -> ApiError:
     nearest = max(found, key=lambda each: len(each["loc"]))
     place, kind, facts = nearest["loc"], nearest["type"], nearest.get("ctx", {})
     if kind == "json_invalid":
-        return ApiError(400, f"the body is no JSON ({facts['error']}, at character {place[-1]}).")
+        return ApiError(400, f"the body is not JSON (character {place[-1]}: {facts['error']}).")
     if kind in NO_OBJECT and place == ("body",):
-        message = "the body is no JSON object; send one, with Content-Type: application/json."
+        message = "the body is not a JSON object; send one, with Content-Type: application/json."
         return ApiError(400, message)
     path = _path(place)
     if kind == "extra_forbidden":

@@ -154,7 +154,7 @@ class Asked(BaseModel):
 
 def _refuse_empty(prompt: Any) -> Any:
     if isinstance(prompt, list) and (not prompt or [] in prompt):
-        message = "an empty list is no prompt; give a text, token ids, or a list of either."
+        message = "an empty list is not a prompt; give a text, token ids, or a list of either."
         raise PydanticCustomError("empty", message)
     return prompt
 

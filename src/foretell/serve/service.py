@@ -2,7 +2,7 @@
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
@@ -36,6 +36,7 @@ class Service:
         origins: of web pages elsewhere that may ask, as their browsers name them; * is any.
         auto_length: whether every step drafts as far as brings most tokens per second.
         metrics: where is counted what happens.
+        aliases: other names that requests may call it by.
     """
 
     model: MTPModel
@@ -48,6 +49,7 @@ class Service:
     origins: Sequence[str] = ()
     auto_length: bool = False
     metrics: Metrics = field(default_factory=Metrics)
+    aliases: Collection[str] = ()
 
     def __post_init__(self) -> None:
         undrawn(self.model.lm)  # what cannot be decoded is refused now
@@ -78,6 +80,10 @@ class Service:
         )
         return Models(data=[served])
 
+    def is_called(self, name: str) -> bool:
+        """Whether requests mean this model by that name."""
+        return name == self.name or name in self.aliases
+
     def rows(self, asked: CompletionRequest | ChatRequest) -> list[RowRequest]:
         """What is to be decoded, a row for each prompt. Tokenizes: not for the server's loop.
 
@@ -85,7 +91,7 @@ class Service:
             ApiError: another model, or a prompt or number of tokens over the limits.
             InputError: something else that cannot be used.
         """
-        if asked.model != self.name:
+        if not self.is_called(asked.model):
             raise ApiError(
                 404,
                 f"the model {asked.model!r} is not served here; {self.name!r} is.",

@@ -9,7 +9,7 @@ from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
 from foretell.errors import InputError
 from foretell.files import local_path
-from foretell.heads import DEPTH, HeadConfig, ParallelHeads, head_class
+from foretell.heads import HeadConfig, new_heads
 from foretell.objective import ObjectiveConfig
 
 Share = Annotated[Number, Field(ge=0, lt=1)]
@@ -27,8 +27,7 @@ def _head(value: Any) -> HeadConfig | None:
         raise InputError(
             f"head is {value!r}; give a kind, or a mapping such as {{kind: parallel, depth: 3}}."
         )
-    told = {"kind": "parallel", "depth": DEPTH, **told}
-    return head_class(str(told["kind"])).Config.from_dict(told)
+    return new_heads(told)
 
 
 HeadSettings = Annotated[
@@ -68,7 +67,7 @@ class TrainConfig(BaseConfig):
 
     `pretrain` draws random weights for the backbone's config.
     """
-    head: HeadSettings = ParallelHeads.Config(depth=DEPTH)
+    head: HeadSettings = new_heads({})
     """The new heads: `{kind: …}` with the fields of that kind's config, or `none` for next-token
     training alone (recipe `pretrain`). Recipe `native` takes none."""
     objective: Annotated[ObjectiveConfig, Field(strict=False)] = ObjectiveConfig()
@@ -178,7 +177,7 @@ class TrainConfig(BaseConfig):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if self.epochs is None and self.steps is None and self.minutes is None:
-            raise InputError("say when to stop: epochs, steps or minutes.")
+            raise InputError("say how long to train: give epochs, steps or minutes.")
         if self.head is None and self.recipe not in ("pretrain", "native"):
             raise InputError("head 'none' leaves nothing to train; it goes with recipe 'pretrain'.")
         if self.backbone_rate == 0 and self.recipe != "native":
@@ -195,7 +194,7 @@ class TrainConfig(BaseConfig):
         if self.streaming and self.cache_gb:
             raise InputError("cache_gb keeps states of blocks read before; leave out streaming.")
         if self.streaming and self.steps is None and self.minutes is None:
-            raise InputError("a stream has no epochs: say when to stop with steps or minutes.")
+            raise InputError("a stream has no epochs: say how long to train with steps or minutes.")
         if self.cache_gb and self.backbone_learns:
             raise InputError("cache_gb keeps the states of a backbone that does not change.")
         return self

@@ -9,6 +9,9 @@ from foretell.training.config import TrainConfig
 ENOUGH = 50
 """Steps below which a run learns little, whatever it reads. A rule of thumb."""
 
+MANY = 20
+"""Passes over the data above which a run learns its texts by heart. A rule of thumb."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -17,6 +20,7 @@ class Plan:
     Attributes:
         documents: in the corpus; None where it is streamed, and not counted.
         tokens: in the corpus; None likewise.
+        rows: in the corpus; None likewise.
         steps: how many there will be; None where only time limits the run.
         minutes: that it may take; None where only steps limit it.
         begun: steps that an earlier process did.
@@ -32,6 +36,7 @@ class Plan:
 
     documents: int | None
     tokens: int | None
+    rows: int | None
     steps: int | None
     minutes: float | None
     begun: int
@@ -66,6 +71,7 @@ class Plan:
         return cls(
             documents=None if packed is None else packed.num_documents,
             tokens=None if packed is None else packed.num_tokens,
+            rows=None if packed is None else len(packed),
             steps=steps,
             minutes=config.minutes,
             begun=begun,
@@ -78,6 +84,19 @@ class Plan:
             precision=config.precision,
             processes=processes,
         )
+
+    def too_many_passes(self, seconds: float = 0.0) -> float | None:
+        """How often the data will be read, where that is more than `MANY` times; else None.
+
+        Args:
+            seconds: that a step takes; without it nothing is said of a run that time limits.
+        """
+        in_time = self.steps_in_time(seconds) if seconds else None
+        limits = [steps for steps in (self.steps, in_time) if steps is not None]
+        if self.rows is None or not limits or (self.minutes is not None and not seconds):
+            return None
+        passes = min(limits) * self.batch_size / self.rows
+        return passes if passes > MANY else None
 
     def steps_in_time(self, seconds: float) -> int | None:
         """How many steps of that length fit into the time; None where it limits nothing."""

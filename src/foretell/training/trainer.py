@@ -18,7 +18,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from foretell.data import PackedBlocks, StreamedBlocks
+from foretell.data import PackedBlocks, Sketch, StreamedBlocks
 from foretell.model import MTPModel
 from foretell.objective import ObjectiveConfig
 from foretell.targets import count_targets
@@ -59,6 +59,7 @@ class MTPTrainer(Trainer):
     ) -> None:
         self.settings = config
         self.mtp = model
+        self.blocks = blocks
         self.objective: ObjectiveConfig = (
             config.objective if config.backbone_learns else config.objective.replace(backbone=0.0)
         )
@@ -262,6 +263,8 @@ class MTPTrainer(Trainer):
         """Save the model; heads alone where the backbone did not change and can be found again."""
         apart = self.mtp.adapters is not None or not self.settings.backbone_learns
         beside = self.mtp.tokenizer_path == self.mtp.backbone_path  # of the backbone
+        known = Sketch.from_dict(self.mtp.trained_on) | self.blocks.sketch
+        self.mtp.trained_on = known.to_dict() if len(known) else {}
         self.mtp.save_pretrained(
             directory,
             backbone_path=self.backbone_path if apart else None,

@@ -45,9 +45,14 @@ class Probe(options.Command):
         int, typer.Option(metavar="N", help="Positions sampled from the text.")
     ] = 512
     layer_positions: Annotated[
-        int,
-        typer.Option(metavar="N", help="Positions at which layers are read; 0: skip the layers."),
-    ] = 2048
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Positions at which layers are read, and linear probes trained on four times as "
+            "many, which takes the most time; 0: skip the layers. [default: 4 for each of "
+            "--positions, at most 2048]",
+        ),
+    ] = None
     draft_model: Annotated[
         str | None, typer.Option(metavar="MODEL", help="Measure this draft model too.")
     ] = None

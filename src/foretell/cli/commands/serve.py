@@ -36,7 +36,9 @@ class Serve(options.Command):
     model_name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="The model's name in requests. [default: the last part of MODEL]"
+            metavar="NAME",
+            help="The model's name in requests, beside MODEL as it is given here. [default: the "
+            "last part of MODEL]",
         ),
     ] = None
     api_key: Annotated[

@@ -18,9 +18,9 @@ def _number_or_name(tap: str | None) -> str | int | None:
 class Train(options.Command):
     """Train heads that predict further ahead.
 
-    They are saved to OUT/model. Say when to stop with --epochs, --steps or --minutes. If the run is
-    interrupted, give the same command again to continue it. Under torchrun or accelerate launch it
-    uses all processes.
+    They are saved to OUT/model. Say how long to train with --epochs, --steps or --minutes. If the
+    run is interrupted, give the same command again to continue it. Under torchrun or accelerate
+    launch it uses all processes.
 
     Example: foretell train tiny --data stdlib:train --minutes 2 --out runs/first
     """

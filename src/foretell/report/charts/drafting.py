@@ -26,7 +26,7 @@ from foretell.report.charts.selecting import (
 )
 from foretell.report.sources import Source
 
-BEHIND = {"text": " behind text", "own": " behind own"}
+BEHIND = {"text": " after text", "own": " after own"}
 """What drafts follow, as it stands behind the name of a range."""
 UNITS = {"tokens_per_forward": "tokens per forward", "speedup": "speed-up over plain decoding"}
 
@@ -158,7 +158,7 @@ def _caption(sources: Sequence[Source], panels: Sequence[Panel]) -> str:
     parts = ["A draft of no tokens is plain decoding: 1."]
     if any(panel.ranges for panel in panels):
         parts.append(
-            "Shaded: the range that the probe predicted, behind text or, dotted, behind the "
+            "Shaded: the range that the probe predicted, after text or, dotted, after the "
             "model's own. It assumes drafts that do not read each other; sequential heads may "
             "pass it."
         )

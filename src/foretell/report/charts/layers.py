@@ -14,7 +14,7 @@ from foretell.report.charts.selecting import described, groups, names, number
 from foretell.report.sources import Run, Source
 
 READERS = {
-    "logit-lens": "the output head on the layer's state, behind the final norm",
+    "logit-lens": "the output head on the layer's state, after the final norm",
     "linear-probe": "a linear probe trained on the layer's state",
 }
 DRIFT = {
