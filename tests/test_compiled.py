@@ -79,13 +79,14 @@ def batch(rows: int) -> tuple[Tensor, Tensor]:
 
 
 def drafter(model: ft.MTPModel, name: str) -> Drafter:
-    if name == "model":
+    if name in ("model", "model comb"):
         draft = ft.MTPModel(copy.deepcopy(model.lm)).eval()
         torch.manual_seed(0)
         with torch.no_grad():
             for weight in draft.parameters():
                 weight.add_(0.01 * torch.randn_like(weight))
-        return ModelDrafter(model.backbone, draft.backbone, 2)
+        shape = TreeShape(nodes=6) if name == "model comb" else None
+        return ModelDrafter(model.backbone, draft.backbone, 3 if shape else 2, shape)
     if name in ("none", "lookup"):
         return NoDrafter() if name == "none" else LookupDrafter(2, 1)
     shape = TreeShape(widths=(2, 2)) if name == "tree" else None
@@ -338,14 +339,18 @@ def played_back(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     for module in (passes, parallel, sequential, model_drafter):
         monkeypatch.setattr(
-            module, "compile_fixed", lambda function, backbone: Captured(function, backbone, record)
+            module,
+            "compile_fixed",
+            lambda function, backbone: Captured(function, backbone, lambda: record),
         )
     return counts
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("rows", [1, 3])
-@pytest.mark.parametrize("name", ["none", "chain", "tree", "lookup", "sequential", "comb", "model"])
+@pytest.mark.parametrize(
+    "name", ["none", "chain", "tree", "lookup", "sequential", "comb", "model", "model comb"]
+)
 def test_a_step_played_back_changes_no_token(
     small_llama, played_back: list[int], name: str, rows: int, temperature: float
 ) -> None:
@@ -394,7 +399,9 @@ def test_what_cannot_be_recorded_runs_as_it_is(small_llama, monkeypatch) -> None
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     monkeypatch.setattr(
-        passes, "compile_fixed", lambda function, backbone: Captured(function, backbone, record)
+        passes,
+        "compile_fixed",
+        lambda function, backbone: Captured(function, backbone, lambda: record),
     )
     model, (tokens, mask) = ft.attach(small_llama, "sequential", depth=2).eval(), batch(1)
     options = {"max_new_tokens": 8, "drafter": NoDrafter()}
@@ -407,7 +414,7 @@ def test_a_model_on_several_devices_is_not_recorded(small_llama) -> None:
     backbone = ft.MTPModel(small_llama).backbone
     small_llama.get_output_embeddings().to("meta")
     with pytest.warns(UserWarning, match="its weights lie on several devices"):
-        captured = Captured(lambda value: value + 1, backbone, lambda run: pytest.fail("recorded"))
+        captured = Captured(lambda value: value + 1, backbone, lambda: pytest.fail("recorded"))
     one = torch.ones(1)
     assert [captured(one).item() for _ in range(3)] == [2, 2, 2]
 
@@ -426,3 +433,17 @@ def test_arguments_are_found_and_exchanged() -> None:
     assert other[1] == [3, None]
     assert other[0].call.kwargs["flag"] is True
     assert [tensor.item() for tensor in tensors(value)] == [2, 0, 1]
+
+
+@pytest.mark.usefixtures("traced")
+def test_sequential_drafts_compile_after_prompts_of_any_length(small_llama) -> None:
+    """Also after one as long as their steady window, whose caches are empty."""
+    model = ft.attach(small_llama, "sequential", depth=2).eval()
+    drawn(model)
+    for length in (1, 3, 4, 5):
+        prompt = torch.arange(1, 1 + length).unsqueeze(0)
+        steps, compiled = (
+            model.decode(prompt, max_new_tokens=NEW, stop_tokens=(), compiled=compiled).row_steps
+            for compiled in (False, True)
+        )
+        assert [s.tokens for s in compiled] == [s.tokens for s in steps]

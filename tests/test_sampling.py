@@ -558,3 +558,22 @@ def test_beside_a_chain_are_others_than_its_own_tokens() -> None:
                 tokens = [int(draft.tokens[row, child - 1]) for child in children]
                 assert len(set(tokens)) == len(tokens)
                 node = children[tokens.index(int(logits[row, depth].argmax()))]
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_rows_that_share_a_config_are_scored_together(monkeypatch, own: bool) -> None:
+    """But a processor of the caller's sees one row at a time."""
+    seen, call = [], RepetitionPenaltyLogitsProcessor.__call__
+
+    def noted(processor, input_ids, scores):
+        seen.append(tuple(input_ids.shape))
+        return call(processor, input_ids, scores)
+
+    monkeypatch.setattr(RepetitionPenaltyLogitsProcessor, "__call__", noted)
+    given = {"processors": [RepetitionPenaltyLogitsProcessor(1.7)]} if own else {}
+    sampling = Sampling(temperature=1.0, repetition_penalty=None if own else 1.7, **given)
+    prompts = torch.tensor([PROMPT]).expand(4, -1)
+    model("parallel").decode(prompts, max_new_tokens=3, sampling=sampling)
+    length = len(PROMPT)
+    assert seen[:4] == ([(1, length)] * 4 if own else [(4, length), *seen[1:4]])
+    assert {rows for rows, _ in seen} >= ({1} if own else {4})

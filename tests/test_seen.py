@@ -39,6 +39,7 @@ def test_a_sketch_tells_the_share_of_documents_that_two_corpora_have_in_common(s
     assert sketch(size * 3 // 4, size).share_in(learned) == 1.0
     assert sketch(0, size * 2).share_in(learned) == pytest.approx(0.5, abs=0.1)
     assert Sketch().share_in(learned) is None
+    assert Sketch([5, 20_000]).share_in(Sketch(range(1, 10_000))) is None  # one of chance
     assert learned.share_in(Sketch()) is None  # as of blocks that do not say what they are of
 
 

@@ -121,6 +121,7 @@ def test_a_revision_is_fetched_and_is_a_directory_then(
 
     def snapshot_download(name: str, **options: Any) -> str:
         asked.update(options, name=name)
+        assert "*.safetensors" in asked.pop("allow_patterns")
         return str(saved.parent)
 
     monkeypatch.setattr(wording, "snapshot_download", snapshot_download)
@@ -237,3 +238,13 @@ def _texts(tree: ast.AST) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and id(node) not in said:
             yield node.value
+
+
+def test_two_spellings_of_one_type_agree(tmp_path: Path) -> None:
+    ft.attach(families.build("llama"), depth=1).save_pretrained(tmp_path / "model")
+    model = ft.MTPModel.from_pretrained(
+        tmp_path / "model", torch_dtype=torch.float32, dtype="float32"
+    )
+    assert model.dtype is torch.float32
+    with pytest.raises(ft.InputError, match="mean the same"):
+        ft.MTPModel.from_pretrained(tmp_path / "model", torch_dtype=torch.float16, dtype="float32")

@@ -23,6 +23,8 @@ FETCHED_WITH = (
     "revision", "token", "cache_dir", "local_files_only", "force_download", "subfolder",
 )  # fmt: skip
 """Handed on to the Hub's library."""
+NEEDED = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "*.yaml")
+"""The files of a model on the Hub that are fetched; weights in other forms are left there."""
 
 Refused = Mapping[str, tuple[tuple[object, ...], str]]
 """By name: the values that change nothing, and why others are refused."""
@@ -101,7 +103,8 @@ def type_told(told: dict[str, Any]) -> Any:
     """The type of the weights, under its name or the one of older releases; out of `told`."""
     given = [told.pop(name) for name in ("dtype", "torch_dtype") if name in told]
     named = [one for one in given if one != "auto"]
-    if len(set(named)) > 1:
+    spelled = {str(one).removeprefix("torch.") for one in named}
+    if len(spelled) > 1:
         raise InputError(
             f"dtype is {named[0]} and torch_dtype {named[1]}; they mean the same, give one of them."
         )
@@ -123,8 +126,8 @@ def fetched(name: str | Path, told: dict[str, Any]) -> str | Path:
     on_hub = isinstance(name, str) and name.count("/") == 1 and not local_path(name).exists()
     if on_hub and (asked or inside):
         try:
-            name = snapshot_download(str(name), **asked)
-        except Exception as error:  # whatever the HTTP library of the day raises
+            name = snapshot_download(str(name), allow_patterns=list(NEEDED), **asked)
+        except Exception as error:  # of any HTTP library
             why = " ".join(str(error).split())
             raise InputError(
                 f"model {name!r} cannot be fetched from the Hub ({why:.300})."

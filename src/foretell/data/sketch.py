@@ -16,6 +16,8 @@ from foretell.errors import CheckpointError
 
 SIZE = 256
 """Hashes that are kept: enough to tell a share to a few per cent."""
+FEWEST = 8
+"""Documents of a sample that tell a share at all."""
 
 
 def digest_of(document: Document) -> int:
@@ -55,11 +57,13 @@ class Sketch:
     def share_in(self, other: Sketch) -> float | None:
         """The share of these documents that are in `other`, 0…1, from those that both know.
 
-        None where nothing can be said.
+        None where nothing can be said, or where chance would say it.
         """
         bounds = [bound for bound in (self.bound, other.bound) if bound is not None]
         mine = {d for d in self._known if not bounds or d < min(bounds)}
-        return len(mine & other._known) / len(mine) if mine and other._known else None
+        if not mine or not other._known or (bounds and len(mine) < FEWEST):
+            return None
+        return len(mine & other._known) / len(mine)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, to be kept with a model."""

@@ -1,13 +1,14 @@
 """CUDA graphs of passes of fixed shape.
 
 A small model's pass on a GPU waits for the host, which launches a thousand kernels one by one. A
-graph launches them at once. They are the same kernels on the same shapes, so the numbers are the
-same too, and recording them takes no longer than an ordinary pass.
+graph launches them at once. They are the same kernels, so the numbers are those of the same pass
+without a graph, and recording them takes no longer than that pass.
 """
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -40,14 +41,20 @@ class Captured:
     Args:
         function: of tensors, caches of a `SlottedPast`, and what does not change.
         backbone: that runs in it.
-        record: by default what CUDA offers.
+        recorder: makes what records graphs that share their memory; by default CUDA's.
     """
 
     def __init__(
-        self, function: Callable[..., Any], backbone: Backbone, record: Record | None = None
+        self,
+        function: Callable[..., Any],
+        backbone: Backbone,
+        recorder: Callable[[], Record] | None = None,
     ) -> None:
-        self.function, self.backbone, self.record = function, backbone, record or _recorder()
+        self.function, self.backbone = function, backbone
+        self.recorder = recorder or partial(Recorder, backbone.device)
+        self.record: Record | None = None
         self.graphs: dict[Hashable, Graph | None] = {}
+        self.taken_as_is: dict[int, Any] = {}  # what cases know by its id, which must live on
         self.versions: list[int] = []
         self.refused = False
         if len({parameter.device for parameter in backbone.model.parameters()}) > 1:
@@ -61,8 +68,8 @@ class Captured:
         versions = [slots.version for slots in _slots(given)]
         if versions != self.versions:
             self.graphs.clear()  # they know tensors that the cache has no more
-            self.versions = versions
-        case = self.backbone.watchers, *_traits(given)
+            self.versions, self.record = versions, None
+        case = self.backbone.watchers, *self._traits(given)
         if graph := self.graphs.get(case):
             return graph(given)
         slow_calls += 1
@@ -74,11 +81,24 @@ class Captured:
                 self._refuse(waits[0])
             return output
         try:
+            self.record = self.record or self.recorder()
             self.graphs[case] = graph = Graph(self.function, given, self.record)
         except RuntimeError as error:
             self._refuse(str(error).partition("\n")[0])
             return self.function(*args, **kwargs)
         return graph(given)
+
+    def _traits(self, given: Any) -> Iterator[Hashable]:
+        """What a recorded function takes for granted about its arguments."""
+        for leaf in (*leaves(given), *leaves([slots.reached for slots in _slots(given)])):
+            if isinstance(leaf, Tensor):
+                yield leaf.shape, leaf.dtype
+            elif leaf is None or isinstance(leaf, (int, float, str)):
+                yield leaf
+            elif isinstance(leaf, slice):
+                yield leaf.start, leaf.stop
+            elif not isinstance(leaf, Cache):
+                yield id(self.taken_as_is.setdefault(id(leaf), leaf))
 
     def _refuse(self, reason: str) -> None:
         self.refused = True
@@ -120,34 +140,36 @@ class Graph:
         return self.output
 
 
-def _recorder() -> Record:
-    """CUDA's; the graphs of one recorder share their memory."""
-    pool = torch.cuda.graph_pool_handle()
+class Recorder:
+    """CUDA's way; graphs of one recorder share their memory.
 
-    def record(run: Callable[[], Any]) -> tuple[Replay, Any]:
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            output = run()
+    Args:
+        device: a GPU, be it the current one or not.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        with torch.cuda.device(device):
+            self.pool, self.stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+
+    def __call__(self, run: Callable[[], Any]) -> tuple[Replay, Any]:
+        with torch.cuda.device(self.device):
+            graph = torch.cuda.CUDAGraph()
+            # The outer context gives the current stream back where recording fails.
+            with (
+                torch.cuda.stream(torch.cuda.current_stream()),
+                torch.cuda.graph(
+                    graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"
+                ),
+            ):
+                output = run()
         return graph.replay, output
-
-    return record
 
 
 def _slots(given: Any) -> list[Any]:
     """The `Slots` of the caches in some arguments, each once."""
     every = [cast(Any, cache.layers[0]).slots for cache in caches(given)]
     return list({id(slots): slots for slots in every}.values())
-
-
-def _traits(given: Any) -> Iterator[Hashable]:
-    """What a recorded function takes for granted about its arguments."""
-    for leaf in (*leaves(given), *leaves([slots.reached for slots in _slots(given)])):
-        if isinstance(leaf, Tensor):
-            yield leaf.shape, leaf.dtype
-        elif leaf is None or isinstance(leaf, (int, float, str, slice)):
-            yield leaf if not isinstance(leaf, slice) else (leaf.start, leaf.stop)
-        elif not isinstance(leaf, Cache):
-            yield id(leaf)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ builds from the config, one list for each row.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -22,7 +22,7 @@ from transformers import (
 from transformers.generation.configuration_utils import GenerationMode
 
 from foretell.decoding.batch import Batch, BatchRow
-from foretell.decoding.sampling import Sampling, require_local
+from foretell.decoding.sampling import BY_PLACE, Sampling, require_local
 from foretell.decoding.stops import StopTokens
 from foretell.errors import InputError
 
@@ -118,7 +118,8 @@ def constraints(
 
     In `sampling` a repetition penalty takes the place of the config's, and a processor of one class
     that of the config's, as in transformers. Lengths are those of a row without its padding.
-    `asked` is a generation config in place of the model's own.
+    `asked` is a generation config in place of the model's own. Rows for which the config means the
+    same share one list, and are scored together.
 
     Raises:
         InputError: one of them depends on more than a row's tokens.
@@ -127,10 +128,21 @@ def constraints(
     config: Any = undrawn(lm, asked)
     if sampling.repetition_penalty is not None:
         config.repetition_penalty = sampling.repetition_penalty
-    return [
-        _of_row(lm, config, row, tokens[:, : row.prompt_length], sampling.processors)
-        for row, tokens in zip(batch.rows, batch.tokens.split(1), strict=True)
-    ]
+    shared: dict[Hashable, list[LogitsProcessor]] = {}
+    found = []
+    for row, tokens in zip(batch.rows, batch.tokens.split(1), strict=True):
+        alike = row.length + row.room, row.prompt_length, frozenset(_ends(row))
+        if (own := shared.get(alike)) is None:
+            own = _of_row(lm, config, row, tokens[:, : row.prompt_length], sampling.processors)
+            if not sampling.processors and not any(isinstance(one, BY_PLACE) for one in own):
+                shared[alike] = own
+        found.append(own)
+    return found
+
+
+def _ends(row: BatchRow) -> set[int]:
+    """The tokens at which it stops."""
+    return {token for stop in row.stops if isinstance(stop, StopTokens) for token in stop.tokens}
 
 
 class ByRow(LogitsProcessor):
@@ -165,7 +177,7 @@ def _of_row(
     prompt: Tensor,
     given: Sequence[LogitsProcessor],
 ) -> list[LogitsProcessor]:
-    ends = {token for stop in row.stops if isinstance(stop, StopTokens) for token in stop.tokens}
+    ends = _ends(row)
     # What `generate` has made of the config by then.
     config.max_length = row.length + row.room
     if config.min_new_tokens is not None:

@@ -5,7 +5,8 @@ Each row has its own random numbers, so that what it draws does not depend on it
 Shapes: B rows, W nodes of a draft, V vocabulary.
 """
 
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
 from typing import Any, cast
@@ -112,7 +113,7 @@ class Sampler:
         device: torch.device,
         by_history: Sequence[Sequence[LogitsProcessor]] = (),
     ) -> None:
-        self.greedy, self.device = sampling.greedy, device
+        self.greedy, self.device, self.given = sampling.greedy, device, bool(sampling.processors)
         seeds = sampling.seeds
         seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
         if len(seeds) != rows:
@@ -190,15 +191,33 @@ class Sampler:
         """
         if any(self.by_history):
             logits = logits.to(torch.float32, copy=True)  # what processors work on, there as here
-            for row, prefix in enumerate(prefixes()):
-                for node in range(logits.shape[1]):
-                    before = draft.ancestors[row, node, 1:]
-                    tokens = torch.cat([prefix, draft.tokens[row][before]]).unsqueeze(0)
-                    score = logits[row, node, None]
-                    for processor in self.by_history[row]:
-                        score = processor(cast(Any, tokens), score)
-                    logits[row, node] = score[0]
+            for processors, nodes, tokens in self._by_history(draft, prefixes()):
+                rows, places = zip(*nodes, strict=True)
+                scores = logits[rows, places]
+                for processor in processors:
+                    scores = processor(cast(Any, tokens), scores)
+                logits[rows, places] = scores
         return self.warped(logits)
+
+    def _by_history(
+        self, draft: Draft, prefixes: Sequence[Tensor]
+    ) -> Iterator[tuple[Sequence[LogitsProcessor], list[tuple[int, int]], Tensor]]:
+        """Processors, the nodes that they score at once (row, node), and the tokens (N, T) there:
+        nodes with as many tokens, of rows that share their processors. A processor of the caller's
+        sees one node at a time.
+        """
+        groups: dict[Hashable, list[tuple[int, int]]] = defaultdict(list)
+        texts: dict[tuple[int, int], Tensor] = {}
+        for row, prefix in enumerate(prefixes):
+            for node in range(draft.size + 1):
+                way = slice(node) if draft.parents is None else draft.ancestors[row, node, 1:]
+                text = torch.cat([prefix, draft.tokens[row][way]])
+                texts[row, node] = text
+                alike = (row, node) if self.given else (id(self.by_history[row]), len(text))
+                groups[alike].append((row, node))
+        for nodes in groups.values():
+            tokens = torch.stack([texts[node] for node in nodes])
+            yield self.by_history[nodes[0][0]], nodes, tokens
 
     def warped(self, logits: Tensor) -> Tensor:
         """The part that looks at scores alone; drafts are drawn so: (B, W, V) → (B, W, V)."""

@@ -28,7 +28,7 @@ class Committed:
         tokens: (B, S) the tokens that stand of each row, then filling.
         lengths: how many of them do, by row; the backbone has not read the last one yet.
         begin: the position of the first token of the pass that was just judged, by row.
-        output: that pass.
+        output: that pass; where passes are compiled, the next one may write over it.
         last: (B,) the place in that pass of the last token of it that stands.
         path: (B, W) the places of those that stand, where the draft was a tree; None: the first.
         reach: how deep a draft can count, by row: further there is no room.

@@ -93,9 +93,11 @@ class ModelDrafter(Drafter):
             steady = all(self.past.read) and window.shape[1] <= 2
             run = self._steady if steady else ModelDrafter._logits
             given = self.past.enter(window.shape[1], stands=None if depth else lengths)
-            logits.append(run(self, window, last, given))
+            scores = run(self, window, last, given)
+            if self.shape is not None:
+                logits.append(scores.clone())  # the next pass may write over them
             uniforms = None if self.shape else self.sampler.draft_uniforms(depth, 1)
-            drafts.append(chain(logits[-1], self.sampler, uniforms))
+            drafts.append(chain(scores, self.sampler, uniforms))
             if depth == 0:
                 self.past.keep(lengths)
             else:

@@ -129,7 +129,7 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
         row need not be read again.
         """
         return self.past.compiled and all(
-            end - stand <= self.steady_width <= end
+            end - stand <= self.steady_width < end
             for end, stand in zip(self.read, stands, strict=True)
         )
 
