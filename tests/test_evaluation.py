@@ -243,7 +243,9 @@ def test_a_depth_that_one_document_reaches_has_no_interval() -> None:
         assert (one["top1_low"] is None) == (depth >= 2)
         for row in rows:
             if row["depth"] == depth >= 2:
-                assert not {v for name, v in row.items() if name.endswith(("_low", "_high"))} - {None}
+                assert not {v for name, v in row.items() if name.endswith(("_low", "_high"))} - {
+                    None
+                }
 
 
 def one_token_blocks() -> PackedBlocks:
