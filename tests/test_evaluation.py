@@ -223,6 +223,31 @@ def test_no_blocks_are_no_measurement(limit: int) -> None:
         measure_heads(ft.MTPModel(families.build("llama")), packed(), limit=limit)
 
 
+def test_documents_that_end_before_the_last_depth_are_refused() -> None:
+    """Depths 0 and 1 have targets; of the others nothing could be said, nor whether heads pay."""
+    torch.manual_seed(0)
+    model = ft.attach(families.build("llama"), "parallel", depth=3)
+    short = PackedBlocks(np.ones((4, 3), np.int32), np.arange(4) * 3, num_bytes=12)
+    with pytest.raises(InputError, match="target at every depth"):
+        measure_heads(model, short)
+
+
+def test_a_depth_that_one_document_reaches_has_no_interval() -> None:
+    torch.manual_seed(0)
+    model = ft.attach(families.build("llama"), "parallel", depth=3)
+    starts = np.array([0, 3, 6, 9])  # three of 3 tokens, and one of 11
+    mixed = PackedBlocks(families.prompt(1, 20).numpy().astype(np.int32), starts, num_bytes=20)
+    rows = [row for row in measure_heads(model, mixed).all_rows() if "depth" in row]
+    for depth in range(3 + 1):
+        (one,) = (row for row in rows if row["table"] == "depths" and row["depth"] == depth)
+        assert (one["top1_low"] is None) == (depth >= 2)
+        for row in rows:
+            if row["depth"] == depth >= 2:
+                assert not {v for name, v in row.items() if name.endswith(("_low", "_high"))} - {
+                    None
+                }
+
+
 def one_token_blocks() -> PackedBlocks:
     return PackedBlocks(np.zeros((3, 1), np.int32), np.array([0]), num_bytes=3)
 

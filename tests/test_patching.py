@@ -146,6 +146,51 @@ def test_what_drafts_cannot_follow_is_answered_by_the_original(name: str) -> Non
     assert torch.equal(found, own)
 
 
+PADDED = torch.nn.functional.pad(REPEATING[:, :-5], (5, 0), value=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"repetition_penalty": 2.0},
+        {"min_length": 40, "eos_token_id": list(range(50, 101))},
+        {"encoder_repetition_penalty": 1.5},
+        {"no_repeat_ngram_size": 1},
+        {"do_sample": True, "top_k": 1, "repetition_penalty": 2.0},
+    ],
+    ids=str,
+)
+def test_padding_counts_as_it_does_there(side: str, options: dict[str, Any]) -> None:
+    rows = torch.cat([REPEATING, PADDED if side == "left" else PADDED.roll(-5, 1)])
+    asked = {"inputs": rows, "attention_mask": (rows != 0).long(), "max_new_tokens": NEW}
+    own = lm().generate(**asked, **options)
+    with ft.patch(lm(), heads()):
+        assert torch.equal(lm().generate(**asked, **options), own)
+
+
+def test_prompts_padded_on_the_left_are_drafted(passes: list[int]) -> None:
+    rows = torch.cat([REPEATING, PADDED])
+    asked = {"inputs": rows, "attention_mask": (rows != 0).long(), "max_new_tokens": NEW}
+    own = lm().generate(**asked)
+    with ft.patch(lm(), heads()):
+        passes.clear()
+        assert torch.equal(lm().generate(**asked), own)
+        assert 4 in passes
+
+
+def test_token_types_that_a_model_reads_are_not_passed_over() -> None:
+    gpt = families.build("gpt2").eval()
+    asked = {"inputs": ROW, "token_type_ids": torch.zeros_like(ROW), "max_new_tokens": NEW}
+    own = gpt.generate(**asked)
+    assert not torch.equal(own, gpt.generate(ROW, max_new_tokens=NEW))  # zeros are something here
+    with pytest.raises(ft.InputError, match="token_type_ids cannot be honoured: GPT2LMHeadModel"):
+        ft.MTPModel(gpt).generate(**asked)
+    with ft.patch(gpt):
+        assert torch.equal(gpt.generate(**asked), own)
+
+
 def test_mistakes_are_transformers_own_to_report() -> None:
     with ft.patch(lm()), pytest.raises(ValueError, match="max_new_token"):
         lm().generate(REPEATING, max_new_token=5)

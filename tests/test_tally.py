@@ -77,6 +77,17 @@ def test_one_document_has_no_interval() -> None:
     assert estimate("x", tally.means("x")) == {"x": 1.5, "x_low": None, "x_high": None}
 
 
+def test_one_document_that_has_a_value_gives_it_no_interval() -> None:
+    """The others have it nowhere: drawing them as well is not drawing it from several."""
+    tally = Tally("method")
+    tally.add(
+        ("m",), [1, 2, 3, 3], {"x": [math.nan, math.nan, 1.0, 2.0], "y": [1.0, 2.0, 3.0, 4.0]}
+    )
+    assert estimate("x", tally.means("x")) == {"x": 1.5, "x_low": None, "x_high": None}
+    assert estimate("x", 1 + tally.means("y") + tally.means("x"))["x_low"] is None
+    assert estimate("y", tally.means("y"))["y_low"] is not None
+
+
 def test_records_are_the_tally(tmp_path) -> None:
     tally, _ = filled()
     again = Tally("method", "part")

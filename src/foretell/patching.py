@@ -17,11 +17,13 @@ import torch
 from transformers import GenerationMixin, PreTrainedModel
 
 from foretell.checkpoints import is_foretell_directory, read_heads, resolve
-from foretell.decoding import Batch, Drafter
+from foretell.decoding import Batch, Drafter, Sampling
 from foretell.decoding.cache import require_decoding
+from foretell.decoding.constraints import constraints
 from foretell.decoding.drafters import NAMED
 from foretell.errors import ForetellError, HeadError, InputError
 from foretell.generation import modes_kept
+from foretell.generation.translation import Request
 from foretell.model import MTPModel
 
 log = logging.getLogger(__name__)
@@ -84,10 +86,21 @@ class Patch:
                     log.warning("%s Until then generate decodes without drafts.", error)
                 except ForetellError:  # what cannot be followed
                     pass
-                if begun is not None and not begun[0].as_dict and _sees_its_row(begun[1], told):
+                if begun is not None and self._alike(begun[0], begun[1], told):
                     return self.decoder.finish(*begun)
             torch.set_rng_state(random)  # seeds may have been drawn
             return self.original(*args, **kwargs)
+
+    def _alike(self, request: Request, batch: Batch, told: Mapping[str, Any]) -> bool:
+        """Whether the original would write the same, and return it in the same form."""
+        if request.as_dict or not _sees_its_row(batch, told):
+            return False
+        mask = request.attention_mask
+        if mask is None or bool(mask.all()):
+            return True
+        # The original goes on behind padding on the right, and shows padding to its processors.
+        shown = any(constraints(self.model, batch, Sampling(), request.config))
+        return bool(mask[:, -1].all()) and not shown
 
 
 class _Generate:
@@ -116,8 +129,9 @@ def patch(model: PreTrainedModel, drafts: MTPModel | Drafter | str | Path = "loo
 
     Whoever calls it, pipelines and libraries too, gets the same tokens in fewer passes: greedily
     the very same, drawn the same distribution by other random numbers. Calls that drafts cannot
-    follow go to the model's own `generate`, and so do those that ask for a dictionary, and those
-    whose processors, or stopping criteria of several rows, are code that drafts might mislead.
+    follow go to the model's own `generate`, and so do those that ask for a dictionary, those whose
+    processors, or stopping criteria of several rows, are code that drafts might mislead, and those
+    where the original reads padding: on the right, or on the left with penalties and the like.
 
     Args:
         model: any causal language model of transformers; it is patched in place.

@@ -104,11 +104,16 @@ class Tally:
         return int(self._by_group(name, where)[:, 1].sum())
 
     def means(self, name: str, **where: str | int) -> Means:
-        """Of the cells that agree with `where`; not a number where nothing was counted."""
+        """Of the cells that agree with `where`; not a number where nothing was counted.
+
+        Draws are none where a single group has the value: all would be the mean itself.
+        """
         sums = self._by_group(name, where)
         totals, counts = self._weights @ sums[:, 0], self._weights @ sums[:, 1]
         found = np.full(len(totals), np.nan)
         np.divide(totals, counts, out=found, where=counts > 0)
+        if np.count_nonzero(sums[:, 1]) < 2:
+            found[1:] = np.nan
         return found
 
     def total(self, name: str, **where: str | int) -> Means:

@@ -54,7 +54,8 @@ def expected_error(tally: Tally, depth: int) -> Means:
         gap = gap + np.abs(sure - tally.total("acceptance", **where))
         total = total + tally.counts("acceptance", **where)
     error = np.full(gap.shape, np.nan)
-    np.divide(gap, total, out=error, where=total > 0)
+    counted = np.isfinite(tally.means("acceptance", depth=depth))
+    np.divide(gap, total, out=error, where=counted)
     return error
 
 

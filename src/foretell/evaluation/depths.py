@@ -168,7 +168,11 @@ def measure_heads(
     limit: int | None = None,
     progress: Callable[[float], None] | None = None,
 ) -> DepthTable:
-    """Teacher-forced predictions of the backbone (depth 0) and the heads on whole blocks."""
+    """Teacher-forced predictions of the backbone (depth 0) and the heads on whole blocks.
+
+    Raises:
+        InputError: no blocks are asked for, or no position in them has a target at every depth.
+    """
     if limit is not None and limit < 1:
         raise InputError(f"{limit} blocks were asked for; ask for at least 1.")
     blocks.require_vocabulary(model.backbone.vocab_size)
@@ -181,7 +185,7 @@ def measure_heads(
         if progress is not None:
             progress((index + 1) / total)
     table = DepthTable(method, tally, blocks, confidences)
-    if not table.positions:
+    if not tally.count("top1", method=method, depth=table.depth):
         raise InputError(NO_TARGET)
     return table
 

@@ -459,8 +459,8 @@ class Generating(nn.Module):
             seed: of the rows that are drawn, one each, or one number for the first, which the
                 others follow; by default from torch's own random numbers (`torch.manual_seed`).
             drafter, draft_length, rule, compiled, pass_width: see `stream`.
-            **others: any field of transformers' `GenerationConfig`. `token_type_ids` of zeros and
-                `use_cache` change nothing.
+            **others: any field of transformers' `GenerationConfig`. `use_cache` changes nothing,
+                nor do `token_type_ids` of zeros for a model that does not read them.
 
         Returns:
             (B · num_return_sequences, T') prompts and continuations, filled up at the end.

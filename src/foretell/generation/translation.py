@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
+from inspect import signature
 from typing import Any, cast
 
 import torch
@@ -236,6 +237,11 @@ def _refuse(lm: PreTrainedModel, config: Any, told: Mapping[str, Any]) -> None:
     types = told.get("token_type_ids")
     if types is not None and bool(torch.as_tensor(types).any()):
         raise InputError("token_type_ids other than 0 cannot be honoured: leave them out.")
+    if types is not None and "token_type_ids" in signature(lm.forward).parameters:
+        raise InputError(
+            f"token_type_ids cannot be honoured: {type(lm).__name__} adds something to each token "
+            "for them, even for 0. Leave them out, or use model.lm.generate."
+        )
     if config.do_sample and config.watermarking_config is not None:
         raise InputError(
             "watermarking_config cannot be honoured with do_sample: its scores come after the cuts "
