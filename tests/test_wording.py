@@ -73,7 +73,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"use_safetensors": False}, "safetensors"),
     ({"config": object()}, "config"),
     ({"max_memory": {0: "1GB"}}, "one device"),
-    ({"variant": "fp16"}, "variant='fp16'"),
+    ({"variant": "fp16"}, "variant"),  # `attach` takes it for the head's
     ({"torch_dtype": "float32", "dtype": "bfloat16"}, "dtype is bfloat16 and torch_dtype float32"),
     ({"attn_implementation": "nonsense"}, "attn_implementation"),
     ({"subfolder": "nowhere"}, "nowhere"),

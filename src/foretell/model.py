@@ -24,7 +24,7 @@ from foretell.checkpoints import (
 from foretell.decoding.carrying import build_head, warn_if_not_decoded
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.generation import Generating
-from foretell.heads import Head, HeadConfig, States, new_heads
+from foretell.heads import Head, HeadConfig, States, head_class, new_heads
 from foretell.objective import (
     JointLoss,
     MarginalTarget,
@@ -318,7 +318,8 @@ def attach(
     """
     if isinstance(model, MTPModel):
         raise InputError("an MTPModel has its heads already; give its lm to attach others.")
-    how = {name: options.pop(name) for name in LOADING & options.keys()}
+    settings = head_class(head).Config.model_fields if isinstance(head, str) else {}
+    how = {name: options.pop(name) for name in LOADING & options.keys() - settings.keys()}
     if isinstance(head, str):
         head = new_heads({"kind": head, **options})
     elif options:
