@@ -6,6 +6,7 @@ Compiling takes its time: of drafters and rows one case always, the others with
 
 import copy
 import itertools
+import weakref
 from collections.abc import Iterator, Sequence
 from functools import partial
 
@@ -447,3 +448,30 @@ def test_sequential_drafts_compile_after_prompts_of_any_length(small_llama) -> N
             for compiled in (False, True)
         )
         assert [s.tokens for s in compiled] == [s.tokens for s in steps]
+
+
+def test_what_is_recorded_does_not_keep_its_owner(small_llama) -> None:
+    """Nor does an object at the address of an earlier one pass for it."""
+
+    class Owner:
+        def doubled(self, value: Tensor, other: object) -> Tensor:
+            return 2 * value
+
+    recorded = []
+
+    def record(run):
+        recorded.append(run())
+        return (lambda: None), recorded[-1]
+
+    owner = Owner()
+    owner.steady = Captured(Owner.doubled, ft.MTPModel(small_llama).backbone, lambda: record)
+    for _ in range(3):
+        assert owner.steady(owner, torch.ones(1), Owner()).item() == 2
+    assert not recorded  # another object each time
+    same = Owner()
+    for _ in range(3):
+        owner.steady(owner, torch.ones(1), same)
+    assert len(recorded) == 1
+    alive = weakref.ref(owner)
+    del owner
+    assert alive() is None

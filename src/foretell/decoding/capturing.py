@@ -6,6 +6,7 @@ without a graph, and recording them takes no longer than that pass.
 """
 
 import warnings
+import weakref
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -54,7 +55,8 @@ class Captured:
         self.recorder = recorder or partial(Recorder, backbone.device)
         self.record: Record | None = None
         self.graphs: dict[Hashable, Graph | None] = {}
-        self.taken_as_is: dict[int, Any] = {}  # what cases know by its id, which must live on
+        self.objects: dict[int, tuple[Callable[[], Any], int]] = {}
+        self.counted = 0
         self.versions: list[int] = []
         self.refused = False
         if len({parameter.device for parameter in backbone.model.parameters()}) > 1:
@@ -98,7 +100,24 @@ class Captured:
             elif isinstance(leaf, slice):
                 yield leaf.start, leaf.stop
             elif not isinstance(leaf, Cache):
-                yield id(self.taken_as_is.setdefault(id(leaf), leaf))
+                yield self._number(leaf)
+
+    def _number(self, value: object) -> tuple[str, int]:
+        """The same for the same object alone, also where another gets its address later. A drafter
+        holds what is recorded of it: so that this is no cycle, it is not held here.
+        """
+        known, number = self.objects.get(id(value), (None, 0))
+        if known is None or known() is not value:
+            try:
+                known = weakref.ref(value)
+            except TypeError:  # of a plain value there is no weak reference
+
+                def known() -> Any:
+                    return value
+
+            self.counted += 1
+            self.objects[id(value)] = known, (number := self.counted)
+        return "object", number
 
     def _refuse(self, reason: str) -> None:
         self.refused = True
