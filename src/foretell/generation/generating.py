@@ -448,7 +448,9 @@ class Generating(nn.Module):
 
         Args:
             input_ids: (B, T), the prompts; None begins with the model's first token.
-            attention_mask: (B, T), 0 where a prompt is padded.
+            attention_mask: (B, T), 0 where a prompt is padded. Each row is continued as if it were
+                alone; transformers goes on after padding on the right, and shows padding on the
+                left to penalties and other constraints.
             tokenizer: for `stop_strings`.
             streamer: is shown the prompts, then each token of all rows as soon as every row has
                 come to it.
