@@ -5,6 +5,8 @@ import logging
 import numpy as np
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import (
     MoshiConfig,
     MoshiForCausalLM,
@@ -168,6 +170,10 @@ def test_behind_a_window_that_its_passes_do_not_have_a_model_is_not_decoded() ->
     torch.manual_seed(0)
     model = ft.MTPModel(MoshiForCausalLM(MoshiConfig(**sizes, sliding_window=96)).eval())
     tokens = families.prompt(1, 6)
+    if Version(transformers.__version__) < Version("5.24"):  # its cache gives no draft back
+        with pytest.raises(BackboneError, match=r"keys and values, which cannot be restored"):
+            model.decode(tokens, max_new_tokens=90)
+        return
     for new in (8, 90):  # to the end of the window
         expected = model.lm.generate(tokens, max_new_tokens=new, do_sample=False, pad_token_id=0)
         found = model.decode(tokens, max_new_tokens=new, drafter=LookupDrafter(2))
