@@ -125,8 +125,7 @@ def held_out_split(
 
 def is_held_out(document: Document, fraction: float, seed: int) -> bool:
     """Whether `held_out_split` holds this document out."""
-    content = f"{seed}\0{document.tokens or ''}\0{document.text}"
-    digest = hashlib.sha256(content.encode("utf-8")).digest()
+    digest = hashlib.sha256(f"{seed}\0{document.content}".encode()).digest()
     return int.from_bytes(digest[:6]) / 2**48 < fraction
 
 

@@ -58,6 +58,11 @@ class Document:
     prompt_length: int = 0
     beside: dict[str, Any] = field(default_factory=dict, hash=False)
 
+    @property
+    def content(self) -> str:
+        """What it says, wherever it stands: for digests."""
+        return f"{self.tokens or ''}\0{self.text}"
+
 
 @dataclass
 class Bad:

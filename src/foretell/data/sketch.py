@@ -22,8 +22,7 @@ FEWEST = 8
 
 def digest_of(document: Document) -> int:
     """64 bits of a hash of what it says, wherever it stands."""
-    content = f"{document.tokens or ''}\0{document.text}"
-    return int.from_bytes(sha256(content.encode("utf-8")).digest()[:8])
+    return int.from_bytes(sha256(document.content.encode()).digest()[:8])
 
 
 class Sketch:
