@@ -14,14 +14,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch.distributed import TCPStore
-from torch.distributed.fsdp import FSDPModule
 
 import foretell as ft
 from alike import tried_once
 from foretell.cli import main
 from foretell.errors import InputError
 from foretell.training import following, report, train
-from foretell.training.processes import FSDP_NEEDS, rows_per_pass, sharding
+from foretell.training.processes import FSDP_NEEDS, is_sharded, rows_per_pass, shards
 from runs import (
     VOCAB,
     Stop,
@@ -51,10 +50,11 @@ RUNS = {
         "warm-up": {"head": "sequential", "head_warmup": 0.25},
         "residual": {"recipe": "frozen", "head": "residual", "accumulate": 2},
         "lora": {"recipe": "lora", "checkpoint_activations": True},
+        "mixed": {"precision": "bf16-mixed", "accumulate": 2},
         "muon": {"optimizer": "muon"},
     },
 }
-ROUNDED = {"muon": 0.02}
+ROUNDED = {"muon": 0.02, "mixed": 0.02}
 """How far losses may be apart where something is computed in bfloat16, which Muon always does."""
 
 
@@ -63,23 +63,22 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
     model = small_model(config.head, vocab=1024 if config.streaming else VOCAB)
     blocks = stream() if config.streaming else masked_corpus()
     train(model, blocks, config, out, report=report)
-    assert "ACCELERATE_USE_FSDP" not in os.environ
     return model
 
 
 def work(jobs: list[dict], command: list[str]) -> None:
     """What each of the two processes does; the command line ends it."""
     torch.set_num_threads(1)
-    on_step_end = following.Follow.on_step_end
+    told = following.Follow.__call__
     job: dict = {}
 
-    def stopping(self, args, state, control, **rest) -> None:
-        on_step_end(self, args, state, control, **rest)
-        assert isinstance(self.trainer.mtp, FSDPModule) == bool(args.fsdp)
-        if state.global_step == job.get("stop"):  # in both processes
+    def stopping(self, step) -> None:
+        told(self, step)
+        assert is_sharded(self.trainer.model) == self.trainer.config.fsdp
+        if step.number == job.get("stop"):  # in both processes
             raise Stop
 
-    following.Follow.on_step_end = stopping
+    following.Follow.__call__ = stopping
     report._save = lambda figure, path: path.touch()  # as in other tests, see conftest.py
     with tried_once():
         for job in jobs:
@@ -204,13 +203,22 @@ def test_a_step_is_divided_evenly() -> None:
     ],
 )
 def test_what_shards_cannot_do_is_said(options: dict, message: str, monkeypatch) -> None:
-    model = small_model()
+    config = settings(fsdp=True, **options)
     needs = "2" if options else "99"
     monkeypatch.setattr("foretell.training.processes.FSDP_NEEDS", needs)
     with pytest.raises(InputError, match=message) as caught:
-        sharding(model, settings(fsdp=True, **options), 2)
+        shards(config, 2)
     assert "\n" not in str(caught.value)
-    assert sharding(model, settings(fsdp=True, **options), 1) == {}
+    assert not shards(config, 1)
+
+
+def test_what_accelerate_launch_asks_for(monkeypatch) -> None:
+    monkeypatch.setattr("foretell.training.processes.FSDP_NEEDS", "2")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert shards(settings(), 2)
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    with pytest.raises(InputError, match="DeepSpeed is not supported"):
+        shards(settings(), 2)
 
 
 if __name__ == "__main__":

@@ -135,7 +135,11 @@ RECIPES = {
     "muon bf16": {"optimizer": "muon", "precision": "bf16", "learning_rate": 1e-2},
     "frozen": {"recipe": "frozen", "head": "sequential"},
     "no heads": {"head": "none", "schedule": "cosine"},
-}
+    "positions drawn at random": {
+        "recipe": "frozen", "accumulate": 2,
+        "objective": {"distill": "marginal", "marginal_width": 2},
+    },
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -1,4 +1,4 @@
-"""A run as it goes: what is written and reported along the way, and when it stops."""
+"""A run as it goes: what is written, measured and reported along the way."""
 
 import math
 import time
@@ -7,117 +7,130 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+import torch
 
+from foretell.data import PackedBlocks
 from foretell.errors import ForetellError, not_installed
+from foretell.training.processes import mean_over_processes
 from foretell.training.progress import Progress
 from foretell.training.report import draw_curves
-from foretell.training.trainer import MTPTrainer
+from foretell.training.trainer import Step, Trainer
 
 FIRST = 10
 """Steps of a process that are reported one by one, for people to see that it runs."""
 
 
-class Follow(TrainerCallback):
-    """Writes the metrics, reports progress, marks whole checkpoints, and stops the clock.
+class Follow:
+    """Is told of every step: writes the metrics, reports progress, and has checkpoints written.
 
     With every checkpoint it draws the curves so far.
+
+    Args:
+        trainer: of the run.
+        held_out: what to measure the loss on, now and then; None: nothing.
+        report: called with the progress by the main process.
+
+    Attributes:
+        latest: depth losses (K+1,) of the last line of the metrics, which an earlier process may
+            have written; empty before the first.
     """
 
-    def __init__(self, trainer: MTPTrainer, report: Callable[[Progress], None] | None) -> None:
-        self.trainer, self.report = trainer, report
-        self._began = 0
-        self._since = self._shown = (0, time.monotonic())
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.clock.start()
-        self.trainer.clock.tick()
-        self._began = state.global_step
-        self._since = self._shown = (state.global_step, time.monotonic())
-
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        if self.trainer.settings.head_warmup:
-            self.trainer.warm_up_heads()
-
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.clock.tick()
-        if self.trainer.clock.fraction() >= 1.0:
-            control.should_training_stop = True
-        if control.should_training_stop or state.global_step >= state.max_steps:
-            control.should_log = True  # what was learned since the last report
-        if not control.should_log and state.global_step - self._began <= FIRST:
-            shown, self._shown = self._shown, (state.global_step, time.monotonic())
-            rate = float(kwargs["lr_scheduler"].get_last_lr()[0])
-            progress = self._progress(state, self.trainer.last_losses(), shown, rate)
-            if args.should_save and self.report is not None:
-                self.report(progress)
-
-    def _progress(
+    def __init__(
         self,
-        state: TrainerState,
-        losses: tuple[float, ...],
-        since: tuple[int, float],
-        rate: float,
-    ) -> Progress:
-        """Where the run stands; its speed is that since a step and a time."""
-        trainer, (step, began) = self.trainer, since
-        tokens = (state.global_step - step) * trainer.tokens_per_step
+        trainer: Trainer,
+        held_out: PackedBlocks | None,
+        report: Callable[[Progress], None] | None,
+    ) -> None:
+        self.trainer, self.held_out, self.report = trainer, held_out, report
+        written = trainer.run.metrics() if trainer.done else []
+        self.latest = tuple(written[-1]["depth_losses"]) if written else ()
+        self._main = trainer.processes.is_main_process
+        self._began = trainer.done
+        self._steps: list[Step] = []  # since the last line
+        self._since = self._shown = (trainer.done, time.monotonic())
+        self._board = (
+            _tensorboard(trainer.run.path) if trainer.config.tensorboard and self._main else None
+        )
+
+    def __call__(self, step: Step) -> None:
+        """`step` is done."""
+        config, over = self.trainer.config, self.trainer.over
+        self._steps.append(step)
+        if over or step.number % config.log_every == 0:
+            self._write(step)
+        elif step.number - self._began <= FIRST:
+            self._show(self._progress(step, [step], self._shown))
+        if config.save_every and (over or step.number % config.save_every == 0):
+            self.trainer.checkpoint()
+            if self._main:
+                run = self.trainer.run
+                draw_curves(run.metrics(), run.curves)
+
+    def close(self) -> None:
+        """Nothing more comes."""
+        if self._board is not None:
+            self._board.close()
+
+    def _write(self, step: Step) -> None:
+        """A line of the metrics, of all steps since the last."""
+        progress = self._progress(step, self._steps, self._since)
+        progress = replace(progress, held_out_losses=self._measured(self._since[0], step.number))
+        self._since = step.number, time.monotonic()  # measuring is no time of training
+        self._steps, self.latest = [], progress.depth_losses
+        if not all(map(math.isfinite, progress.depth_losses)):
+            raise ForetellError(
+                f"the loss is not finite at step {step.number} (by depth "
+                f"{progress.depth_losses}); lower the learning rate or raise the precision."
+            )
+        if self._main:
+            line = {**asdict(progress), "gradient_norm": float(step.gradient_norm)}
+            self.trainer.run.log(line)
+            self._draw(line)
+        self._show(progress)
+
+    def _measured(self, last: int, now: int) -> tuple[float, ...]:
+        """The held-out loss where it is due between two steps; else empty."""
+        every = self.trainer.config.evaluate_every
+        if self.held_out is None or not every or last // every == now // every:
+            return ()
+        return self.trainer.measure(self.held_out)
+
+    def _progress(self, step: Step, steps: list[Step], since: tuple[int, float]) -> Progress:
+        """Where the run stands: the losses of some steps, and the speed since a step and a time."""
+        trainer, (number, began) = self.trainer, since
+        own = torch.stack([one.depth_losses for one in steps]).mean(0)
+        losses = tuple(mean_over_processes(own).tolist())
+        tokens = (step.number - number) * trainer.tokens_per_step
         return Progress(
-            step=state.global_step,
+            step=step.number,
             total_steps=trainer.total_steps,
-            fraction=trainer.done(state.global_step),
+            fraction=trainer.fraction,
             depth_losses=losses,
-            learning_rate=rate,
+            learning_rate=step.learning_rate,
             tokens_per_second=tokens / max(time.monotonic() - began, 1e-9),
             seconds=trainer.clock.seconds(),
         )
 
-    def on_log(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        logs = kwargs.get("logs") or {}
-        if "learning_rate" not in logs:
-            return
-        trainer, every = self.trainer, self.trainer.settings.evaluate_every
-        since, self._since = self._since, (state.global_step, time.monotonic())
-        self._shown = self._since
-        due = trainer.held_out is not None and every > 0
-        due = due and since[0] // every < state.global_step // every
-        progress = self._progress(state, trainer.latest, since, float(logs["learning_rate"]))
-        if due:
-            progress = replace(progress, held_out_losses=trainer.measure())
-        if not all(map(math.isfinite, progress.depth_losses)):
-            raise ForetellError(
-                f"the loss is not finite at step {state.global_step} (by depth "
-                f"{progress.depth_losses}); lower the learning rate or raise the precision."
-            )
-        if not args.should_save:  # not the main process
-            return
-        trainer.run.log({**asdict(progress), "gradient_norm": logs.get("grad_norm")})
-        if self.report is not None:
+    def _show(self, progress: Progress) -> None:
+        self._shown = progress.step, time.monotonic()
+        if self._main and self.report is not None:
             self.report(progress)
 
-    def on_save(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
-    ) -> None:
-        self.trainer.accelerator.wait_for_everyone()
-        if args.should_save:
-            run = self.trainer.run
-            run.mark_complete(state.global_step, self.trainer.clock.seconds())
-            draw_curves(run.metrics(), run.curves)
+    def _draw(self, line: dict[str, Any]) -> None:
+        """The same line for TensorBoard."""
+        if self._board is None:
+            return
+        for name in ("learning_rate", "gradient_norm", "tokens_per_second"):
+            self._board.add_scalar(f"train/{name}", line[name], line["step"])
+        for kind, field in (("train", "depth_losses"), ("held_out", "held_out_losses")):
+            for depth, loss in enumerate(line[field]):
+                self._board.add_scalar(f"{kind}/loss_depth_{depth}", loss, line["step"])
 
 
-def tensorboard(directory: Path) -> TrainerCallback:
-    """Writes what the trainer logs where TensorBoard reads it."""
+def _tensorboard(directory: Path) -> Any:
+    """What writes a run's metrics where TensorBoard reads them."""
     try:
         from torch.utils.tensorboard import SummaryWriter
-        from transformers.integrations.integration_utils import TensorBoardCallback
     except ImportError:
         raise not_installed("tensorboard", "train") from None
-    return TensorBoardCallback(SummaryWriter(str(directory)))
+    return SummaryWriter(str(directory / "tensorboard"))

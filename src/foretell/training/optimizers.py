@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.optim import AdamW, Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
@@ -174,8 +173,9 @@ def rate_factor(config: TrainConfig, done: float) -> float:
             return left
 
 
-def make_schedule(
-    optimizer: Optimizer, config: TrainConfig, done: Callable[[int], float]
-) -> LambdaLR:
-    """The schedule; `done(step)` is the share of the run behind at that step."""
-    return LambdaLR(optimizer, lambda step: rate_factor(config, done(step)))
+def set_rates(optimizer: Optimizer, config: TrainConfig, done: float) -> float:
+    """Set every rate for when `done` (0…1) of the run is behind, and return the heads'."""
+    factor = rate_factor(config, done)
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+    return float(optimizer.param_groups[0]["lr"])

@@ -56,7 +56,6 @@ class Plan:
         blocks: PackedBlocks | StreamedBlocks,
         config: TrainConfig,
         *,
-        steps: int | None,
         begun: int,
         processes: int,
     ) -> "Plan":
@@ -72,7 +71,7 @@ class Plan:
             documents=None if packed is None else packed.num_documents,
             tokens=None if packed is None else packed.num_tokens,
             rows=None if packed is None else len(packed),
-            steps=steps,
+            steps=total_steps(config, None if packed is None else len(packed)),
             minutes=config.minutes,
             begun=begun,
             batch_size=config.batch_size,
@@ -115,3 +114,16 @@ class Plan:
             return None
         shares = self.batch_size * fitting // ENOUGH // self.smallest
         return self.smallest * max(1, shares)
+
+
+def total_steps(config: TrainConfig, rows: int | None) -> int | None:
+    """The number of steps, or None where only time limits the run.
+
+    Args:
+        config: the settings.
+        rows: of the corpus; None for a stream.
+    """
+    limits = [config.steps] if config.steps else []
+    if config.epochs and rows is not None:
+        limits.append(max(1, round(config.epochs * rows / config.batch_size)))
+    return min(limits, default=None)

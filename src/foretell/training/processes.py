@@ -1,16 +1,22 @@
-"""Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it."""
+"""Several processes as one run: DDP gives each a copy of the model, FSDP2 a shard of it.
+
+accelerate's `PartialState` knows the processes and joins them, as `torchrun` or `accelerate launch`
+started them; the rest is PyTorch's own.
+"""
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, cast
+from contextlib import contextmanager, nullcontext
+from typing import cast
 
 import torch
 from accelerate import PartialState
-from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, broadcast
+from accelerate.utils import broadcast, reduce
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 from foretell.errors import InputError
 from foretell.model import MTPModel
@@ -31,33 +37,22 @@ def rows_per_pass(config: TrainConfig, processes: int) -> int:
     return config.batch_size // passes
 
 
-@contextmanager
-def own_environment() -> Iterator[None]:
-    """Undo what accelerate tells itself through environment variables.
-
-    It sets ACCELERATE_USE_FSDP, for example, by which `accelerate launch` asks for shards too.
-    """
-    before = dict(os.environ)
-    try:
-        yield
-    finally:
-        for name in list(os.environ):
-            if name.startswith(("ACCELERATE_", "FSDP_")) and name not in before:
-                del os.environ[name]
-
-
-def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, Any]:
-    """`TrainingArguments` for FSDP2, where it is asked for, here or by `accelerate launch`.
-
-    Each block of the backbone and of the heads is gathered when it runs; everything else stays
-    whole during a pass, because heads read the embeddings and the output head in between.
+def shards(config: TrainConfig, processes: int) -> bool:
+    """Whether each process is to hold only a part of the model, as asked here or by accelerate.
 
     Raises:
-        InputError: a setting needs whole parameters, or this torch cannot do it.
+        InputError: a setting needs whole parameters, or this torch cannot do it; or what
+            `accelerate launch` asks for is not done here.
     """
-    launched = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-    if processes == 1 or not (config.fsdp or launched):
-        return {}
+    if _launched_with("DEEPSPEED"):
+        raise InputError("DeepSpeed is not supported; launch with FSDP, or set fsdp=true.")
+    if processes == 1 or not (config.fsdp or _launched_with("FSDP")):
+        return False
+    if torch.__version__ < FSDP_NEEDS:
+        raise InputError(
+            f"fsdp needs torch {FSDP_NEEDS}; torch {torch.__version__} crashes where a part of the "
+            "model rests. Without fsdp every process holds a copy."
+        )
     whole = {
         "precision 'bf16' keeps copies of whole weights; use 'bf16-mixed'": config.precision
         == "bf16",
@@ -65,33 +60,72 @@ def sharding(model: MTPModel, config: TrainConfig, processes: int) -> dict[str, 
         "cache_gb runs the backbone by itself": config.cache_gb > 0,
         "compile was made for whole ones": config.compile,
     }
-    if torch.__version__ < FSDP_NEEDS:
-        raise InputError(
-            f"fsdp needs torch {FSDP_NEEDS}; torch {torch.__version__} crashes where a part of the "
-            "model rests. Without fsdp every process holds a copy."
-        )
     for reason, asked in whole.items():
         if asked:
             raise InputError(f"fsdp holds only shards of the weights, but {reason}.")
-    blocks = {type(block).__name__ for block in model.backbone.blocks}
-    return {
-        "fsdp": True,
-        "fsdp_config": {"version": 2, "transformer_layer_cls_to_wrap": sorted(blocks)},
-    }
+    return True
 
 
-def shard_on_cpus(state: AcceleratorState, plugin: dict[str, Any]) -> None:
-    """Have accelerate shard over CPU processes as it does over accelerators.
+def _launched_with(what: str) -> bool:
+    return os.environ.get(f"ACCELERATE_USE_{what}", "false").lower() in ("true", "1")
 
-    Args:
-        state: of the accelerator, for processes on CPUs.
-        plugin: arguments of the FSDP plugin.
+
+def spread(model: MTPModel, config: TrainConfig) -> nn.Module:
+    """Give every process its copy or its shard of `model`; return what computes the loss.
+
+    One process has all of it, and `model` is returned as it is.
     """
-    state.fsdp_plugin = FullyShardedDataParallelPlugin(**plugin)
-    if state.mixed_precision != "no":
-        state.fsdp_plugin.set_mixed_precision(state.mixed_precision)
-    for known in (state, PartialState()):  # the second gives its type to the first, again and again
-        known.distributed_type = DistributedType.FSDP
+    processes = PartialState()
+    if processes.num_processes == 1:
+        return model
+    model.to(processes.device)
+    if shards(config, processes.num_processes):
+        _shard(model, config.precision)
+        return model
+    return DistributedDataParallel(
+        model,
+        device_ids=None if processes.device.type == "cpu" else [processes.device],
+        find_unused_parameters=config.head_warmup > 0 or config.objective.skips_depths,
+    )
+
+
+def _shard(model: MTPModel, precision: str) -> None:
+    """FSDP2, in place.
+
+    Each block of the backbone and of the heads is gathered when it runs; everything else stays
+    whole during a pass, because heads read the embeddings and the output head in between.
+    """
+    processes = PartialState()
+    mesh = init_device_mesh(processes.device.type, (processes.num_processes,))
+    mixed = precision == "bf16-mixed"
+    policy = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if mixed else None, reduce_dtype=torch.float32 if mixed else None
+    )
+    packed = {parameter for parameter in model.parameters() if not parameter.is_floating_point()}
+    kinds = tuple({type(block) for block in model.backbone.blocks})
+    blocks = [module for module in model.modules() if isinstance(module, kinds)]
+    for module in (*blocks, model):
+        fully_shard(module, mesh=mesh, mp_policy=policy, ignored_params=packed)
+    model.depth_by_depth = False  # it needs whole parameters
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether this process holds only a part of the model."""
+    return isinstance(model, FSDPModule)
+
+
+@contextmanager
+def synchronized(model: nn.Module, wanted: bool) -> Iterator[None]:
+    """Add up the gradients of all processes in the backward passes inside, if that is wanted."""
+    match model:
+        case DistributedDataParallel():
+            with nullcontext() if wanted else model.no_sync():
+                yield
+        case FSDPModule():
+            model.set_requires_gradient_sync(wanted)
+            yield
+        case _:
+            yield
 
 
 def gather_whole(model: nn.Module) -> None:
@@ -109,6 +143,11 @@ def gather_whole(model: nn.Module) -> None:
             replaced[shard] = nn.Parameter(whole[name], shard.requires_grad)
         owner, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(owner), leaf, replaced[shard])
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    """The mean of every process's `values`, in every process."""
+    return cast(Tensor, reduce(values, reduction="mean"))
 
 
 def agreed(value: float) -> float:

@@ -29,6 +29,8 @@ SOURCE = "source.json"
 PROVENANCE = "provenance.json"
 COMPLETE = "complete.json"
 """Written into a checkpoint last: without it the checkpoint is half-written."""
+KEPT = 2
+"""Checkpoints that are kept: should the newest be damaged, there is one more."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,10 @@ class RunDirectory:
     def departure(self) -> Path:
         """Where the parameters began."""
         return self.path / ".departure.safetensors"
+
+    def checkpoint(self, step: int) -> Path:
+        """Where what the run goes on from after `step` is kept."""
+        return self.path / f"checkpoint-{step}"
 
     def states(self, process: int) -> Path:
         """Hidden states of a frozen backbone that a process keeps, while the run lasts."""
@@ -163,9 +169,11 @@ class RunDirectory:
         return [path.parent for path in self.path.glob(f"checkpoint-[0-9]*/{COMPLETE}")]
 
     def mark_complete(self, step: int, seconds: float) -> None:
-        """Declare `checkpoint-{step}` whole."""
-        marker = self.path / f"checkpoint-{step}" / COMPLETE
+        """Declare the checkpoint of `step` whole, and remove all but the newest `KEPT`."""
+        marker = self.checkpoint(step) / COMPLETE
         write_whole(marker, json.dumps({"seconds": seconds}) + "\n")
+        for old in sorted(self._whole_checkpoints(), key=_step_of)[:-KEPT]:
+            shutil.rmtree(old)
 
     def log(self, line: dict[str, Any]) -> None:
         """Append to the metrics."""

@@ -1,35 +1,37 @@
 """A training run from a model and text to a saved model."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import PartialState
 from transformers import PreTrainedTokenizerBase
 
 from foretell.checkpoints import Adapters
-from foretell.data import PackedBlocks, StreamedBlocks
+from foretell.data import PackedBlocks, Sketch, StreamedBlocks
 from foretell.errors import InputError
 from foretell.files import local_path
 from foretell.model import MTPModel
 from foretell.probe import require_branches
 from foretell.provenance import provenance
 from foretell.training.config import TrainConfig
-from foretell.training.following import Follow, tensorboard
+from foretell.training.following import Follow
 from foretell.training.plan import Plan
 from foretell.training.preparation import (
     check_blocks,
     check_loss,
+    checkpoint_activations,
     compiled_blocks,
     set_attention,
     set_precision,
 )
-from foretell.training.processes import own_environment
+from foretell.training.processes import gather_whole, is_sharded, rows_per_pass, shards
 from foretell.training.progress import Clock, Progress
 from foretell.training.report import Departure, Movement, write_report
 from foretell.training.rundir import RunDirectory
-from foretell.training.trainer import MTPTrainer
+from foretell.training.trainer import Trainer
 
 
 @dataclass
@@ -53,7 +55,6 @@ class TrainResult:
     movements: tuple[Movement, ...] = ()
 
 
-@own_environment()
 def train(
     model: MTPModel,
     blocks: PackedBlocks | StreamedBlocks,
@@ -100,6 +101,8 @@ def train(
         require_branches(model.backbone, blocks.block_size + strings)
     _check_base(model, config, backbone_path)
     processes = PartialState(cpu=model.backbone.device.type == "cpu")
+    rows_per_pass(config, processes.num_processes)
+    shards(config, processes.num_processes)
     run = RunDirectory(local_path(out))
     with run.held() if processes.is_main_process else nullcontext():
         return _train(model, blocks, config, run, held_out, tokenizer, backbone_path, begin, report)
@@ -125,6 +128,7 @@ def _train(
         if processes.is_main_process:
             run.clear_after_resume_point()
     resume = run.resume_point()
+    torch.manual_seed(config.seed)
     if config.recipe == "lora":
         lora = config.lora.model_dump(exclude={"merge"})
         model.adapt(lambda lm: Adapters.add(lm, **lora))
@@ -133,34 +137,52 @@ def _train(
     else:
         model.freeze_backbone()
     set_precision(model, config.precision)
+    if config.checkpoint_activations:
+        checkpoint_activations(model)
     with processes.main_process_first():
         departure = Departure(run.departure, model)
-    before = resume.seconds if resume else 0.0
-    clock = Clock(config.minutes, before, compiles=config.compile)
-    trainer = MTPTrainer(model, blocks, config, run, clock, held_out, tokenizer, backbone_path)
-    trainer.add_callback(Follow(trainer, report))
-    if config.tensorboard:
-        trainer.add_callback(tensorboard(run.path / "tensorboard"))
+    clock = Clock(config.minutes, resume.seconds if resume else 0.0, compiles=config.compile)
     if begin is not None and processes.is_main_process:
-        begun = resume.step if resume else 0
-        steps, number = trainer.total_steps, processes.num_processes
-        begin(Plan.of(model, blocks, config, steps=steps, begun=begun, processes=number))
-    with compiled_blocks(model) if config.compile else nullcontext():
-        outcome = trainer.train(resume_from_checkpoint=str(resume.checkpoint) if resume else None)
+        begun, number = resume.step if resume else 0, processes.num_processes
+        begin(Plan.of(model, blocks, config, begun=begun, processes=number))
+    trainer = Trainer(model, blocks, config, run, clock, resume)
+    follow = Follow(trainer, held_out, report)
+    with compiled_blocks(model) if config.compile else nullcontext(), closing(follow):
+        trainer.train(follow)
     seconds = clock.seconds()
     model.eval()
-    trainer.gather()
+    if sharded := is_sharded(model):
+        gather_whole(model)
     movements: list[Movement] = []
     if processes.is_main_process:
         movements = write_report(run.path, model, departure, run.metrics())
-    trainer.merge_adapters()
+    if config.recipe == "lora" and config.lora.merge and (processes.is_main_process or not sharded):
+        model.merge_adapters()
     if processes.is_main_process:
-        trainer.store(run.model)
+        _store(model, blocks, config, run.model, tokenizer, backbone_path)
         run.finish()
     processes.wait_for_everyone()
-    tokens = outcome.global_step * trainer.tokens_per_step
-    return TrainResult(
-        run.model, outcome.global_step, tokens, seconds, trainer.latest, tuple(movements)
+    tokens = trainer.done * trainer.tokens_per_step
+    return TrainResult(run.model, trainer.done, tokens, seconds, follow.latest, tuple(movements))
+
+
+def _store(
+    model: MTPModel,
+    blocks: PackedBlocks | StreamedBlocks,
+    config: TrainConfig,
+    directory: Path,
+    tokenizer: PreTrainedTokenizerBase | None,
+    backbone_path: str | None,
+) -> None:
+    """Save the model; heads alone where the backbone did not change and can be found again."""
+    apart = model.adapters is not None or not config.backbone_learns
+    beside = model.tokenizer_path == model.backbone_path  # of the backbone
+    known = Sketch.from_dict(model.trained_on) | blocks.sketch
+    model.trained_on = known.to_dict() if len(known) else {}
+    model.save_pretrained(
+        directory,
+        backbone_path=backbone_path if apart else None,
+        tokenizer=None if apart and beside and backbone_path else tokenizer,
     )
 
 
