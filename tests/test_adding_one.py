@@ -1,5 +1,6 @@
 """A head, a drafter, a rule and a layout that the package has never heard of, used by name."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -19,8 +20,10 @@ from foretell.decoding.drafters import NAMED, OF_HEADS, Drafter, ParallelDrafter
 from foretell.errors import InputError
 from foretell.evaluation import compare, measure_heads, methods_of, verdict_of_speed
 from foretell.evaluation.rules import reported
-from foretell.formats import LAYOUTS, Layout, layout
+from foretell.formats import LAYOUTS, Layout, export, import_heads, layout, layouts_for
+from foretell.formats.base import Loaded
 from foretell.formats.contract import SideBySide
+from foretell.formats.files import save_tensors
 from foretell.heads import HEADS, Head, HeadConfig
 from foretell.provenance import write_result
 from foretell.report.page import summary
@@ -161,21 +164,41 @@ def test_a_rule() -> None:
         model.decode(families.prompt(1, 8), max_new_tokens=2, rule="everything:much")
 
 
-def test_a_layout() -> None:
+def test_a_layout(tmp_path: Path) -> None:
+    """Heads go out by its name, and come back because it knows its own directories."""
+
     class Own(Layout):
         name = "own"
+        apart = True
         contract = SideBySide(engine="none", heads="residual")
-        serve = ""
+        serve = "engine {out} --model {model} --tokens {depth}"
 
         def recognises(self, base) -> bool:
-            return False
+            return base.config.get("model_type") == "own"
 
-        def load(self, base): ...
+        def load(self, base) -> Loaded:
+            return Loaded(self.head(base.config["depth"]), base.tensors(lambda name: True))
 
-        def save(self, model, base, out) -> None: ...
+        def save(self, model, base, out) -> None:
+            config = {"model_type": "own", "depth": model.depth}
+            (out / "config.json").write_text(json.dumps(config))
+            save_tensors(model.require_head().state_dict(), out / "model.safetensors")
 
         def owns(self, name, base) -> bool:
-            return False
+            return True
 
-    assert isinstance(layout("own"), Own)
-    assert layout("own").head(2).kind == "residual"
+    torch.manual_seed(0)
+    backbone, heads, out = (str(tmp_path / name) for name in ("backbone", "heads", "out"))
+    model = ft.attach(families.build("llama"), layout("own").head(2))
+    nn.init.normal_(model.require_head().heads[1][0].weight)  # new ones are zeros
+    model.lm.save_pretrained(backbone)
+    model.save_pretrained(heads, backbone_path=backbone)
+    assert "own" in layouts_for(model)
+    exported = export(heads, "own", Path(out))
+    assert exported.serve == f"engine {out} --model {backbone} --tokens 2"
+    assert "own" in Path(out, "README.md").read_text()
+    found = import_heads(out, tmp_path / "again", backbone)
+    assert (found.layout.name, found.modules) == ("own", 2)
+    again = ft.MTPModel.from_pretrained(tmp_path / "again").require_head().state_dict()
+    for name, tensor in model.require_head().state_dict().items():
+        assert torch.equal(again[name], tensor), name

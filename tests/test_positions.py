@@ -144,7 +144,7 @@ def test_rows_read_anew_can_be_ended_from_outside() -> None:
             batch.rows[2].active = False
     cut = [NEW, 3, 0, NEW, NEW]
     assert found == [said[:end] for said, end in zip(expected("phi3"), cut, strict=True)]
-    assert not any(batch.active)
+    assert batch.over
 
 
 @pytest.mark.parametrize("name", ["phi3", "llama dynamic"])

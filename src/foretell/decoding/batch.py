@@ -150,9 +150,9 @@ class Batch:
         return len(self.rows)
 
     @property
-    def active(self) -> list[bool]:
-        """Whether each row goes on."""
-        return [row.active for row in self.rows]
+    def over(self) -> bool:
+        """Whether all rows have ended."""
+        return not any(row.active for row in self.rows)
 
     @property
     def lengths(self) -> list[int]:

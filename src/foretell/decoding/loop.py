@@ -147,7 +147,7 @@ def _decode(
             if length is not None:
                 length.end(steps, batch.complete)
             yield steps
-            if not any(batch.active):
+            if batch.over:
                 return
             # Draft: what may follow.
             sampler.begin(batch.lengths)

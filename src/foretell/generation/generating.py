@@ -507,7 +507,7 @@ class Generating(nn.Module):
         columns.begin(request.input_ids)
         for step in stream:
             steps.append(step)
-            columns.add(step, batch.active)
+            columns.add(step, [row.active for row in batch.rows])
         columns.end()
         found = self._generation(request.input_ids, request.attention_mask, steps, request.fill)
         return found if request.as_dict else found.sequences
