@@ -6,8 +6,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := 2.13.0
 READY := $(VENV)/.ready
-# One thread per worker: more would fight over the cores. Nothing is downloaded by a test.
-PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1
+# One thread per worker: more would fight over the cores. Nothing is downloaded by a test. Bytecode is
+# kept, whatever the shell says: tests start Python some hundred times, which would compile everything.
+PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PYTHONDONTWRITEBYTECODE=
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
