@@ -97,24 +97,24 @@ def measure(arguments: argparse.Namespace) -> None:
             model.freeze_backbone()
     shape = arguments.batch, arguments.length
     tokens = torch.randint(arguments.vocab, shape, device=arguments.device)
-    directory = tempfile.TemporaryDirectory()
-    cached = StateCache(
-        Path(directory.name, "states"),
-        models["frozen, 3 parallel, cached"],
-        *tokens.shape,
-        limit=1 << 30,
-    )
-    steps = {
-        name: step(model, tokens, cached if name.endswith("cached") else None)
-        for name, model in models.items()
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for repeat in range(arguments.repeats + 1):
-        for name, run in steps.items():
-            began = time.perf_counter()
-            run()
-            if repeat:  # the first makes optimiser states
-                seconds[name].append(time.perf_counter() - began)
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    with tempfile.TemporaryDirectory() as directory:
+        cached = StateCache(
+            Path(directory, "states"),
+            models["frozen, 3 parallel, cached"],
+            *tokens.shape,
+            limit=1 << 30,
+        )
+        steps = {
+            name: step(model, tokens, cached if name.endswith("cached") else None)
+            for name, model in models.items()
+        }
+        for repeat in range(arguments.repeats + 1):
+            for name, run in steps.items():
+                began = time.perf_counter()
+                run()
+                if repeat:  # the first makes optimiser states
+                    seconds[name].append(time.perf_counter() - began)
 
     rows = []
     for name, model in models.items():

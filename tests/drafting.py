@@ -1,7 +1,9 @@
 """Models, prompts and drafters of tests that decode."""
 
 from functools import cache
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -25,6 +27,21 @@ SHAPES = {
     "residual": ft.ResidualHeads.Config(depth=2),
 }
 NEW = 14
+
+
+def pairings(every: int, start: int) -> list[Any]:
+    """Every family with every shape of heads; those that are not `every` one in turn are long.
+
+    What is left has each family with shapes of several kinds, and each shape with a share of all.
+    """
+    heads = [shape for shape in SHAPES if shape != "plain"]
+    return [
+        pytest.param(
+            family, shape, marks=[] if (row + column) % every == start else pytest.mark.long
+        )
+        for row, family in enumerate(SERVED)
+        for column, shape in enumerate(heads)
+    ]
 
 
 @cache

@@ -1,11 +1,13 @@
 """Benchmarks that only special machines run in full are run here in miniature."""
 
 import ast
-import subprocess
-import sys
+import importlib
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
+from transformers.utils import logging
 
 from foretell.provenance import Result, read_result
 
@@ -16,11 +18,17 @@ IMPORTS = (ast.Import, ast.ImportFrom)
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     """What `gpu.py --miniature` writes, by stage."""
-    out = tmp_path_factory.mktemp("gpu")
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--miniature", "--out", str(out)]
-    done = subprocess.run([*command, "--minutes", "60"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert "Failed: none. Left out for want of time: none." in done.stdout
+    out, said = tmp_path_factory.mktemp("gpu"), StringIO()
+    verbosity = logging.get_verbosity()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
+        patch.syspath_prepend(BENCHMARKS)
+        gpu = importlib.import_module("gpu")
+        with pytest.raises(SystemExit) as ended:
+            gpu.main(["--miniature", "--out", str(out), "--minutes", "60"])
+    logging.set_verbosity(verbosity)
+    logging.enable_progress_bar()
+    assert ended.value.code == 0
+    assert "Failed: none. Left out for want of time: none." in said.getvalue()
     return {path.stem.removeprefix("gpu-"): read_result(path) for path in out.iterdir()}
 
 
