@@ -1,5 +1,6 @@
 """Models, prompts and drafters of tests that decode."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
@@ -29,7 +30,7 @@ SHAPES = {
 NEW = 14
 
 
-def pairings(every: int, start: int) -> list[Any]:
+def pairings(every: int, start: int, names: Sequence[str] = SERVED) -> list[Any]:
     """Every family with every shape of heads; those that are not `every` one in turn are long.
 
     What is left has each family with shapes of several kinds, and each shape with a share of all.
@@ -39,7 +40,7 @@ def pairings(every: int, start: int) -> list[Any]:
         pytest.param(
             family, shape, marks=[] if (row + column) % every == start else pytest.mark.long
         )
-        for row, family in enumerate(SERVED)
+        for row, family in enumerate(names)
         for column, shape in enumerate(heads)
     ]
 

@@ -13,6 +13,8 @@ import foretell.checkpoints.heads
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE, load_causal_lm, load_tokenizer, resolve
 from foretell.errors import BackboneError, CheckpointError, InputError
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 SHAPES = {
     "parallel": ft.ParallelHeads.Config(depth=2),
     "sequential": ft.SequentialHeads.Config(depth=2, tap="final", init="copy"),

@@ -14,6 +14,8 @@ import released
 from foretell.checkpoints import load_causal_lm
 from foretell.formats import LAYOUTS, Checkpoint, export, huggingface, import_heads, layout
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 IN_PLACE = {
     "mimo": "llama",
     "qwen3_5": "qwen3_5_text",

@@ -30,6 +30,8 @@ from foretell.decoding.constraints import left_out, obeyed
 from foretell.errors import InputError
 from foretell.evaluation import Transformers
 
+pytestmark = pytest.mark.usefixtures("_tried_once")
+
 NEW = 16
 ROW = families.prompt(1, 30, seed=3)
 HALF = list(range(50))

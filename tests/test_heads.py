@@ -39,9 +39,16 @@ def depth_states(
 # -- over every family --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("family", SERVED)
+@pytest.mark.parametrize(
+    ("family", "shape"),
+    [
+        (family, shape)
+        for number, family in enumerate(SERVED)
+        for shape in ("parallel", ("sequential", "shared")[number % 2])
+    ],
+)
 def test_forward_and_backward_reach_every_parameter(family: str, shape: str) -> None:
+    """Of every family's heads, parallel and sequential; every second family shares its module."""
     model = ft.attach(families.build(family), **SHAPES[shape]).train()
     tokens = families.prompt(2, 24)
     states = depth_states(model, tokens)

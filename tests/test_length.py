@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import families
 import foretell as ft
-from drafting import SHAPES, Checked, Told, attached, prompts, reference
+from drafting import Checked, Told, attached, pairings, prompts, reference
 from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
@@ -48,9 +48,9 @@ def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
     return [steps[0] for steps in work]
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
 @pytest.mark.parametrize(
-    "family", ["llama", "gemma3_text", "qwen3_next", "lfm2_conv", "falcon_alibi"]
+    ("family", "shape"),
+    pairings(2, 0, ["llama", "gemma3_text", "qwen3_next", "lfm2_conv", "falcon_alibi"]),
 )
 def test_heads_that_were_left_out_catch_up(family: str, shape: str) -> None:
     model = attached(family, shape)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 import transformers
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from packaging.version import Version
 from torch import Tensor, nn
@@ -64,6 +64,7 @@ def results(hidden: Tensor, weight: Tensor, target: Target, after, way: str, chu
 
 @pytest.mark.parametrize("way", ["autograd", "in order"])
 @pytest.mark.parametrize("after", [plain, scaled, capped])
+@settings(max_examples=40)
 @given(length=st.integers(1, 36), chunk=st.integers(1, 200), drop=st.randoms())
 def test_chunked_losses_are_as_exact_as_torch(
     after, way: str, length: int, chunk: int, drop
@@ -265,23 +266,36 @@ def test_a_number_that_yaml_takes_for_a_string_is_one() -> None:
 # -- the model's loss ----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2"])
-@pytest.mark.parametrize("in_order", [True, False])
+LOSS_FAMILIES = ["llama", "gemma2", "granite", "gpt2"]
+LOSS_HEADS = [
+    {"head": "parallel"}, {"head": "parallel", "tap": "weighted"},
+    {"head": "parallel", "variant": "causal"}, {"head": "sequential"},
+    {"head": "sequential", "shared": True, "tap": "fused"}, {"head": "residual"},
+]  # fmt: skip
+LOSS_WEIGHTS = [(1.0, 0.15, 0.15), (0.5, 2.0, 2.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0)]
+
+
 @pytest.mark.parametrize(
-    "head",
+    ("family", "head", "weights", "in_order"),
     [
-        {"head": "parallel"}, {"head": "parallel", "tap": "weighted"},
-        {"head": "parallel", "variant": "causal"}, {"head": "sequential"},
-        {"head": "sequential", "shared": True, "tap": "fused"}, {"head": "residual"},
+        pytest.param(
+            family,
+            head,
+            weights,
+            in_order,
+            marks=[] if (row + column + in_order) % 4 == number else pytest.mark.long,
+        )
+        for row, family in enumerate(LOSS_FAMILIES)
+        for column, head in enumerate(LOSS_HEADS)
+        for number, weights in enumerate(LOSS_WEIGHTS)
+        for in_order in (True, False)
     ],
     ids=str,
-)  # fmt: skip
-@pytest.mark.parametrize(
-    "weights", [(1.0, 0.15, 0.15), (0.5, 2.0, 2.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0)]
 )
 def test_the_models_loss_equals_an_eager_loop_over_depths(
     family: str, head: dict, weights: tuple, in_order: bool
 ) -> None:
+    """Every family with every head, in both orders; of the weights one of four, each with all."""
     model = ft.attach(families.build(family), **head, depth=2)
     model.depth_by_depth = in_order
     tokens = families.prompt(2, 10)
