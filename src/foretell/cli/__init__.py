@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import warnings
+from functools import cache
 from pkgutil import resolve_name
 from typing import Annotated, Any, cast
 
@@ -122,6 +123,12 @@ for _name, (_kind, _) in COMMANDS.items():
     app.command(_name, cls=_Command, help=_help(_kind))(_kind)
 
 
+@cache
+def _parser() -> Any:
+    """All commands with their options, made once however often `main` is called."""
+    return typer.main.get_command(app)
+
+
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -146,7 +153,8 @@ def main() -> None:
     """Run the command line; what foretell raises on purpose is one line and exit status 2."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
-        status = app(sys.argv[1:] or ["--help"], prog_name="foretell", standalone_mode=False)
+        words = sys.argv[1:] or ["--help"]
+        status = _parser()(words, prog_name="foretell", standalone_mode=False)
     except ForetellError as error:
         print(f"foretell: {_printable(str(error))}", file=sys.stderr)
         sys.exit(2)
