@@ -64,6 +64,12 @@ def _tried_once() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def _short_sight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests of something else than loops, for which a comparison decodes many more tokens."""
+    monkeypatch.setattr("foretell.evaluation.speed.LOOK_AHEAD", 8)
+
+
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
     """The commands quieten transformers for the whole process."""

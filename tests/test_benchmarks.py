@@ -22,6 +22,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Result]:
     verbosity = logging.get_verbosity()
     with pytest.MonkeyPatch.context() as patch, redirect_stdout(said):
         patch.syspath_prepend(BENCHMARKS)
+        patch.setattr("foretell.evaluation.speed.LOOK_AHEAD", 8)
         gpu = importlib.import_module("gpu")
         with pytest.raises(SystemExit) as ended:
             gpu.main(["--miniature", "--out", str(out), "--minutes", "60"])

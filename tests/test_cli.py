@@ -68,7 +68,7 @@ from foretell.provenance import Result, read_result
 from foretell.serve import Limits
 from foretell.training import TrainConfig
 
-pytestmark = pytest.mark.usefixtures("_tried_once")
+pytestmark = pytest.mark.usefixtures("_tried_once", "_short_sight")
 
 COMMANDS = (
     "demo", "info", "probe", "train", "distill", "eval", "generate", "bench", "report", "export",

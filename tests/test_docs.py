@@ -27,7 +27,7 @@ from foretell.cli import main
 from foretell.cli.common import console
 from foretell.data import read_documents
 
-pytestmark = pytest.mark.usefixtures("_tried_once")
+pytestmark = pytest.mark.usefixtures("_tried_once", "_short_sight")
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -116,7 +116,7 @@ def run_command(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 def run_block(block: Block, names: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     if block.language == "python":
-        code = block.code
+        code = block.code.replace("max_new_tokens=40", "max_new_tokens=12")
         for argument in block.said.split():
             name, _, value = argument.partition("=")
             code, count = re.subn(rf"\b{name}=[^,)\s]+", f"{name}={value}", code)

@@ -23,7 +23,7 @@ from foretell.probe import ProbeOptions, journal_of, probe_model, read_texts
 from foretell.provenance import Result, read_result
 from foretell.training import TrainConfig, build, read_training_text, reference, train
 
-pytestmark = pytest.mark.usefixtures("_tried_once")
+pytestmark = pytest.mark.usefixtures("_tried_once", "_short_sight")
 
 PACKAGE = Path(ft.__file__).parent
 TIMED = ("costs", "prediction")
