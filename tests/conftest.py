@@ -16,6 +16,7 @@ from alike import tried_once
 from browser import Browser, open_chromium
 
 torch.set_num_threads(1)
+gc.set_threshold(5000)  # models come and go by thousands of objects
 
 # Cores are busy and models slow, so no deadline; the same examples on every run.
 settings.register_profile(
