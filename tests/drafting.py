@@ -1,10 +1,7 @@
 """Models, prompts and drafters of tests that decode."""
 
-from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -27,22 +24,8 @@ SHAPES = {
     "linear-fused": ft.ParallelHeads.Config(depth=2, variant="linear", tap="fused"),
     "residual": ft.ResidualHeads.Config(depth=2),
 }
+HEADED = [shape for shape in SHAPES if shape != "plain"]
 NEW = 14
-
-
-def pairings(every: int, start: int, names: Sequence[str] = SERVED) -> list[Any]:
-    """Every family with every shape of heads; those that are not `every` one in turn are long.
-
-    What is left has each family with shapes of several kinds, and each shape with a share of all.
-    """
-    heads = [shape for shape in SHAPES if shape != "plain"]
-    return [
-        pytest.param(
-            family, shape, marks=[] if (row + column) % every == start else pytest.mark.long
-        )
-        for row, family in enumerate(names)
-        for column, shape in enumerate(heads)
-    ]
 
 
 @cache

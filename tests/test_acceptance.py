@@ -156,11 +156,11 @@ class Generous(SpeculativeSampling):
         return super().__call__(given, logits, uniforms)
 
 
-@pytest.mark.parametrize("rule", [MinimumBlock(3), Generous()], ids=["always", "generous"])
-def test_a_biased_rule_would_be_caught(rule) -> None:
+@pytest.mark.parametrize(("rule", "most"), [(MinimumBlock(3), 1e-6), (Generous(), 0.001)])
+def test_a_biased_rule_would_be_caught(rule, most: float) -> None:
     """By the same check, with one that always accepts and one that does too often."""
     p, q = tables(1, 5, 1.5), tables(2, 5, 1.5)
-    assert check_distribution(rule, [0, 1, 2], p, q, DRAWS, seed=3) < 0.001
+    assert check_distribution(rule, [0, 1, 2], p, q, DRAWS, seed=3) < most
 
 
 def test_equal_distributions_are_always_accepted() -> None:

@@ -50,6 +50,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.cache import SlottedPast, takes_masks
 from foretell.decoding.cache.slotted import SlottedLayer
+from pairing import pairs
 
 NEW, PAD = 12, 7
 LENGTHS = (5, 1, 29, 13, 16, 3, 17, 8)
@@ -378,7 +379,7 @@ def test_a_row_that_has_ended_may_stay_beside_heads_of_one_depth(kind: str) -> N
 @pytest.mark.data
 @pytest.mark.parametrize(
     ("name", "prompts"),
-    [("stories260K", "HumanEval.jsonl.gz"), ("TinyStories-656K", "mbpp.jsonl")],
+    pairs(["stories260K", "TinyStories-656K"], ["HumanEval.jsonl.gz", "mbpp.jsonl"]),
 )
 def test_real_weights_continue_real_prompts_as_in_transformers(
     data_dir: Path, name: str, prompts: str

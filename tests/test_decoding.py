@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 import families
 import foretell as ft
 from drafting import (
+    HEADED,
     NEW,
     RECURRENT,
     RESTORED,
@@ -19,7 +20,6 @@ from drafting import (
     SHAPES,
     Checked,
     attached,
-    pairings,
     prompts,
     reference,
     short_context,
@@ -39,6 +39,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.cache import require_rollback, restoring
 from foretell.errors import BackboneError, InputError
+from pairing import pairs
 
 SLIDING = ["mistral", "gemma2", "gemma3_text", "gpt_oss", "starcoder2", "exaone4"]
 ODD = ["gpt_neo", "gemma4_text"]
@@ -110,7 +111,7 @@ def check_steps(steps: list[Step], new: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "shape"), [*((family, "plain") for family in SERVED), *pairings(4, 1)]
+    ("family", "shape"), [*((family, "plain") for family in SERVED), *pairs(SERVED, HEADED, 4, 1)]
 )
 def test_greedy_output_is_that_of_transformers(family: str, shape: str) -> None:
     """Plain decoding continues every prompt, each family's two kinds of heads one each.
@@ -170,7 +171,7 @@ def test_whatever_is_drafted_the_output_is_the_backbones(
 @pytest.mark.parametrize(
     ("family", "shape"),
     [
-        *pairings(2, 0),
+        *pairs(SERVED, HEADED),
         *itertools.product(ODD, ["trunk", "sequential"]),
     ],
 )
@@ -251,7 +252,7 @@ def test_drafts_are_right_after_any_history(family, shape, number, lengths, righ
     assert result.new_tokens == reference(family, number)
 
 
-@pytest.mark.parametrize("shape", [shape for shape in SHAPES if shape != "plain"])
+@pytest.mark.parametrize("shape", HEADED)
 def test_heads_that_learned_are_accepted(small_llama, shape: str) -> None:
     """On a row that model and heads know by heart, nearly every draft stands."""
     config = SHAPES[shape]

@@ -13,6 +13,7 @@ from foretell.checkpoints import load_causal_lm
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.formats import LAYOUTS, Checkpoint, export, import_heads, layout
 from foretell.formats.files import write_checkpoint
+from pairing import pairs
 
 pytestmark = pytest.mark.usefixtures("_tried_once")
 
@@ -52,12 +53,7 @@ def imported(source: Path, out: Path, backbone: Path | None = None) -> ft.MTPMod
 
 
 @pytest.mark.parametrize(
-    ("name", "family", "dtype"),
-    [
-        pytest.param(*pair, dtype, marks=[] if (row + column) % 2 == 0 else pytest.mark.long)
-        for row, pair in enumerate(ROUND_TRIPS)
-        for column, dtype in enumerate([torch.float32, torch.bfloat16])
-    ],
+    ("name", "family", "dtype"), pairs(ROUND_TRIPS, [torch.float32, torch.bfloat16])
 )
 def test_what_is_exported_comes_back_bit_for_bit(tmp_path, name, family, dtype) -> None:
     """In one type or the other, and so in both where several families have the layout."""

@@ -12,6 +12,7 @@ from foretell.errors import BackboneError, HeadError, InputError
 from foretell.heads import FINAL, HEADS, WeightedTap, head_class
 from foretell.heads.taps import make_tap
 from foretell.targets import depth_targets
+from pairing import pairs
 
 SERVED = [name for name in families.FAMILIES if name != "bloom"]
 SHAPES = {
@@ -42,9 +43,8 @@ def depth_states(
 @pytest.mark.parametrize(
     ("family", "shape"),
     [
-        (family, shape)
-        for number, family in enumerate(SERVED)
-        for shape in ("parallel", ("sequential", "shared")[number % 2])
+        *((family, "parallel") for family in SERVED),
+        *pairs(SERVED, ["sequential", "shared"]),
     ],
 )
 def test_forward_and_backward_reach_every_parameter(family: str, shape: str) -> None:

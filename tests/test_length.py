@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import families
 import foretell as ft
-from drafting import Checked, Told, attached, pairings, prompts, reference
+from drafting import HEADED, Checked, Told, attached, prompts, reference
 from foretell.backbone import Backbone
 from foretell.decoding import (
     AutoLength,
@@ -26,6 +26,7 @@ from foretell.decoding import (
 )
 from foretell.decoding.length import HOLD, TRIAL
 from foretell.errors import InputError
+from pairing import pairs
 
 NEW = 14
 
@@ -50,7 +51,7 @@ def run(model: ft.MTPModel, row, drafter, length) -> list[Step]:
 
 @pytest.mark.parametrize(
     ("family", "shape"),
-    pairings(2, 0, ["llama", "gemma3_text", "qwen3_next", "lfm2_conv", "falcon_alibi"]),
+    pairs(["llama", "gemma3_text", "qwen3_next", "lfm2_conv", "falcon_alibi"], HEADED),
 )
 def test_heads_that_were_left_out_catch_up(family: str, shape: str) -> None:
     model = attached(family, shape)

@@ -48,6 +48,7 @@ from foretell.decoding import (
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.tree import comb, tree
 from foretell.errors import InputError
+from pairing import pairs
 
 V, LENGTH, TEMPERATURE, TOP_P = 5, 3, 1.3, 0.95
 PROMPT = [1, 3, 1, 3, 1]
@@ -277,11 +278,7 @@ OTHERS = {
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [
-        pytest.param(name, what, marks=[] if (row + column // 2) % 2 == 0 else pytest.mark.long)
-        for row, name in enumerate(["sequential", "parallel tree"])
-        for column, what in enumerate(["top-k", "all", "min-p", "penalty"])
-    ],
+    pairs(["sequential", "parallel tree"], ["top-k", "min-p", "all", "penalty"]),
 )
 def test_draws_follow_it_with_every_option(name: str, what: str) -> None:
     """As transformers' own processors have it, in their order; in chains or in trees, and the
