@@ -547,7 +547,7 @@ def test_eval(place: Path, tmp_path: Path, name: str, method: str) -> None:
     assert ("exact" in rules and "typical:0.09" in rules) == (method == "parallel")
     for row in result.table(AcceptedByRule):
         if row.rule == "exact":
-            assert row.acceptance == depths[row["depth"]].acceptance
+            assert row.acceptance == depths[row.depth].acceptance
     errors = result.table(CalibrationError)
     assert [row.depth for row in errors] == ([1, 2] if method == "parallel" else [])
 

@@ -21,11 +21,12 @@ from foretell.report import write_report
 from foretell.report.charts import Chart, charts_of
 from foretell.report.charts.drawing import SERIES, _apart
 from foretell.report.drafts import continuations
+from foretell.report.page import summary
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, collect
 from foretell.report.tables import tables_of
 from foretell.results import read_result, write_result
-from foretell.results.benchmarks import Recipe
+from foretell.results.benchmarks import Recipe, TrainingCost
 from foretell.tally import Estimate
 
 
@@ -117,6 +118,33 @@ def test_verdicts_on_several_models_are_told_apart(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_a_figure_appears_where_its_data_are(results: Path, file: str, names: set[str]) -> None:
     assert {chart.name for chart in charts_of(collect([results / file]))} == names
+
+
+def test_a_chart_takes_its_table_and_none_that_looks_alike(tmp_path: Path) -> None:
+    """Steps of training have a speed too; shares by depth are the same in batches."""
+    costs = [
+        TrainingCost(method=name, tokens_per_second=9.0, speedup=speed, seconds=1.0, parameters=8)
+        for name, speed in (("n=1", 1.0), ("n=4", 0.8))
+    ]
+    file = report_files.write(tmp_path / "costs.json", "training-cost", costs, model=None)
+    assert charts_of(collect([file])) == []
+    assert summary(collect([file])) == []
+    in_batches = [replace(row, batch=8) for row in report_files.bench_rows()]
+    file = report_files.write(tmp_path / "batches.json", "bench", in_batches)
+    names = {chart.name for chart in charts_of(collect([file]))}
+    assert names == {"speed-1", "draft-length", "accepted-while-decoding"}
+
+
+def test_what_drafts_nothing_is_no_way_to_draft(tmp_path: Path) -> None:
+    rows = [
+        report_files.speed("plain", drafter="none"),
+        report_files.speed("plain-compiled", drafter="none", compiled=True, speedup=2.0),
+        report_files.speed("parallel", drafter="heads", speedup=1.5),
+    ]
+    file = report_files.write(tmp_path / "a.json", "bench", rows)
+    facts = {fact.what: (fact.value, fact.whose) for fact in summary(collect([file]))}
+    assert facts["the speed of plain decoding, fastest of all"] == ("1.50×", "parallel, toy")
+    assert facts["outputs identical to plain decoding"][0] == "5 of 5"
 
 
 def test_acceptance_while_decoding_adds_up_to_tokens_per_forward(charts: dict[str, Chart]) -> None:
