@@ -116,7 +116,7 @@ def main() -> None:
         for number, row in enumerate(workers.imap_unordered(measure, tasks), start=1):
             rows = sorted([*rows, row], key=place)
             write_result(arguments.out, "draws", settings, rows, origin)
-            print(f"{number} of {len(tasks)}: {row}", flush=True)
+            print(f"{number} of {len(tasks)}: {row.flat()}", flush=True)
     print(f"Least p-value of {len(rows)}: {min(row.p_value for row in rows):.4f}")
     apart = sum(row.draws - row.identical for row in rows)
     print(f"Draws that depend on the size of the batch: {apart}")

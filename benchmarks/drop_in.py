@@ -116,7 +116,7 @@ def main() -> None:
         for patched in (False, True, False, True)
     ]
     for row in rows:
-        print(row)
+        print(row.flat())
     import trl
 
     settings = {**vars(arguments), "out": None, "trl": trl.__version__}

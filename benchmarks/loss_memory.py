@@ -124,7 +124,7 @@ def main(words: Sequence[str] | None = None) -> None:
         answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         method, length, n = run
         rows.append(LossMemory(method=method, positions=length, n=n, **json.loads(answer)))
-        print(f"{method} T={length} n={n}: {rows[-1]}")
+        print(f"{method} T={length} n={n}: {rows[-1].flat()}")
     print(f"Peak memory of the loss, V = {arguments.vocab:,}, D = {arguments.size}")
     lines = aligned(
         ("method", "T", "n", "MiB", "seconds"),

@@ -238,7 +238,7 @@ def rows_of(load: Load, seconds: float, model: str) -> list[ClientLoad]:
             **answered,
         )
         rows.append(row)
-        print(row, flush=True)
+        print(row.flat(), flush=True)
         for problem in (*found.errors[:5], *found.different[:5]):
             print(f"  {problem}", flush=True)
     return rows
@@ -269,7 +269,7 @@ def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> S
         seconds=seconds,
         peak_memory_bytes=max(memory),
     )
-    print(row, flush=True)
+    print(row.flat(), flush=True)
     return row
 
 

@@ -183,7 +183,8 @@ def main(wanted: list[str]) -> int:
             first = found[0]
             good = bool(first.equal) and first.identical == first.prompts
             failed += [] if good else [name]
-            print("ok  " if good else "FAIL", *found, sep="\n  ", flush=True)
+            said = "ok  " if good else "FAIL"
+            print(said, *(row.flat() for row in found), sep="\n  ", flush=True)
             save(found, name)
     print("differ:", ", ".join(failed) or "none")
     return len(set(failed) - KNOWN.keys())

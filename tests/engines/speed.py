@@ -112,7 +112,7 @@ def measured(engines: dict[str, Engine], prompts: Rows) -> list[EngineSpeed]:
                 identical=sum(a == b for a, b in zip(rows, plain, strict=True)),
             )
             found.append(row)
-            print(row, flush=True)
+            print(row.flat(), flush=True)
     return found
 
 
