@@ -23,8 +23,9 @@ from foretell.evaluation import compare, methods_of, verdict_of_speed
 from foretell.evaluation.methods import PROMPT_LOOKUP
 from foretell.formatting import aligned, text, title
 from foretell.model import MTPModel
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, tokenizer_of
+from foretell.results import of_model, write_result
+from foretell.results.provenance import provenance
 
 
 def parsed() -> argparse.Namespace:
@@ -101,7 +102,7 @@ def measure(
         f"loops {loops}"
     )
     shown = ("method", "tokens_per_forward", "tokens_per_second", "speedup", "identical")
-    lines = [[text(name, row[name]) for name in shown] for row in found.rows if "tokens" in row]
+    lines = [[text(name, getattr(row, name)) for name in shown] for row in found.speeds]
     print("\n".join(aligned([*map(title, shown)], lines)))
     if verdict := verdict_of_speed(found.rows):
         print(verdict)
@@ -117,7 +118,7 @@ def measure(
         "dropped": found.dropped,
         "backbone": model.fingerprint(),
     }
-    rows = [{"model": arguments.model, **row} for row in found.rows]
+    rows = of_model(arguments.model, found.rows)
     path = arguments.out / f"{file_name(arguments, batch, temperature, exclude)}.json"
     origin = provenance(arguments.seed, model.device, model.dtype)
     write_result(path, "decode", settings, rows, origin)

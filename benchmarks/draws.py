@@ -18,12 +18,13 @@ import multiprocessing
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from foretell.provenance import provenance, read_result, write_result
+from foretell.results import read_result, write_result
+from foretell.results.benchmarks import Draws
+from foretell.results.provenance import provenance
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests"))
@@ -51,20 +52,24 @@ def continuations(name: str, rule: str, draws: int, batch: int) -> Tensor:
     return torch.cat(found)
 
 
-def measure(task: tuple[str, str, int, int]) -> dict[str, Any]:
+def measure(task: tuple[str, str, int, int]) -> Draws:
     name, rule, draws, batch = task
     found = continuations(*task)
     p = p_value(toy.numbered(found), toy.exact())
     large = found if batch == LARGE else continuations(name, rule, draws, LARGE)
-    return {
-        "drafter": name, "rule": rule, "batch": batch, "draws": draws, "p_value": p,
-        "identical": int((found == large).all(1).sum()),
-    }  # fmt: skip
+    return Draws(
+        drafter=name,
+        rule=rule,
+        batch=batch,
+        draws=draws,
+        p_value=p,
+        identical=int((found == large).all(1).sum()),
+    )
 
 
-def place(row: dict[str, Any]) -> tuple[int, int, int]:
+def place(row: Draws) -> tuple[int, int, int]:
     """Of a measurement in the result file."""
-    return -row["batch"], toy.DRAFTERS.index(row["drafter"]), list(toy.RULES).index(row["rule"])
+    return -row.batch, toy.DRAFTERS.index(row.drafter), list(toy.RULES).index(row.rule)
 
 
 def main() -> None:
@@ -89,14 +94,15 @@ def main() -> None:
         "temperature": toy.TEMPERATURE, "top_p": toy.TOP_P, "length": toy.LENGTH,
         "draws": arguments.draws,
     }  # fmt: skip
-    rows, commits = [], {str(origin["git_sha"])}
+    rows: list[Draws] = []
+    commits = {str(origin["git_sha"])}
     if arguments.out.exists():
         earlier = read_result(arguments.out)
         commits |= set(earlier.settings.pop("commits", []))
         if earlier.settings != settings:
             parser.error(f"{arguments.out} has other settings: move it away, or give another --out")
-        rows = earlier.rows
-    made = {(row["drafter"], row["rule"], row["batch"]) for row in rows}
+        rows = earlier.table(Draws)
+    made = {(row.drafter, row.rule, row.batch) for row in rows}
     tasks = [
         (name, rule, arguments.draws, batch)
         for batch in arguments.batch_sizes
@@ -110,9 +116,9 @@ def main() -> None:
         for number, row in enumerate(workers.imap_unordered(measure, tasks), start=1):
             rows = sorted([*rows, row], key=place)
             write_result(arguments.out, "draws", settings, rows, origin)
-            print(f"{number} of {len(tasks)}: {row}", flush=True)
-    print(f"Least p-value of {len(rows)}: {min(row['p_value'] for row in rows):.4f}")
-    apart = sum(row["draws"] - row["identical"] for row in rows)
+            print(f"{number} of {len(tasks)}: {row.flat()}", flush=True)
+    print(f"Least p-value of {len(rows)}: {min(row.p_value for row in rows):.4f}")
+    apart = sum(row.draws - row.identical for row in rows)
     print(f"Draws that depend on the size of the batch: {apart}")
 
 

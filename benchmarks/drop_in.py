@@ -20,10 +20,12 @@ import torch
 
 import foretell as ft
 from foretell.data import read_prompts
-from foretell.provenance import Row, provenance, write_result
+from foretell.results import write_result
+from foretell.results.benchmarks import DropIn
+from foretell.results.provenance import provenance
 
 
-def measure(name: str, steps: int, new_tokens: int, patched: bool) -> Row:
+def measure(name: str, steps: int, new_tokens: int, patched: bool) -> DropIn:
     """One training run."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer
@@ -62,14 +64,14 @@ def measure(name: str, steps: int, new_tokens: int, patched: bool) -> Row:
     greedy = {"max_new_tokens": 32, "do_sample": False, "eos_token_id": None}
     mine = lm.generate(inputs, **greedy)
     ft.unpatch(lm)
-    return {
-        "method": "patched" if patched else "transformers",
-        "forwards": watch.passes,
-        "tokens": watch.tokens,
-        "seconds": watch.seconds,
-        "identical": int((mine == lm.generate(inputs, **greedy)).all(dim=1).sum()),
-        "prompts": len(inputs),
-    }
+    return DropIn(
+        method="patched" if patched else "transformers",
+        forwards=watch.passes,
+        tokens=watch.tokens,
+        seconds=watch.seconds,
+        identical=int((mine == lm.generate(inputs, **greedy)).all(dim=1).sum()),
+        prompts=len(inputs),
+    )
 
 
 class Watch:
@@ -114,7 +116,7 @@ def main() -> None:
         for patched in (False, True, False, True)
     ]
     for row in rows:
-        print(row)
+        print(row.flat())
     import trl
 
     settings = {**vars(arguments), "out": None, "trl": trl.__version__}

@@ -26,8 +26,9 @@ import sys
 import tempfile
 import time
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -53,8 +54,11 @@ from foretell.decoding import LookupDrafter
 from foretell.evaluation import Foretell, Transformers, compare
 from foretell.evaluation.methods import Method
 from foretell.model import MTPModel
-from foretell.provenance import Row, provenance, write_result
 from foretell.ready import load_model, tokenizer_of
+from foretell.results import Row, write_result
+from foretell.results.benchmarks import StepPart
+from foretell.results.provenance import provenance
+from foretell.results.tables import LossByDepth
 from foretell.training import TrainConfig, train
 
 FAMILIES = ["llama", "qwen3", "gemma3_text", "gpt_neox", "olmoe", "deepseek_v3"]
@@ -82,7 +86,7 @@ class Run:
         """Of weights, where a stage takes one type."""
         return "float32" if self.small else "bfloat16"
 
-    def write(self, name: str, settings: dict[str, Any], rows: list[Row], dtype: str) -> None:
+    def write(self, name: str, settings: dict[str, Any], rows: Sequence[Row], dtype: str) -> None:
         settings = {**vars(self.arguments), "out": None, **settings}
         path = self.arguments.out / f"gpu-{name}.json"
         write_result(path, "gpu", settings, rows, provenance(0, self.device, dtype))
@@ -136,16 +140,16 @@ class Run:
             tokenizer=tokenizer,
             backbone_path=self.backbone,  # saved as an absolute path
         )
-        rows: list[Row] = [
-            {
-                "method": "sequential",
-                "recipe": "frozen",
-                "depth": depth,
-                "nll": nll,
-                "tokens": result.tokens,
-                "seconds": result.seconds,
-                "tokens_per_second": result.tokens / result.seconds,
-            }
+        rows = [
+            LossByDepth(
+                method="sequential",
+                recipe="frozen",
+                depth=depth,
+                nll=nll,
+                tokens=result.tokens,
+                seconds=result.seconds,
+                tokens_per_second=result.tokens / result.seconds,
+            )
             for depth, nll in enumerate(result.depth_losses)
         ]
         self.write("heads", {"steps": result.steps}, rows, config.precision)
@@ -169,7 +173,7 @@ def identities(run: Run) -> None:
         row for family in families
         for row in identity.measure(family, prompts, tokens, steps, run.device)
     ]  # fmt: skip
-    wrong = [row for row in rows if row["identical"] != row["prompts"]]
+    wrong = [row for row in rows if row.identical != row.prompts]
     print(f"{len(rows)} rows, {len(wrong)} of them not identical: {wrong}")
     run.write("identity", {"new_tokens": tokens, "fit_steps": steps}, rows, "float32")
 
@@ -193,7 +197,7 @@ def ties(run: Run) -> None:
         seed=0,
     )
     rows: list[Row] = []
-    gaps: dict[str, Row] = {}
+    gaps: dict[str, dict[str, Any]] = {}
     for dtype in ("float32",) if run.small else ("float32", "bfloat16"):
         ways, changes, gaps[dtype] = near_ties.by_type(asked, dtype)
         rows += [*ways, *changes]
@@ -231,21 +235,20 @@ def side_by_side(
         exclude_loops=False,
         batch_size=batch,
     )
-    for row in found.rows:
-        if "tokens" in row:
-            print(
-                f"batch {batch}, {row['method']}: {row['tokens_per_forward']:.2f} tokens/forward, "
-                f"{row['tokens_per_second']:.0f} tokens/s, {row['speedup']:.2f}x, "
-                f"{row['identical']} of {row['prompts']} identical",
-                flush=True,
-            )
-    return [{"batch": batch, **row} for row in found.rows]
+    for row in found.speeds:
+        print(
+            f"batch {batch}, {row.method}: {row.tokens_per_forward:.2f} tokens/forward, "
+            f"{row.tokens_per_second:.0f} tokens/s, {row.speedup:.2f}x, "
+            f"{row.identical} of {row.prompts} identical",
+            flush=True,
+        )
+    return [replace(row, batch=batch) for row in found.rows]
 
 
 def parts(run: Run) -> None:
     """The time of a step by its parts."""
     model, prompts = run.load(run.dtype)
-    rows: list[Row] = []
+    rows: list[StepPart] = []
     for batch in (1,) if run.small else (1, 8, 32):
         some = prompts[: max(batch, 4)]
         rows += step_time.measure(model, some, 8 if run.small else 48, batch)

@@ -17,7 +17,9 @@ from transformers.utils import logging
 from foretell import BackboneError, MTPModel, ParallelHeads, SequentialHeads
 from foretell.decoding import LookupDrafter, NoDrafter
 from foretell.heads import HeadConfig
-from foretell.provenance import provenance, write_result
+from foretell.results import write_result
+from foretell.results.benchmarks import Identity
+from foretell.results.provenance import provenance
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from families import FAMILIES, build
@@ -48,7 +50,7 @@ def fit(model: MTPModel, rows: torch.Tensor, steps: int) -> None:
 
 def measure(
     family: str, prompts: int, new_tokens: int, steps: int, device: str = "cpu"
-) -> list[dict[str, object]]:
+) -> list[Identity]:
     """One row per way to draft."""
     lm = build(family).to(device)
     generator = torch.Generator().manual_seed(0)
@@ -65,7 +67,7 @@ def measure(
         )
         for text in texts
     ]
-    rows: list[dict[str, object]] = []
+    rows: list[Identity] = []
     for name, config in HEADS.items():
         torch.manual_seed(0)
         model = MTPModel(lm, config)
@@ -76,16 +78,16 @@ def measure(
         forwards = sum(result.forwards for result in results)
         same = sum(torch.equal(r.sequences, e) for r, e in zip(results, expected, strict=True))
         rows.append(
-            {
-                "family": family,
-                "method": name,
-                "depth": model.depth,
-                "prompts": prompts,
-                "identical": same,
-                "tokens": prompts * new_tokens,
-                "forwards": forwards,
-                "tokens_per_forward": prompts * new_tokens / forwards,
-            }
+            Identity(
+                family=family,
+                method=name,
+                depth=model.depth,
+                prompts=prompts,
+                identical=same,
+                tokens=prompts * new_tokens,
+                forwards=forwards,
+                tokens_per_forward=prompts * new_tokens / forwards,
+            )
         )
     return rows
 
@@ -101,7 +103,7 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.set_verbosity_error()
 
-    rows: list[dict[str, object]] = []
+    rows: list[Identity] = []
     refused: dict[str, str] = {}
     for family in arguments.families:
         try:
@@ -118,11 +120,11 @@ def main() -> None:
             continue
         for row in rows[-len(HEADS) :]:
             print(
-                f"{family:<14} {row['method']:<18} identical {row['identical']} of "
-                f"{row['prompts']}, {row['tokens_per_forward']:.2f} tokens per forward",
+                f"{family:<14} {row.method:<18} identical {row.identical} of "
+                f"{row.prompts}, {row.tokens_per_forward:.2f} tokens per forward",
                 flush=True,
             )
-    wrong = sum(int(row["prompts"]) - int(row["identical"]) for row in rows)  # type: ignore[call-overload]
+    wrong = sum(row.prompts - row.identical for row in rows)
     print(f"{len(rows)} rows, {wrong} mismatches, {len(refused)} families refused")
     if arguments.json:
         settings = {**vars(arguments), "refused": refused}

@@ -26,7 +26,9 @@ from torch.nn import functional as F
 from foretell.formatting import aligned
 from foretell.heads.residual import ResidualLayer
 from foretell.objective import Objective, Target, depth_by_depth, depth_loss
-from foretell.provenance import provenance, write_result
+from foretell.results import write_result
+from foretell.results.benchmarks import LossMemory
+from foretell.results.provenance import provenance
 
 RUNS = [
     ("in-order", 4096, 1), ("in-order", 4096, 8), ("autograd", 4096, 8),
@@ -121,17 +123,22 @@ def main(words: Sequence[str] | None = None) -> None:
         child = [sys.executable, __file__, *words, "--only", json.dumps(run)]
         answer = subprocess.run(child, check=True, capture_output=True, text=True).stdout
         method, length, n = run
-        rows.append({"method": method, "positions": length, "n": n, **json.loads(answer)})
-        print(f"{method} T={length} n={n}: {rows[-1]}")
+        rows.append(LossMemory(method=method, positions=length, n=n, **json.loads(answer)))
+        print(f"{method} T={length} n={n}: {rows[-1].flat()}")
     print(f"Peak memory of the loss, V = {arguments.vocab:,}, D = {arguments.size}")
     lines = aligned(
         ("method", "T", "n", "MiB", "seconds"),
         [
-            (r["method"], str(r["positions"]), str(r["n"]),
-             f"{r['peak_memory_bytes'] / 2**20:,.0f}", f"{r['seconds']:.1f}")
-            for r in rows
+            (
+                row.method,
+                str(row.positions),
+                str(row.n),
+                f"{row.peak_memory_bytes / 2**20:,.0f}",
+                f"{row.seconds:.1f}",
+            )
+            for row in rows
         ],
-    )  # fmt: skip
+    )
     print("\n".join(lines))
     settings = {"vocab": arguments.vocab, "size": arguments.size, "threads": arguments.threads}
     origin = provenance(0, arguments.device, torch.float32)

@@ -26,8 +26,10 @@ from torch import Tensor
 
 from foretell.model import MTPModel
 from foretell.probe import marginalize
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, read_blocks, tokenizer_of
+from foretell.results import write_result
+from foretell.results.benchmarks import Marginalized
+from foretell.results.provenance import provenance
 
 DEPTH = 2
 ROW = 128
@@ -145,12 +147,17 @@ def main() -> None:
     rates = {name: values["positions"] / values["seconds"] for name, values in found.items()}
     rows = []
     for name, values in found.items():
-        row = {"model": arguments.model, "method": name, "depth": DEPTH, **values}
-        row["speedup"] = rates[name] / rates["separate"]
-        row["peak_memory_bytes"] = memory(arguments, name)
+        row = Marginalized(
+            model=arguments.model,
+            method=name,
+            depth=DEPTH,
+            speedup=rates[name] / rates["separate"],
+            peak_memory_bytes=memory(arguments, name),
+            **values,
+        )
         rows.append(row)
-        print(f"{name}: {rates[name]:.2f} positions/s, {row['peak_memory_bytes'] / 1e6:.0f} MB")
-    print(f"{rows[0]['speedup']:.1f} times as fast")
+        print(f"{name}: {rates[name]:.2f} positions/s, {row.peak_memory_bytes / 1e6:.0f} MB")
+    print(f"{rows[0].speedup:.1f} times as fast")
     hidden = ("out", "memory_of")
     settings = {k: v for k, v in vars(arguments).items() if k not in hidden} | {"block_size": ROW}
     write_result(

@@ -29,11 +29,12 @@ from foretell.data import read_prompts
 from foretell.decoding import Draft, Drafter, Exact, NoDrafter, Verdict, drafter_for
 from foretell.decoding.cache import takes_masks
 from foretell.model import MTPModel
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, tokenizer_of
+from foretell.results import write_result
+from foretell.results.benchmarks import NearTies, TokenChange
+from foretell.results.provenance import provenance
 
 DATA = "stdlib:held-out"
-Row = dict[str, Any]
 
 
 class Watching(Exact):
@@ -125,7 +126,9 @@ def measure(
     return found
 
 
-def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[Row], Row]:
+def by_type(
+    arguments: argparse.Namespace, dtype: str
+) -> tuple[list[NearTies], list[TokenChange], dict[str, Any]]:
     """All ways in one type: their rows, a row for each change, and how usual such gaps are."""
     model = load_model(arguments.model, arguments.device, dtype, by_columns=False)
     tokenizer, count = tokenizer_of(arguments.model, model), arguments.max_new_tokens
@@ -134,21 +137,29 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
     )
     prompts = [prompt.to(model.backbone.device) for prompt in prompts]
     expected = [reference(model, prompt, count) for prompt in prompts]
-    rows: list[Row] = []
-    changes: list[Row] = []
+    rows: list[NearTies] = []
+    changes: list[TokenChange] = []
     width = arguments.pass_width
     steady = [reference(model, prompt, count, width) for prompt in prompts]
     ways = ((1, None, expected), (arguments.batch_size, None, expected), (1, width, steady))
     for batch, pass_width, own in ways:
         for method, found in measure(model, prompts, own, count, batch, pass_width).items():
-            way: Row = {"model": arguments.model, "dtype": dtype, "method": method, "batch": batch}
-            way |= {} if pass_width is None else {"pass_width": pass_width}
-            facts = {"prompts": len(prompts), "identical": found.identical, "tokens": found.tokens}
-            rows.append({**way, **facts, "changed": len(found.gaps)})
-            changes += [{**way, "gap": gap} for gap in sorted(found.gaps)]
-            show(rows[-1], found.gaps)
+            way = {
+                "model": arguments.model, "dtype": dtype, "method": method, "batch": batch,
+                "pass_width": pass_width,
+            }  # fmt: skip
+            row = NearTies(
+                **way,
+                prompts=len(prompts),
+                identical=found.identical,
+                tokens=found.tokens,
+                changed=len(found.gaps),
+            )
+            rows.append(row)
+            changes += [TokenChange(**way, gap=gap) for gap in sorted(found.gaps)]
+            show(row, found.gaps)
     gaps = [gap for own in expected for gap in own.gaps]
-    widest = max((row["gap"] for row in changes), default=None)
+    widest = max((change.gap for change in changes), default=None)
     usual = {
         "rows_share_a_pass": bool(takes_masks(model.backbone)),
         "passes": len(gaps),
@@ -160,11 +171,11 @@ def by_type(arguments: argparse.Namespace, dtype: str) -> tuple[list[Row], list[
     return rows, changes, usual
 
 
-def show(row: Row, gaps: list[float]) -> None:
-    width = f", {row['pass_width']} wide" if "pass_width" in row else ""
+def show(row: NearTies, gaps: list[float]) -> None:
+    width = f", {row.pass_width} wide" if row.pass_width is not None else ""
     print(
-        f"{row['dtype']:<9} {row['method']:<10} batch {row['batch']}{width}: {row['changed']} of "
-        f"{row['tokens']} tokens changed, {row['identical']} of {row['prompts']} prompts "
+        f"{row.dtype:<9} {row.method:<10} batch {row.batch}{width}: {row.changed} of "
+        f"{row.tokens} tokens changed, {row.identical} of {row.prompts} prompts "
         f"identical; gaps {', '.join(f'{gap:.3g}' for gap in sorted(gaps)) or 'none'}",
         flush=True,
     )
@@ -187,15 +198,15 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     found = {dtype: by_type(arguments, dtype) for dtype in arguments.dtypes}
-    rows = [row for ways, _, _ in found.values() for row in ways]
-    rows += [row for _, changes, _ in found.values() for row in changes]
+    ways = [row for rows, _, _ in found.values() for row in rows]
+    changes = [row for _, rows, _ in found.values() for row in rows]
     settings = {
         **{name: value for name, value in vars(arguments).items() if name != "out"},
         "prompts": DATA,
         "gaps": {dtype: usual for dtype, (_, _, usual) in found.items()},
     }
     origin = provenance(arguments.seed, arguments.device, "see rows")
-    write_result(arguments.out, "near-ties", settings, rows, origin)
+    write_result(arguments.out, "near-ties", settings, [*ways, *changes], origin)
     print(f"Result file: {arguments.out}")
 
 

@@ -12,6 +12,7 @@ the same order.
 
 import argparse
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,8 +23,11 @@ from transformers.utils import logging
 from foretell.data import PackedBlocks, read_documents
 from foretell.evaluation import DepthTable, measure_heads, measure_marginals
 from foretell.formatting import aligned
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, read_blocks, tokenizer_of
+from foretell.results import Row, select, write_result
+from foretell.results.benchmarks import Recipe
+from foretell.results.provenance import provenance
+from foretell.results.rows import parse_row
 from foretell.training import Progress, TrainConfig, build, reference, train
 
 SETTINGS: dict[str, Any] = {
@@ -58,10 +62,9 @@ ROWS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
-def rows_of(name: str, found: DepthTable, **more: Any) -> list[dict[str, Any]]:
-    rows = [{**row, "method": name, **more} for row in found.rows()]
-    rows[0]["tokens_per_forward"] = found.tokens_per_forward
-    return rows
+def rows_of(name: str, found: DepthTable, **more: Any) -> list[Recipe]:
+    first, *deeper = (Recipe(**{**vars(row), "method": name, **more}) for row in found.rows())
+    return [replace(first, tokens_per_forward=found.tokens_per_forward), *deeper]
 
 
 def show_step(progress: Progress) -> None:
@@ -71,12 +74,12 @@ def show_step(progress: Progress) -> None:
 
 def run_row(
     name: str, changes: dict[str, Any], arguments: argparse.Namespace, held_out: PackedBlocks
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     """Train one row, or go on where it was stopped, and measure it."""
     out = arguments.runs / name.replace(", ", "-").replace(" ", "-")
     done = out.with_suffix(".rows.json")
     if done.is_file():
-        return list(json.loads(done.read_text()))
+        return [parse_row(record, str(done)) for record in json.loads(done.read_text())]
     config = TrainConfig.parse({**SETTINGS, "steps": arguments.steps, **changes})
     if not (out / "model").exists():
         model = build("tiny", config, torch.device("cpu"))
@@ -95,8 +98,8 @@ def run_row(
         recipe=config.recipe, head=config.head.kind, tap=str(config.head.tap),
         seconds=lines[-1]["seconds"],
     )  # fmt: skip
-    done.write_text(json.dumps(rows) + "\n")
-    return rows
+    done.write_text(json.dumps([row.flat() for row in rows]) + "\n")
+    return [*rows]
 
 
 def main() -> None:
@@ -122,7 +125,7 @@ def main() -> None:
     marginals = measure_marginals(
         tiny, held_out, depth=3, width=arguments.width, positions=arguments.positions
     )
-    rows = rows_of("marginalization", marginals, recipe="none")
+    rows: list[Row] = [*rows_of("marginalization", marginals, recipe="none")]
     for name, changes in ROWS.items():
         if arguments.only in name:
             rows += run_row(name, changes, arguments, held_out)
@@ -132,7 +135,7 @@ def main() -> None:
         measure_heads(scratch, held_out),
         recipe="pretrain", head="parallel", tap="trunk",
     )  # fmt: skip
-    show(rows)
+    show(select(rows, Recipe))
     if not arguments.only:
         settings = {
             k: v for k, v in vars(arguments).items() if k not in ("out", "runs", "only")
@@ -141,20 +144,19 @@ def main() -> None:
         write_result(arguments.out, "recipes", settings, rows, origin)
 
 
-def show(rows: list[dict[str, Any]]) -> None:
-    names = list(dict.fromkeys(row["method"] for row in rows))
+def show(rows: list[Recipe]) -> None:
+    names = list(dict.fromkeys(row.method for row in rows))
     lines = []
     for name in names:
-        mine = [row for row in rows if row["method"] == name]
-        deeper = mine[1:]
+        first, *deeper = (row for row in rows if row.method == name)
         lines.append(
             (
                 name,
-                f"{mine[0]['nll']:.3f}",
-                " ".join(f"{100 * row['top1']:.0f}" for row in deeper),
-                " ".join(f"{row['nll']:.2f}" for row in deeper),
-                " ".join(f"{100 * row['acceptance']:.0f}" for row in deeper),
-                f"{mine[0]['tokens_per_forward']:.2f}",
+                f"{first.nll.value:.3f}",
+                " ".join(f"{100 * row.top1.value:.0f}" for row in deeper),
+                " ".join(f"{row.nll.value:.2f}" for row in deeper),
+                " ".join(f"{100 * row.acceptance.value:.0f}" for row in deeper),
+                f"{first.tokens_per_forward:.2f}",
             )
         )
     columns = ("run", "nats depth 0", "top-1 %", "nats", "accepted %", "tokens/forward")

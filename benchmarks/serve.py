@@ -28,8 +28,10 @@ import torch
 
 from foretell.data import read_prompts
 from foretell.decoding import NoDrafter
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model, tokenizer_of
+from foretell.results import write_result
+from foretell.results.benchmarks import ClientLoad, ServerLoad
+from foretell.results.provenance import provenance
 
 DATA = "stdlib:held-out"
 LENGTHS = (4, 12, 24, 48, 96)
@@ -214,13 +216,12 @@ async def run(load: Load, arguments: argparse.Namespace, process: int) -> list[i
     return memory
 
 
-def rows_of(load: Load, seconds: float, model: str) -> list[dict[str, Any]]:
+def rows_of(load: Load, seconds: float, model: str) -> list[ClientLoad]:
     rows = []
     for kind, found in load.found.items():
-        row: dict[str, Any] = {"model": model, "request": kind, "requests": found.requests}
-        row |= {"errors": len(found.errors)}
+        answered: dict[str, Any] = {}
         if found.seconds:
-            row |= {
+            answered = {
                 "prompts": len(found.seconds),
                 "identical": len(found.seconds) - len(found.different),
                 "tokens": found.tokens,
@@ -228,10 +229,16 @@ def rows_of(load: Load, seconds: float, model: str) -> list[dict[str, Any]]:
                 "tokens_per_second": found.tokens / seconds,
                 **percentiles(found.seconds),
             }
-        if found.first:
-            row |= {"first_token_seconds": statistics.median(found.first)}
+        row = ClientLoad(
+            model=model,
+            request=kind,
+            requests=found.requests,
+            errors=len(found.errors),
+            first_token_seconds=statistics.median(found.first) if found.first else None,
+            **answered,
+        )
         rows.append(row)
-        print(row, flush=True)
+        print(row.flat(), flush=True)
         for problem in (*found.errors[:5], *found.different[:5]):
             print(f"  {problem}", flush=True)
     return rows
@@ -243,7 +250,7 @@ def percentiles(seconds: Sequence[float]) -> dict[str, float]:
     return {name: ordered[int(part * (len(ordered) - 1))] for name, part in names.items()}
 
 
-def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> dict[str, Any]:
+def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> ServerLoad:
     """What the server itself counted."""
     text = httpx.get(f"{url}/metrics", timeout=60).text
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[:1] != "#")
@@ -251,18 +258,18 @@ def server_row(url: str, model: str, seconds: float, memory: Sequence[int]) -> d
         float(figures[f"foretell_{name}_total"])
         for name in ("generated_tokens", "forwards", "passes")
     )
-    row = {
-        "model": model,
-        "request": "all, as the server counts",
-        "tokens": int(tokens),
-        "forwards": int(forwards),
-        "tokens_per_forward": tokens / forwards,
-        "tokens_per_second": tokens / seconds,
-        "batch": forwards / passes,
-        "seconds": seconds,
-        "peak_memory_bytes": max(memory),
-    }
-    print(row, flush=True)
+    row = ServerLoad(
+        model=model,
+        request="all, as the server counts",
+        tokens=int(tokens),
+        forwards=int(forwards),
+        tokens_per_forward=tokens / forwards,
+        tokens_per_second=tokens / seconds,
+        batch=forwards / passes,
+        seconds=seconds,
+        peak_memory_bytes=max(memory),
+    )
+    print(row.flat(), flush=True)
     return row
 
 
@@ -306,8 +313,10 @@ def main() -> None:
         load = Load(url, arguments.model, expected, began + 60 * arguments.minutes)
         memory = asyncio.run(run(load, arguments, process.pid))
         seconds = time.monotonic() - began
-        rows = rows_of(load, seconds, arguments.model)
-        rows.append(server_row(url, arguments.model, seconds, memory))
+        rows = [
+            *rows_of(load, seconds, arguments.model),
+            server_row(url, arguments.model, seconds, memory),
+        ]
     finally:
         process.terminate()
         process.wait(60)

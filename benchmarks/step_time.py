@@ -27,8 +27,10 @@ from foretell.decoding.sampling import Sampler
 from foretell.formatting import text
 from foretell.hardware import DTYPES
 from foretell.model import MTPModel
-from foretell.provenance import Row, provenance, write_result
 from foretell.ready import load_model, tokenizer_of
+from foretell.results import write_result
+from foretell.results.benchmarks import StepPart
+from foretell.results.provenance import provenance
 
 PARTS = ("prompt", "draft", "verify", "accept", "host")
 
@@ -73,7 +75,9 @@ def watched(drafter: Drafter, device: torch.device) -> Iterator[dict[str, float]
         yield seconds
 
 
-def measure(model: MTPModel, prompts: Sequence[Tensor], new_tokens: int, batch: int) -> list[Row]:
+def measure(
+    model: MTPModel, prompts: Sequence[Tensor], new_tokens: int, batch: int
+) -> list[StepPart]:
     """Rows of seconds by method and part, over all prompts, `batch` at once (equally long)."""
     device = model.backbone.device
     width = min(prompt.shape[1] for prompt in prompts)
@@ -87,31 +91,29 @@ def measure(model: MTPModel, prompts: Sequence[Tensor], new_tokens: int, batch: 
         _wait(device)
         return tokens, time.perf_counter() - began
 
-    found: list[Row] = []
+    found: list[StepPart] = []
     for method, drafter in drafters(model).items():
         decode(drafter)  # whatever the first call allocates
         tokens, whole = decode(drafter)
         with watched(drafter, device) as seconds:
             _, waited = decode(drafter)
         seconds["host"] = waited - sum(seconds.values())
-        facts: Row = {"method": method, "batch": batch, "tokens": tokens}
-        found.append({**facts, "part": "whole", "seconds": whole})
+        facts: dict[str, Any] = {"method": method, "batch": batch, "tokens": tokens}
+        found.append(StepPart(**facts, part="whole", seconds=whole))
         found += [
-            {**facts, "part": part, "seconds": seconds[part], "share": seconds[part] / waited}
+            StepPart(**facts, part=part, seconds=seconds[part], share=seconds[part] / waited)
             for part in PARTS
         ]
     return found
 
 
-def show(rows: Sequence[Row]) -> None:
+def show(rows: Sequence[StepPart]) -> None:
     """Print a line per method."""
     for row in rows:
-        if row["part"] == "whole":
-            own = [r for r in rows if (r["method"], r["batch"]) == (row["method"], row["batch"])]
-            parts = [f"{r['part']} {text('share', r['share'])}" for r in own if "share" in r]
-            print(
-                f"{row['method']}, batch {row['batch']}: {row['seconds']:.2f} s; {', '.join(parts)}"
-            )
+        if row.part == "whole":
+            own = [r for r in rows if (r.method, r.batch) == (row.method, row.batch)]
+            parts = [f"{r.part} {text('share', r.share)}" for r in own if r.share is not None]
+            print(f"{row.method}, batch {row.batch}: {row.seconds:.2f} s; {', '.join(parts)}")
 
 
 def _wait(device: torch.device) -> None:

@@ -23,7 +23,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import foretell as ft
 from foretell.formatting import aligned
 from foretell.hardware import DTYPES
-from foretell.provenance import provenance, write_result
+from foretell.results import write_result
+from foretell.results.benchmarks import TrainingCost
+from foretell.results.provenance import provenance
 from foretell.training import TrainConfig
 from foretell.training.optimizers import make_optimizer
 from foretell.training.states import StateCache
@@ -119,22 +121,30 @@ def measure(arguments: argparse.Namespace) -> None:
     rows = []
     for name, model in models.items():
         median = statistics.median(seconds[name])
-        rows.append({
-            "method": name, "seconds": median, "tokens_per_second": tokens.numel() / median,
-            "speedup": statistics.median(
-                one / own for one, own in zip(seconds["n=1"], seconds[name], strict=True)
-            ),
-            "parameters": sum(p.numel() for p in model.parameters()),
-        })  # fmt: skip
+        pairs = zip(seconds["n=1"], seconds[name], strict=True)
+        rows.append(
+            TrainingCost(
+                method=name,
+                seconds=median,
+                tokens_per_second=tokens.numel() / median,
+                speedup=statistics.median(one / own for one, own in pairs),
+                parameters=sum(p.numel() for p in model.parameters()),
+            )
+        )
     print("Training steps, taking turns")
     lines = aligned(
         ("method", "parameters", "s per step", "tokens/s", "against n=1"),
         [
-            (r["method"], f"{r['parameters']:,}", f"{r['seconds']:.3f}",
-             f"{r['tokens_per_second']:,.0f}", f"{r['speedup']:.2f}×")
-            for r in rows
+            (
+                row.method,
+                f"{row.parameters:,}",
+                f"{row.seconds:.3f}",
+                f"{row.tokens_per_second:,.0f}",
+                f"{row.speedup:.2f}×",
+            )
+            for row in rows
         ],
-    )  # fmt: skip
+    )
     print("\n".join(lines))
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     origin = provenance(0, arguments.device, arguments.dtype)

@@ -20,8 +20,10 @@ import torch
 from torch.nn.functional import linear
 
 from foretell.decoding.cache import SlottedPast
-from foretell.provenance import provenance, write_result
 from foretell.ready import load_model
+from foretell.results import write_result
+from foretell.results.provenance import provenance
+from foretell.results.tables import PassCost
 
 WIDTHS = (1, 2, 4, 8, 16, 32)
 MATRICES = {(384, 128): 60, (1376, 512): 12, (2816, 1024): 4}
@@ -49,7 +51,7 @@ def products(x: torch.Tensor, weights: list[torch.Tensor]) -> None:
 
 
 @torch.inference_mode()
-def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, object]]:
+def measure(dtype: torch.dtype, name: str, repeats: int) -> list[PassCost]:
     model = load_model(name, "cpu", str(dtype).removeprefix("torch."))
     backbone = model.backbone
     tokens = torch.randint(backbone.vocab_size, (1, PAST))
@@ -78,7 +80,7 @@ def measure(dtype: torch.dtype, name: str, repeats: int) -> list[dict[str, objec
         for method, action in actions.items():
             median(action, 20)
             seconds = median(action, repeats)
-            rows.append({"model": name, "method": method, "tokens": width, "seconds": seconds})
+            rows.append(PassCost(model=name, method=method, tokens=width, seconds=seconds))
             print(f"{dtype} {method:<18} {width} tokens: {1e3 * seconds:.3f} ms", flush=True)
     return rows
 

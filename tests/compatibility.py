@@ -61,23 +61,26 @@ def run_tests(arguments: list[str]) -> dict[str, int]:
 
 def main(environment: str, arguments: list[str]) -> None:
     # Here, since `lower-bounds` is asked before anything is installed.
-    from foretell.provenance import provenance, read_result, write_result
+    from foretell.results import read_result, write_result
+    from foretell.results.benchmarks import Compatibility
+    from foretell.results.provenance import provenance
 
     began = time.monotonic()
     counts = run_tests(arguments)
-    row = {"environment": environment, **counts, "seconds": round(time.monotonic() - began)}
+    seconds = round(time.monotonic() - began)
+    row = Compatibility(environment=environment, **counts, seconds=seconds)
     made = provenance(seed=None, device="cpu", dtype="float32", command=f"make test-{environment}")
     rows, settings = {}, {}
     if RESULT.exists():
         earlier = read_result(RESULT)
-        rows = {str(old["environment"]): old for old in earlier.rows}
+        rows = {old.environment: old for old in earlier.table(Compatibility)}
         settings = earlier.settings
     rows[environment] = row
     settings[environment] = {"provenance": made, "versions": versions()}
     ordered = [rows[name] for name in ENVIRONMENTS if name in rows]
     write_result(RESULT, "compatibility", settings, ordered, made)
     print(
-        f"{environment}: {counts} in {row['seconds']} s, torch {made['torch']}, "
+        f"{environment}: {counts} in {seconds} s, torch {made['torch']}, "
         f"transformers {made['transformers']}"
     )
     sys.exit(counts["failed"] > 0 or counts["passed"] == 0)

@@ -25,10 +25,10 @@ from foretell.formats.base import Loaded
 from foretell.formats.contract import SideBySide
 from foretell.formats.files import save_tensors
 from foretell.heads import HEADS, Head, HeadConfig
-from foretell.provenance import write_result
 from foretell.report.page import summary
 from foretell.report.predicted import comparisons
 from foretell.report.sources import collect
+from foretell.results import of_model, write_result
 from foretell.training.config import TrainConfig
 
 
@@ -109,7 +109,7 @@ def test_a_head_through_bench_eval_and_the_report(tmp_path: Path) -> None:
     tokens = families.prompt(4, 16).numpy().astype(np.int32)
     depths = measure_heads(model, PackedBlocks(tokens, np.arange(4) * 16, num_bytes=200))
     for command, rows in (("bench", table.rows), ("eval", depths.all_rows())):
-        named = [{"model": "toy", **row} for row in rows]
+        named = of_model("toy", rows)
         write_result(tmp_path / f"{command}.json", command, {}, named, report_files.ORIGIN)
     report_files.write(tmp_path / "probe.json", "probe", report_files.probe_rows())
     sources = collect([tmp_path])

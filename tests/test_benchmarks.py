@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from transformers.utils import logging
 
-from foretell.provenance import Result, read_result
+from foretell.results import Result, read_result
+from foretell.results.benchmarks import Identity, StepPart
+from foretell.results.tables import Speed
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 IMPORTS = (ast.Import, ast.ImportFrom)
@@ -44,18 +46,18 @@ def test_every_stage_writes_its_result_with_provenance(results: dict[str, Result
 
 
 def test_greedy_outputs_are_those_of_transformers(results: dict[str, Result]) -> None:
-    for row in (*results["identity"].rows, *results["decode"].rows, *results["compiled"].rows):
-        if "identical" in row:
-            assert row["identical"] == row["prompts"], row
+    rows = [row for name in ("decode", "compiled") for row in results[name].table(Speed)]
+    for row in (*results["identity"].table(Identity), *rows):
+        assert row.identical == row.prompts, row
 
 
 def test_the_parts_of_a_step_add_up(results: dict[str, Result]) -> None:
-    rows = results["step-time"].rows
+    rows = results["step-time"].table(StepPart)
     for method in ("plain", "prompt-lookup", "sequential"):
-        shares = {r["part"]: r["share"] for r in rows if r["method"] == method and "share" in r}
-        assert sum(map(float, shares.values())) == pytest.approx(1)
-        assert all(float(share) >= 0 for share in shares.values())
-        assert float(shares["verify"]) > 0
+        shares = {r.part: r.share for r in rows if r.method == method and r.share is not None}
+        assert sum(shares.values()) == pytest.approx(1)
+        assert all(share >= 0 for share in shares.values())
+        assert shares["verify"] > 0
 
 
 def test_scripts_use_the_library_and_no_command() -> None:

@@ -40,6 +40,7 @@ import foretell.cli
 import foretell.cli.train
 import foretell.probe.run
 import foretell.probe.whole
+import report_files
 from command_line import CONTEXT, TEXT, TOKENIZER, backbone, byte_tokenizer, fine, refused, run
 from foretell.backbone import fingerprint
 from foretell.checkpoints import CONFIG_FILE, HEADS_FILE
@@ -64,7 +65,24 @@ from foretell.heads import HEADS, HeadConfig
 from foretell.heads.taps import TAPS
 from foretell.objective import ObjectiveConfig
 from foretell.probe import ProbeOptions
-from foretell.provenance import Result, read_result
+from foretell.results import Result, read_result
+from foretell.results.tables import (
+    AcceptedByRule,
+    Baseline,
+    CalibrationError,
+    Difference,
+    DraftLength,
+    Drift,
+    ModelFacts,
+    PassCost,
+    Predicted,
+    Quality,
+    ScoredByClass,
+    ScoredByDepth,
+    ScoredByKind,
+    ScoredByLayer,
+    Speed,
+)
 from foretell.serve import Limits
 from foretell.training import TrainConfig
 
@@ -298,7 +316,7 @@ def test_as_a_module_of_its_own(place: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert "LlamaForCausalLM" in done.stdout
-    assert read_result(tmp_path / "info.json").rows[0]["depth"] == 2
+    assert read_result(tmp_path / "info.json").rows[0].depth == 2
 
 
 def test_the_version() -> None:
@@ -342,7 +360,7 @@ def test_info(place: Path, tmp_path: Path, name: str, head: str | None) -> None:
     loaded = LlamaForCausalLM.from_pretrained(place / "plain")
     assert result.settings.pop("backbone") == fingerprint(loaded)
     assert {name: value.strip() for name, value in result.settings.items()} == facts
-    row = {"model": str(place / name), "family": "llama", "head": head, "depth": 2 if head else 0}
+    row = ModelFacts(model=str(place / name), family="llama", head=head, depth=2 if head else 0)
     assert result.rows == [row]
     assert out.splitlines()[-1] == f"Result file: {path}"
 
@@ -377,32 +395,28 @@ def test_info_in_another_type(place: Path, tmp_path: Path) -> None:
 PROBE = ("--depth", 2, "--width", 4, "--positions", 32, "--block-size", 24, "--seed", 3)
 
 
-def of_table(result: Result, name: str) -> list[dict]:
-    return [row for row in result.rows if row["table"] == name]
-
-
 def test_probe(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "new" / "probe.json"
     data = ("--data", place / "text.py", "--layer-positions", 64)
     out = fine("probe", place / "plain", *data, *PROBE, "--json", path)
     result = checked(path, "probe", 3)
-    marginals = [r for r in of_table(result, "depths") if r["method"] == "marginalization"]
-    assert [row["depth"] for row in marginals] == [0, 1, 2]
-    assert {row["positions"] for row in marginals} == {32}
-    assert marginals[0]["covered_mass"] == pytest.approx(1)
-    assert marginals[1]["nll_min"] < marginals[1]["nll"] < marginals[1]["nll_max"]
+    marginals = [r for r in result.table(ScoredByDepth) if r.method == "marginalization"]
+    assert [row.depth for row in marginals] == [0, 1, 2]
+    assert {row.positions for row in marginals} == {32}
+    assert marginals[0].covered_mass.value == pytest.approx(1)
+    assert marginals[1].nll.min < marginals[1].nll.value < marginals[1].nll.max
     for row in marginals:  # what was printed is what was written
-        assert f"{row['nll']:.3f}" in out
+        assert f"{row.nll.value:.3f}" in out
     # One document leaves nothing to learn from.
-    methods = {row["method"] for row in of_table(result, "depths")}
+    methods = {row.method for row in result.table(ScoredByDepth)}
     assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
-    assert {row["method"] for row in of_table(result, "layers")} == {"logit-lens"}
-    assert {row["layer"] for row in of_table(result, "drift")} == {0, 1, 2}
-    assert {row["token_class"] for row in of_table(result, "token-classes")} >= {"identifier"}
-    assert [row["tokens"] for row in of_table(result, "costs")] == [1, 2, 3, 1]
-    for row in of_table(result, "prediction"):
-        assert 1 <= row["tokens_per_forward_min"] <= row["tokens_per_forward_max"] <= 3
-        assert row["recipe"] == "joint"
+    assert {row.method for row in result.table(ScoredByLayer)} == {"logit-lens"}
+    assert {row.layer for row in result.table(Drift)} == {0, 1, 2}
+    assert {row.token_class for row in result.table(ScoredByClass)} >= {"identifier"}
+    assert [row.tokens for row in result.table(PassCost)] == [1, 2, 3, 1]
+    for row in result.table(Predicted):
+        assert 1 <= row.tokens_per_forward.min <= row.tokens_per_forward.max <= 3
+        assert row.recipe == "joint"
     assert result.settings["width"] == "4"
     assert contents(path.parent) == {str(path)}
 
@@ -417,18 +431,18 @@ def test_probe_of_everything(place: Path, tmp_path: Path) -> None:
     options = (*PROBE, "--width", "257,4", "--layer-positions", 64, "--json", path)
     out = fine("probe", place / "plain", "--data", folder, *more, *options)
     result = checked(path, "probe", 3)
-    rows = of_table(result, "depths")
-    assert {row["method"] for row in rows} == {
+    rows = result.table(ScoredByDepth)
+    assert {row.method for row in rows} == {
         "marginalization", "n-gram", "prompt-lookup", "repeat-last", "draft-model",
     }  # fmt: skip
-    exact = next(r for r in rows if (r["method"], r["depth"]) == ("marginalization", 1))
-    assert exact["covered_mass"] == pytest.approx(1)
-    assert exact["nll_min"] == pytest.approx(exact["nll_max"], abs=1e-4)
-    kinds = {row["document_kind"] for row in of_table(result, "document-kinds")}
+    exact = next(r for r in rows if (r.method, r.depth) == ("marginalization", 1))
+    assert exact.covered_mass.value == pytest.approx(1)
+    assert exact.nll.min == pytest.approx(exact.nll.max, abs=1e-4)
+    kinds = {row.document_kind for row in result.table(ScoredByKind)}
     assert kinds == {"python", "markdown"}
-    probed = [row for row in of_table(result, "layers") if row["method"] == "linear-probe"]
-    assert {row["layer"] for row in probed} == {0, 1, 2}
-    assert exact["top1_low"] <= exact["top1"] <= exact["top1_high"]
+    probed = [row for row in result.table(ScoredByLayer) if row.method == "linear-probe"]
+    assert {row.layer for row in probed} == {0, 1, 2}
+    assert exact.top1.low <= exact.top1.value <= exact.top1.high
     assert "Recommended: " in out or "would not pay" in out
 
 
@@ -439,8 +453,8 @@ def test_probe_learns_from_half_of_the_documents(place: Path, tmp_path: Path) ->
     options = (*PROBE, "--layer-positions", 0, "--json", path)
     fine("probe", place / "plain", "--data", tmp_path / "texts.jsonl", *options)
     result = checked(path, "probe", 3)
-    assert "n-gram" in {row["method"] for row in of_table(result, "depths")}
-    assert not of_table(result, "layers")
+    assert "n-gram" in {row.method for row in result.table(ScoredByDepth)}
+    assert not result.table(ScoredByLayer)
 
 
 @pytest.mark.parametrize(
@@ -480,7 +494,7 @@ def test_probe_of_too_little_to_split_learns_nothing(
     data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     options = (*PROBE, "--layer-positions", 0, "--json", path)
     fine("probe", place / "plain", "--data", data, *options)
-    methods = {row["method"] for row in of_table(checked(path, "probe", 3), "depths")}
+    methods = {row.method for row in checked(path, "probe", 3).table(ScoredByDepth)}
     assert methods == {"marginalization", "prompt-lookup", "repeat-last"}
 
 
@@ -492,7 +506,7 @@ def test_probe_learns_from_nothing_that_it_measures_on(place: Path, tmp_path: Pa
     data = ("--data", tmp_path / "one.jsonl", "--layer-positions", 0)
     out = fine("probe", place / "plain", *data, "--train-data", both, *PROBE, "--json", path)
     assert "measured on too: 1 documents" in out
-    assert "n-gram" in {row["method"] for row in of_table(checked(path, "probe", 3), "depths")}
+    assert "n-gram" in {row.method for row in checked(path, "probe", 3).table(ScoredByDepth)}
     same = ("--train-data", tmp_path / "one.jsonl")
     assert "learn from others" in refused("probe", place / "plain", *data, *same, *PROBE)
 
@@ -524,18 +538,18 @@ def test_eval(place: Path, tmp_path: Path, name: str, method: str) -> None:
     options = ("--block-size", 32, "--blocks", 3, "--json", path)
     out = fine("eval", place / name, "--data", place / "text.py", *options)
     result = checked(path, "eval", None)
-    depths = of_table(result, "depths")
-    assert [row["depth"] for row in depths] == ([0, 1, 2] if method == "parallel" else [0])
-    assert {row["method"] for row in depths} == {method}
-    assert depths[0]["positions"] == 3 * 31
-    assert f"{depths[0]['bits_per_byte']:.3f} bits per byte" in out
-    rules = {row["rule"] for row in of_table(result, "rules")}
+    depths = result.table(ScoredByDepth)
+    assert [row.depth for row in depths] == ([0, 1, 2] if method == "parallel" else [0])
+    assert {row.method for row in depths} == {method}
+    assert depths[0].positions == 3 * 31
+    assert f"{depths[0].bits_per_byte:.3f} bits per byte" in out
+    rules = {row.rule for row in result.table(AcceptedByRule)}
     assert ("exact" in rules and "typical:0.09" in rules) == (method == "parallel")
-    for row in of_table(result, "rules"):
-        if row["rule"] == "exact":
-            assert row["acceptance"] == depths[row["depth"]]["acceptance"]
-    errors = [row for row in of_table(result, "calibration") if "ece" in row]
-    assert [row["depth"] for row in errors] == ([1, 2] if method == "parallel" else [])
+    for row in result.table(AcceptedByRule):
+        if row.rule == "exact":
+            assert row.acceptance == depths[row.depth].acceptance
+    errors = result.table(CalibrationError)
+    assert [row.depth for row in errors] == ([1, 2] if method == "parallel" else [])
 
 
 def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Path) -> None:
@@ -545,13 +559,13 @@ def test_eval_against_another_model_and_beside_a_probe(place: Path, tmp_path: Pa
     options = ("--block-size", 32, "--against", place / "plain", "--baselines", probed)
     out = fine("eval", place / "heads", *data, *options, "--json", path)
     result = checked(path, "eval", None)
-    (difference,) = of_table(result, "difference")
-    assert difference["bits_per_byte"] == 0  # the backbone was frozen
-    assert difference["source"] == str(place / "plain")
-    assert len(of_table(result, "quality")) == 2
-    beside = of_table(result, "baselines")
-    assert {row["method"] for row in beside} >= {"marginalization"}
-    assert {row["model"] for row in beside} == {str(place / "plain")}  # not the one with heads
+    (difference,) = result.table(Difference)
+    assert difference.bits_per_byte.value == 0  # the backbone was frozen
+    assert difference.source == str(place / "plain")
+    assert len(result.table(Quality)) == 2
+    beside = result.table(Baseline)
+    assert {row.method for row in beside} >= {"marginalization"}
+    assert {row.model for row in beside} == {str(place / "plain")}  # not the one with heads
     assert f"Beside it, from the probe of {place / 'plain'}" in out
     other = ("eval", place / "heads", "--data", place / "long.txt", "--baselines")
     assert "probe the same data" in refused(*other, probed)
@@ -581,7 +595,7 @@ def test_bench(place: Path, tmp_path: Path) -> None:
     prompts = ("--prompts", place / "text.py", "--include-loops", "--seed", 5, "--json", path)
     out = fine("bench", place / "whole", *prompts, *options)
     result = checked(path, "bench", 5)
-    rows = [row for row in result.rows if "tokens" in row]
+    rows = result.table(Speed)
     names = [
         "plain",
         "parallel",
@@ -589,10 +603,10 @@ def test_bench(place: Path, tmp_path: Path) -> None:
         "transformers",
         "transformers-prompt-lookup",
     ]
-    assert [row["method"] for row in rows] == names
-    assert all(row["identical"] == row["prompts"] == 2 for row in rows)
-    assert all(row["tokens"] == 20 for row in rows)
-    assert rows[0]["speedup"] == rows[0]["tokens_per_forward"] == 1
+    assert [row.method for row in rows] == names
+    assert all(row.identical == row.prompts == 2 for row in rows)
+    assert all(row.tokens == 20 for row in rows)
+    assert rows[0].speedup == rows[0].tokens_per_forward == 1
     assert result.settings["loops"] == "included"
     for name in names:
         assert f" {name} " in out  # whole: a table is not cut to the width of no terminal
@@ -604,9 +618,8 @@ def test_a_table_explains_outputs_that_differ_in_half_precision(
     dtype: torch.dtype, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(common, "console", Console(width=1000, file=sys.stdout))
-    speed = {"tokens": 1, "tokens_per_forward": 1.0, "tokens_per_second": 1.0, "speedup": 1.0}
     same = {"plain": 8, "parallel": 4}
-    rows = [{"method": m, "prompts": 8, "identical": n, **speed} for m, n in same.items()]
+    rows = [report_files.speed(name, prompts=8, identical=n) for name, n in same.items()]
     bench.show_speed([("a", SpeedTable(rows, 8, 0, 0))], "greedy", dtype, {})
     out = capsys.readouterr().out
     assert "4 of 8" in out
@@ -620,18 +633,18 @@ def test_bench_of_everything(place: Path, tmp_path: Path, batch: int, temperatur
     options = ("--tree", "3,2", "--draft-model", place / "other", "--include-loops")
     how = ("--batch-size", batch, "--temperature", temperature, "--json", path)
     out = fine("bench", place / "whole", "--prompts", place / "text.py", *size, *options, *how)
-    rows = {row["method"]: row for row in checked(path, "bench", 0).rows if "tokens" in row}
+    rows = {row.method: row for row in checked(path, "bench", 0).table(Speed)}
     ours = ["plain", "parallel", "parallel-tree", "prompt-lookup", "draft-model"]
     theirs = ["transformers", "transformers-prompt-lookup", "transformers-draft-model"]
     assert list(rows) == ours + (theirs if batch == 1 else theirs[:1])
     other = str(place / "other")
     drafters = ["none", "heads", "heads", "lookup", other, "none", "lookup", other]
-    assert [row["drafter"] for row in rows.values()] == drafters[: len(rows)]
-    assert {row["tree"] for row in rows.values()} == {None, "3,2"}
-    assert {row["batch"] for row in rows.values()} == {batch}
-    assert {row["temperature"] for row in rows.values()} == {temperature}
-    assert {row["identical"] for row in rows.values()} == {None if temperature else 3}
-    assert {row["tokens"] for row in rows.values()} == {30}
+    assert [row.drafter for row in rows.values()] == drafters[: len(rows)]
+    assert {row.tree for row in rows.values()} == {None, "3,2"}
+    assert {row.batch for row in rows.values()} == {batch}
+    assert {row.temperature for row in rows.values()} == {temperature}
+    assert {row.identical for row in rows.values()} == {None if temperature else 3}
+    assert {row.tokens for row in rows.values()} == {30}
     assert ("temperature 0.7, batch 2" if temperature else "greedy, batch 1") in out
 
 
@@ -641,13 +654,13 @@ def test_bench_reports_the_lengths_it_chose(place: Path, tmp_path: Path) -> None
     options = ("--include-loops", "--draft-length", "auto", "--json", path)
     out = fine("bench", place / "whole", "--prompts", place / "text.py", *size, *options)
     result = checked(path, "bench", 0)
-    (row,) = (row for row in result.rows if row["method"] == "parallel-auto" and "tokens" in row)
-    assert (row["draft_length"], row["identical"]) == ("auto", 2)
+    (row,) = (row for row in result.table(Speed) if row.method == "parallel-auto")
+    assert (row.draft_length, row.identical) == ("auto", 2)
     assert list(result.settings["draft_lengths"]) == ["parallel-auto"]
     chosen = result.settings["draft_lengths"]["parallel-auto"]
-    assert sum(map(len, chosen)) == row["forwards"] - 2
+    assert sum(map(len, chosen)) == row.forwards - 2
     lengths = [length for prompt in chosen for length in prompt]
-    shares = {row["draft_length"]: row["share"] for row in result.rows if "share" in row}
+    shares = {row.draft_length: row.share for row in result.table(DraftLength)}
     assert shares == {n: lengths.count(n) / len(lengths) for n in set(lengths)}
     assert f"parallel-auto: drafted 0: {100 * shares[0]:.1f} %" in out
 
@@ -694,14 +707,14 @@ def test_generate(place: Path, tmp_path: Path, options: tuple[str, ...]) -> None
     assert ran.err.endswith(f"\nResult file: {path}\n")
     result = checked(path, "generate", None)
     (row,) = result.rows
-    assert row["method"] == ("plain" if "--plain" in options else "parallel")
-    assert row["tokens"] == len(expected.new_tokens)
-    assert row["tokens_per_forward"] == row["tokens"] / row["forwards"]
-    assert ran.err.startswith(f"{row['tokens']} tokens in {row['forwards']} forward passes")
+    assert row.method == ("plain" if "--plain" in options else "parallel")
+    assert row.tokens == len(expected.new_tokens)
+    assert row.tokens_per_forward == row.tokens / row.forwards
+    assert ran.err.startswith(f"{row.tokens} tokens in {row.forwards} forward passes")
     steps = result.settings["steps"]
     assert "".join(piece for step in steps for piece in step["pieces"]) == text
     assert [len(step["pieces"]) for step in steps] == [
-        len(step.tokens) for step in expected_steps(place, ids, row["method"] == "plain")
+        len(step.tokens) for step in expected_steps(place, ids, row.method == "plain")
     ]
 
 
@@ -848,9 +861,9 @@ def test_generate_by_any_drafter(place: Path, tmp_path: Path, options, method, k
     ran = run("generate", place / "whole", *given, *options, "--json", path)
     assert f"({kind})" in ran.err
     (row,) = checked(path, "generate", None).rows
-    assert row["method"] == method
-    assert row["tree"] == (options[options.index("--tree") + 1] if "--tree" in options else None)
-    assert (row["batch"], row["temperature"], row["compiled"]) == (1, 0, False)
+    assert row.method == method
+    assert row.tree == (options[options.index("--tree") + 1] if "--tree" in options else None)
+    assert (row.batch, row.temperature, row.compiled) == (1, 0, False)
     same = ran.out.splitlines() == fine("generate", place / "plain", *given).splitlines()
     assert same == kind.endswith("lossless")
 
@@ -874,8 +887,8 @@ def test_vocabularies_that_are_padded_otherwise_are_one(place: Path, tmp_path: P
     size = ("--count", 1, "--prompt-tokens", 12, "--max-new-tokens", 8, "--include-loops")
     options = (*size, "--draft-model", tmp_path / "padded", "--json", path)
     fine("bench", place / "plain", "--prompts", place / "text.py", *options)
-    rows = {row["method"]: row for row in checked(path, "bench", 0).rows if "tokens" in row}
-    assert rows["draft-model"]["identical"] == rows["transformers-draft-model"]["identical"] == 1
+    rows = {row.method: row for row in checked(path, "bench", 0).table(Speed)}
+    assert rows["draft-model"].identical == rows["transformers-draft-model"].identical == 1
 
 
 @pytest.mark.parametrize(
@@ -888,12 +901,12 @@ def test_generate_with_drafts_of_any_length(place: Path, tmp_path: Path, options
     assert ran.out.splitlines() == fine("generate", place / "plain", *given).splitlines()
     result = checked(path, "generate", None)
     (row,), lengths = result.rows, result.settings["draft_lengths"]
-    assert {"draft_length": row["draft_length"], "pass_width": row["pass_width"]} == {
+    assert {"draft_length": row.draft_length, "pass_width": row.pass_width} == {
         "draft_length": None,
         "pass_width": None,
         options[0].removeprefix("--").replace("-", "_"): options[1],
     }
-    assert len(lengths) == row["forwards"] - 1
+    assert len(lengths) == row.forwards - 1
     assert max(lengths) == (1 if 1 in options else 2)
     if "auto" in options:
         assert lengths[:3] == [0, 0, 0]  # what a step without drafts takes
@@ -907,7 +920,7 @@ def test_generate_says_where_positions_end(place: Path, tmp_path: Path) -> None:
     path = tmp_path / "generate.json"
     given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
     ran = run("generate", place / "learned", *given, "--draft-length", 2)
-    assert checked(path, "generate", None).rows[0]["tokens"] == 7
+    assert checked(path, "generate", None).rows[0].tokens == 7
     assert f"the text ends with the model's last position, {CONTEXT}" in ran.err
     assert ran.out == fine("generate", place / "learned", *given, "--plain")
 
@@ -916,7 +929,7 @@ def test_generate_goes_on_behind_what_a_model_was_built_for(place: Path, tmp_pat
     path = tmp_path / "generate.json"
     given = ("--prompt", "x" * (CONTEXT - 7), "--max-new-tokens", 40, "--json", path)
     out = fine("generate", place / "whole", *given, "--draft-length", 2)
-    assert checked(path, "generate", None).rows[0]["tokens"] == 40
+    assert checked(path, "generate", None).rows[0].tokens == 40
     assert out == fine("generate", place / "plain", *given)
 
 
@@ -931,7 +944,7 @@ def test_generate_draws_by_its_seed(place: Path, tmp_path: Path) -> None:
     ran = run("generate", place / "whole", *options, "--seed", 2, "--json", path)
     assert "(sampled at temperature 0.9, lossless)" in ran.err
     result = checked(path, "generate", 2)
-    assert result.rows[0]["temperature"] == 0.9
+    assert result.rows[0].temperature == 0.9
     assert result.settings["top_p"] == 0.8
 
 
@@ -1069,10 +1082,10 @@ def test_train_then_use_the_heads(place: Path, tmp_path: Path) -> None:
     sizes = ("--batch-size", 2, "--block-size", 16, "--seed", 4)
     fine("train", place / "plain", *settings, *sizes, "--out", out, "--json", path)
     result = checked(path, "train", 4)
-    assert [row["depth"] for row in result.rows] == [0, 1, 2]
-    assert all(row["method"] == "sequential" for row in result.rows)
-    assert all(row["tokens"] == 3 * 2 * 16 for row in result.rows)
-    assert all(row["nll"] > 0 for row in result.rows)
+    assert [row.depth for row in result.rows] == [0, 1, 2]
+    assert all(row.method == "sequential" for row in result.rows)
+    assert all(row.tokens == 3 * 2 * 16 for row in result.rows)
+    assert all(row.nll > 0 for row in result.rows)
     assert result.settings["head"]["depth"] == 2
     assert finished(out)
     assert sorted(p.name for p in (out / "model").iterdir()) == [CONFIG_FILE, HEADS_FILE]

@@ -333,7 +333,7 @@ def test_the_command_writes_what_it_says(tmp_path: Path, capsys) -> None:
     assert len(lines(tmp_path / "own.jsonl")) == 3
     result = json.loads((tmp_path / "r.json").read_text())
     (row,) = result["rows"]
-    assert row["model"] == "tiny"
+    assert (row["table"], row["model"]) == ("distilled", "tiny")
     assert (row["prompts"], row["tokens"]) == (3, 15)
     assert row["tokens_per_second"] == pytest.approx(15 / row["seconds"])
     settings = {"prompts": "stdlib:held-out", "count": 3, "prompt_tokens": 64, "before": 0}

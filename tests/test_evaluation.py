@@ -14,6 +14,7 @@ from torch import Tensor
 
 import families
 import foretell as ft
+import report_files
 from foretell.data import PackedBlocks
 from foretell.decoding import (
     LookupDrafter,
@@ -43,7 +44,8 @@ from foretell.evaluation.methods import Continuation
 from foretell.evaluation.rules import accepted_by_rule, reported
 from foretell.evaluation.verdict import Verdict, verdict_of_depths, verdict_of_speed
 from foretell.probe.prediction import Costs
-from foretell.tally import Tally
+from foretell.results.tables import AcceptedByDepth, Speed
+from foretell.tally import Estimate, Tally
 
 # -- loops --------------------------------------------------------------------------------------
 
@@ -169,12 +171,15 @@ def naive(model: ft.MTPModel, rows: list[Tensor]) -> list[dict[str, float]]:
 
 def check(table: DepthTable, expected: list[dict[str, float]]) -> None:
     rows = table.rows()
-    assert [row["depth"] for row in rows] == list(range(len(expected)))
+    assert [row.depth for row in rows] == list(range(len(expected)))
     assert table.positions == expected[0]["n"]
     for row, mean in zip(rows, expected, strict=True):
-        assert row["positions"] == mean["n"]
+        assert row.positions == mean["n"]
         for name in ("top1", "top5", "nll", "agreement", "acceptance"):
-            assert row[name] == pytest.approx(mean[name], abs=1e-5), (row["depth"], name)
+            assert getattr(row, name).value == pytest.approx(mean[name], abs=1e-5), (
+                row.depth,
+                name,
+            )
 
 
 @pytest.mark.parametrize("corpus", [packed, filled])
@@ -189,7 +194,7 @@ def test_heads_are_measured_as_a_naive_loop_would(family: str, head: str, corpus
     expected = naive(model, documents(blocks, range(len(blocks))))
     check(table, expected)
     assert table.method == head
-    assert all(row["covered_mass"] == 1 for row in table.rows())
+    assert all(row.covered_mass.value == 1 for row in table.rows())
     nats = expected[0]["nll"] / (blocks.num_bytes / blocks.num_tokens)
     assert table.bits_per_byte == pytest.approx(nats / math.log(2), rel=1e-5)
 
@@ -213,7 +218,7 @@ def test_the_loss_is_that_of_training() -> None:
         torch.stack([block["input_ids"] for block in batch]),
         position_ids=torch.stack([block["position_ids"] for block in batch]),
     )
-    found = [row["nll"] for row in measure_heads(model, blocks).rows()]
+    found = [row.nll.value for row in measure_heads(model, blocks).rows()]
     torch.testing.assert_close(torch.tensor(found), output.depth_losses, rtol=1e-4, atol=1e-5)
 
 
@@ -237,27 +242,11 @@ def test_a_depth_that_one_document_reaches_has_no_interval() -> None:
     model = ft.attach(families.build("llama"), "parallel", depth=3)
     starts = np.array([0, 3, 6, 9])  # three of 3 tokens, and one of 11
     mixed = PackedBlocks(families.prompt(1, 20).numpy().astype(np.int32), starts, num_bytes=20)
-    rows = [row for row in measure_heads(model, mixed).all_rows() if "depth" in row]
-    for depth in range(3 + 1):
-        (one,) = (row for row in rows if row["table"] == "depths" and row["depth"] == depth)
-        assert (one["top1_low"] is None) == (depth >= 2)
-        for row in rows:
-            if row["depth"] == depth >= 2:
-                assert not {v for name, v in row.items() if name.endswith(("_low", "_high"))} - {
-                    None
-                }
-
-
-def one_token_blocks() -> PackedBlocks:
-    return PackedBlocks(np.zeros((3, 1), np.int32), np.array([0]), num_bytes=3)
-
-
-def test_blocks_without_a_target_are_refused() -> None:
-    model = ft.MTPModel(families.build("llama"))
-    with pytest.raises(InputError, match="longer blocks"):
-        measure_heads(model, one_token_blocks())
-    with pytest.raises(InputError, match="longer blocks"):
-        measure_marginals(model, one_token_blocks(), depth=1, width=2, positions=4)
+    table = measure_heads(model, mixed)
+    assert [row.top1.low is None for row in table.rows()] == [False, False, True, True]
+    for row in table.all_rows():
+        if row.depth >= 2:
+            assert not any(name.endswith(("_low", "_high")) for name in row.flat())
 
 
 def whole_rows(depth: int) -> PackedBlocks:
@@ -286,8 +275,8 @@ def test_marginals_read_prompts_and_predict_none() -> None:
     places = [t for t in range(size - 2) if learned[0, t + 1] and learned[0, t + 2]]
     assert len(places) == 3 + 4
     nll = torch.nn.functional.cross_entropy(logits[places], tokens[0, [t + 1 for t in places]])
-    assert [row["positions"] for row in table.rows()] == [7, 7]
-    assert table.rows()[0]["nll"] == pytest.approx(float(nll), rel=1e-5)
+    assert [row.positions for row in table.rows()] == [7, 7]
+    assert table.rows()[0].nll.value == pytest.approx(float(nll), rel=1e-5)
 
 
 def test_marginals_over_every_token_are_the_naive_ones() -> None:
@@ -319,7 +308,7 @@ def test_marginals_over_every_token_are_the_naive_ones() -> None:
     expected = [{"n": 48, **dict(zip(names, total / 48, strict=True))} for total in sums]
     check(table, expected)
     assert table.method == "marginalization"
-    assert [row["covered_mass"] for row in table.rows()] == pytest.approx([1, 1], abs=1e-5)
+    assert [row.covered_mass.value for row in table.rows()] == pytest.approx([1, 1], abs=1e-5)
     assert seen == [pytest.approx(share) for share in (1 / 3, 2 / 3, 1)]
 
 
@@ -333,7 +322,7 @@ def test_positions_are_drawn_by_the_seed() -> None:
 
     assert rows(0) == rows(0)
     assert rows(0) != rows(1)
-    assert rows(0)[0]["positions"] == rows(0)[1]["positions"] == 3
+    assert rows(0)[0].positions == rows(0)[1].positions == 3
     assert measure_marginals(model, filled(), depth=2, width=2, positions=99).positions == 4 + 6 + 9
 
 
@@ -436,10 +425,10 @@ def test_a_comparison_adds_up(clock: Clock) -> None:
             "tokens_per_forward": 46 / facts["forwards"],
             "tokens_per_second": 46 / facts["seconds"],
         }
-        assert row == pytest.approx({**facts, **common, **rates})
+        assert vars(row) == pytest.approx({**vars(row), **facts, **common, **rates})
     assert table.rows[3:] == [
-        {"method": "fast", "depth": 1, "acceptance": 1.0},
-        {"method": "fast", "depth": 2, "acceptance": 0.5},
+        AcceptedByDepth(method="fast", depth=1, acceptance=Estimate(1.0)),
+        AcceptedByDepth(method="fast", depth=2, acceptance=Estimate(0.5)),
     ]
     assert seen == [0.5, 1.0]
 
@@ -465,7 +454,7 @@ def test_loops_can_be_included(clock: Clock) -> None:
     plain = Fake("plain", clock, texts, [1.0] * 4, 20)
     table = compare([plain], prompts(2), max_new_tokens=29, repeats=1, exclude_loops=False)
     assert (table.prompts, table.looped, table.dropped) == (2, 2, 0)
-    assert table.rows[0]["tokens"] == 58
+    assert table.rows[0].tokens == 58
 
 
 def test_a_loop_counts_where_it_begins_among_what_is_measured(clock: Clock) -> None:
@@ -473,7 +462,7 @@ def test_a_loop_counts_where_it_begins_among_what_is_measured(clock: Clock) -> N
     late = [*range(18), *[50, 51] * 40]
     plain = Fake("plain", clock, [late], [1.0] * 4, 20)
     found = [compare([plain], prompts(1), max_new_tokens=n, repeats=1) for n in (20, 21)]
-    assert [(table.looped, table.rows[0]["tokens"]) for table in found] == [(0, 20), (1, 20)]
+    assert [(table.looped, table.rows[0].tokens) for table in found] == [(0, 20), (1, 20)]
 
 
 def test_short_requests_are_long_enough(clock: Clock) -> None:
@@ -544,9 +533,9 @@ def test_similar_lengths_go_together(clock: Clock) -> None:
     table = compare([plain], given, max_new_tokens=29, repeats=1, batch_size=2)
     assert plain.calls[5:] == [(1, 3, 29), (0, 4, 17)]
     (row,) = table.rows
-    assert (row["batch"], row["prompts"], row["identical"]) == (2, 4, 4)
-    assert (row["tokens"], row["forwards"]) == (2 * 29 + 2 * 17, 20)
-    assert row["tokens_per_forward"] == row["tokens"] / 40  # per row
+    assert (row.batch, row.prompts, row.identical) == (2, 4, 4)
+    assert (row.tokens, row.forwards) == (2 * 29 + 2 * 17, 20)
+    assert row.tokens_per_forward == row.tokens / 40  # per row
 
 
 def test_batches_of_real_methods_agree() -> None:
@@ -560,11 +549,11 @@ def test_batches_of_real_methods_agree() -> None:
         Transformers(model),
     ]
     table = compare(methods, texts, max_new_tokens=8, repeats=1, batch_size=2, exclude_loops=False)
-    rows = [row for row in table.rows if "tokens" in row]
-    assert [row["identical"] for row in rows] == [3] * 5
-    assert [row["tokens"] for row in rows] == [24] * 5
-    assert [row["drafter"] for row in rows] == ["none", "heads", "heads", "lookup", "none"]
-    assert rows[0]["tokens_per_forward"] == rows[4]["tokens_per_forward"] == 1
+    rows = table.speeds
+    assert [row.identical for row in rows] == [3] * 5
+    assert [row.tokens for row in rows] == [24] * 5
+    assert [row.drafter for row in rows] == ["none", "heads", "heads", "lookup", "none"]
+    assert rows[0].tokens_per_forward == rows[4].tokens_per_forward == 1
 
 
 def test_draft_models_in_both_loops() -> None:
@@ -610,10 +599,8 @@ def test_sampled_methods_repeat_themselves_and_are_not_compared() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert methods[2](prompt, 12).rows != Transformers(model)(prompt, 12).rows
     table = compare(methods, [prompt], max_new_tokens=8, repeats=1)
-    rows = [row for row in table.rows if "tokens" in row]
-    assert [(row["identical"], row["temperature"], row["tokens"]) for row in rows] == [
-        (None, 1.0, 8)
-    ] * 3
+    rows = table.speeds
+    assert [(row.identical, row.temperature, row.tokens) for row in rows] == [(None, 1.0, 8)] * 3
 
 
 def test_compiling_is_not_timed(clock: Clock) -> None:
@@ -621,7 +608,7 @@ def test_compiling_is_not_timed(clock: Clock) -> None:
     other = Fake("compiled", clock, [NEWS], [500.0, 0.5], 20)
     other.facts = {"compiled": True}
     table = compare([plain, other], prompts(1), max_new_tokens=20, repeats=1)
-    assert table.rows[1]["seconds"] == 0.5
+    assert table.rows[1].seconds == 0.5
 
 
 def test_what_compiles_while_it_is_timed_is_timed_again(clock: Clock, monkeypatch) -> None:
@@ -638,7 +625,7 @@ def test_what_compiles_while_it_is_timed_is_timed_again(clock: Clock, monkeypatc
     plain = Fake("plain", clock, [NEWS], [1.0] * 2, 20)
     other = Compiling("auto", clock, [NEWS], [200.0, 300.0, 0.5], 20)
     table = compare([plain, other], prompts(1), max_new_tokens=20, repeats=1)
-    assert table.rows[1]["seconds"] == 0.5
+    assert table.rows[1].seconds == 0.5
 
 
 def test_without_heads_there_is_only_plain_decoding() -> None:
@@ -652,7 +639,7 @@ def test_a_comparison_of_real_methods() -> None:
     table = compare(
         methods, [families.prompt(seed=s) for s in range(2)], max_new_tokens=8, repeats=1
     )
-    rows = [SimpleNamespace(**row) for row in table.rows if "tokens" in row]
+    rows = table.speeds
     assert [row.identical for row in rows] == [2, 2, 2]
     assert [row.tokens for row in rows] == [16, 16, 16]
     assert rows[0].tokens_per_forward == rows[0].speedup == 1
@@ -693,14 +680,14 @@ def test_rules_are_asked_as_in_decoding() -> None:
 def test_expected_tokens_of_the_exact_rule_are_the_acceptance() -> None:
     model, blocks = ft.attach(families.build("llama"), depth=3, init="copy").eval(), packed()
     table = measure_heads(model, blocks)
-    rows = [row for row in table.rule_rows() if row["rule"] == "exact"]
+    rows = [row for row in table.rule_rows() if row.rule == "exact"]
     total = 1.0
     for row, depth in zip(rows, table.rows()[1:], strict=True):
-        assert row["acceptance"] == depth["acceptance"]
-        total += row["acceptance"]
-        assert row["tokens_per_forward"] == pytest.approx(total)
+        assert row.acceptance == depth.acceptance
+        total += row.acceptance.value
+        assert row.tokens_per_forward.value == pytest.approx(total)
     assert table.tokens_per_forward == pytest.approx(total)
-    assert {row["rule"] for row in table.rule_rows()} == set(reported())
+    assert {row.rule for row in table.rule_rows()} == set(reported())
 
 
 def test_the_calibration_error_is_guos() -> None:
@@ -715,11 +702,11 @@ def test_the_calibration_error_is_guos() -> None:
         inside = judged & (confidence >= number / 10) & (confidence < (number + 1) / 10)
         gap = confidence[inside].mean() - stands[inside].float().mean()
         error += abs(float(gap)) * int(inside.sum()) / int(judged.sum())
-    first, *bins = calibration_rows(tally)
-    assert first["ece"] == pytest.approx(error, abs=1e-6)
-    assert first["ece_low"] < first["ece"] < first["ece_high"]
-    assert sum(row["positions"] for row in bins) == int(judged.sum())
-    assert all(row["bin"] / 10 <= row["confidence"] <= (row["bin"] + 1) / 10 for row in bins)
+    first, *bins = calibration_rows(tally, "parallel")
+    assert first.ece.value == pytest.approx(error, abs=1e-6)
+    assert first.ece.low < first.ece.value < first.ece.high
+    assert sum(row.positions for row in bins) == int(judged.sum())
+    assert all(row.bin / 10 <= row.confidence.value <= (row.bin + 1) / 10 for row in bins)
 
 
 def test_only_drafts_that_are_seen_are_calibrated() -> None:
@@ -728,9 +715,9 @@ def test_only_drafts_that_are_seen_are_calibrated() -> None:
     assert table.confidences is not None
     first, second = (table.confidences.count("acceptance", depth=k) for k in (1, 2))
     by_depth = table.rows()
-    assert first == by_depth[1]["positions"]
+    assert first == by_depth[1].positions
     # Of depth 2 those that have a target and whose first token stood.
-    assert second <= by_depth[1]["acceptance"] * by_depth[1]["positions"] + 1e-6
+    assert second <= by_depth[1].acceptance.value * by_depth[1].positions + 1e-6
 
 
 def test_intervals_of_bits_are_about_the_documents() -> None:
@@ -760,11 +747,11 @@ def test_lm_eval_is_asked_about_the_backbone(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setitem(sys.modules, "lm_eval.models.huggingface", huggingface)
     rows = run_harness(model, "tokenizer", ["a", "b"])
     assert asked["pretrained"] is model.lm
-    assert [(row["task"], row["metric"]) for row in rows] == [
+    assert [(row.task, row.metric) for row in rows] == [
         ("a", "acc"), ("a", "f1"), ("b", "acc"), ("b", "f1"),
     ]  # fmt: skip
-    assert rows[0]["value_low"] == pytest.approx(0.5 - 0.196)
-    assert "value_low" not in rows[1]
+    assert rows[0].value.low == pytest.approx(0.5 - 0.196)
+    assert rows[1].value == Estimate(0.25)
 
 
 # -- the verdict --------------------------------------------------------------------------------
@@ -799,30 +786,30 @@ def test_a_verdict_in_words(tokens, cost, measured, outcome, advice) -> None:
 
 
 def test_verdicts_of_what_was_measured() -> None:
-    def row(method: str, drafter: str, tokens: float, speedup: float) -> dict:
-        facts = {"method": method, "drafter": drafter, "speedup": speedup}
-        return {**facts, "tokens_per_forward": tokens}
+    def row(method: str, drafter: str, tokens: float, speedup: float, **more) -> Speed:
+        facts = {"drafter": drafter, "tokens_per_forward": tokens, "speedup": speedup}
+        return report_files.speed(method, **facts, **more)
 
     rows = [
         row("plain", "none", 1.0, 1.0),
         row("parallel", "heads", 2.0, 0.8),
         row("parallel-1", "heads", 1.5, 1.2),
         row("prompt-lookup", "lookup", 3.0, 2.0),
-        {"method": "parallel", "depth": 3, "acceptance": 0.1},
-        {"method": "parallel-1", "depth": 1, "acceptance": 0.5},
+        AcceptedByDepth(method="parallel", depth=3, acceptance=Estimate(0.1)),
+        AcceptedByDepth(method="parallel-1", depth=1, acceptance=Estimate(0.5)),
     ]
     verdict = verdict_of_speed(rows)
     assert verdict == Verdict(1, 1.5, pytest.approx(1.25), measured=True)
     assert verdict_of_speed(rows[:1] + rows[3:4]) is None
     # A compiled step is held against a compiled one; trees and chosen lengths have no one length.
-    compiled = [{**row("plain-compiled", "none", 1.0, 2.0), "compiled": True}]
-    compiled += [{**row("parallel-compiled", "heads", 2.0, 1.8), "compiled": True}]
-    others = [{**row("parallel-auto", "heads", 1.9, 3.0), "draft_length": "auto"}]
-    others += [{**row("parallel-tree", "heads", 2.9, 3.0), "tree": "4,2"}]
+    compiled = [row("plain-compiled", "none", 1.0, 2.0, compiled=True)]
+    compiled += [row("parallel-compiled", "heads", 2.0, 1.8, compiled=True)]
+    others = [row("parallel-auto", "heads", 1.9, 3.0, draft_length="auto")]
+    others += [row("parallel-tree", "heads", 2.9, 3.0, tree="4,2")]
     best = verdict_of_speed(rows + compiled + others)
     assert best == replace(verdict, auto=3.0)
     assert str(best).endswith("use `--draft-length auto`, which is faster (3.00×).")
-    others[0]["speedup"] = 1.1
+    others[0] = replace(others[0], speedup=1.1)
     assert str(verdict_of_speed(rows + others)).endswith("use `--draft-length 1`.")
     slow = verdict_of_speed(rows[:1] + compiled)
     assert slow.speedup == pytest.approx(0.9)

@@ -10,7 +10,7 @@ from command_line import TEXT, TOKENIZER, backbone, fine, refused
 from foretell import formats
 from foretell.errors import InputError
 from foretell.formats import LAYOUTS
-from foretell.provenance import read_result
+from foretell.results import read_result
 
 pytestmark = pytest.mark.usefixtures("_tried_once")
 
@@ -36,7 +36,7 @@ def test_heads_trained_for_a_layout_are_exported_to_it(place: Path, tmp_path, la
     given = ("--to", layout, "--out", tmp_path / "out", "--json", tmp_path / "export.json")
     out = fine("export", model, *given)
     result = read_result(tmp_path / "export.json")
-    assert (result.settings["layout"], result.rows[0]["depth"]) == (layout, 2)
+    assert (result.settings["layout"], result.rows[0].depth) == (layout, 2)
     assert "num_speculative_tokens" in out
     assert LAYOUTS[layout].contract.tap in out
     if layout != "vllm":

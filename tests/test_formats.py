@@ -464,10 +464,13 @@ def test_an_export_never_overwrites_the_backbone_of_an_earlier_one(tmp_path: Pat
 
 
 def test_the_card_states_contract_figures_and_command(small_llama, tmp_path: Path) -> None:
-    from foretell.provenance import provenance, write_result
+    from foretell.results import write_result
+    from foretell.results.provenance import provenance
+    from foretell.results.tables import AcceptedByDepth
+    from foretell.tally import Estimate
 
     ft.MTPModel(small_llama, layout("eagle").head(2)).save_pretrained(tmp_path / "m")
-    rows = [{"method": "sequential", "acceptance": 0.625}]
+    rows = [AcceptedByDepth(method="sequential", depth=1, acceptance=Estimate(0.625))]
     origin = provenance(0, "cpu", torch.float32, command="foretell eval m --data text")
     write_result(tmp_path / "r.json", "eval", {"block_size": 64}, rows, origin)
     export(tmp_path / "m", "eagle", tmp_path / "out", results=[tmp_path / "r.json"])

@@ -3,7 +3,8 @@
 import ast
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +21,14 @@ from foretell.evaluation import compare, measure_heads, methods_of, probed_basel
 from foretell.facts import facts_of
 from foretell.formats import head_for, require_layout
 from foretell.probe import ProbeOptions, journal_of, probe_model, read_texts
-from foretell.provenance import Result, read_result
+from foretell.results import Result, Row, read_result
+from foretell.results.tables import LossByDepth, PassCost, Predicted
 from foretell.training import TrainConfig, build, read_training_text, reference, train
 
 pytestmark = pytest.mark.usefixtures("_tried_once", "_short_sight")
 
 PACKAGE = Path(ft.__file__).parent
-TIMED = ("costs", "prediction")
+TIMED = (PassCost, Predicted)
 
 
 @pytest.fixture(scope="module")
@@ -102,14 +104,15 @@ def test_the_demo_is_one_call(
     assert read_result(tmp_path / "bench.json").rows == done.rows
     assert done.identical == done.outputs == 2
     done.require_identical()
-    with_heads = next(row for row in done.speeds[1][1].rows if row["method"] == "parallel")
-    with_heads["identical"] = 0
+    rows = done.speeds[1][1].rows
+    place = next(place for place, row in enumerate(rows) if row.method == "parallel")
+    rows[place] = replace(rows[place], identical=0)
     with pytest.raises(ForetellError, match="1 outputs differ"):
         done.require_identical()
 
 
-def without_model(rows: Any) -> list[dict[str, Any]]:
-    return [{name: value for name, value in row.items() if name != "model"} for row in rows]
+def without_model(rows: Iterable[Row]) -> list[Row]:
+    return [replace(row, model=None) for row in rows]
 
 
 def test_nothing_but_the_commands_prints() -> None:
@@ -154,9 +157,9 @@ def test_a_probe_is_one_call(
     asked = ("--depth", 1, "--width", 4, "--positions", 16, "--layer-positions", 16)
     data = ("--data", texts, "--block-size", 32, "--draft-model", "tiny-mtp", "--device", "cpu")
     written = command(monkeypatch, tmp_path / "probe.json", "probe", "tiny", *data, *asked)
-    mine = [row for row in result.rows() if row["table"] not in TIMED]
-    assert mine == without_model(row for row in written.rows if row["table"] not in TIMED)
-    assert {row["table"] for row in written.rows} == {row["table"] for row in result.rows()}
+    mine = [row for row in result.rows() if not isinstance(row, TIMED)]
+    assert mine == without_model(row for row in written.rows if not isinstance(row, TIMED))
+    assert {type(row) for row in written.rows} == {type(row) for row in result.rows()}
 
 
 @pytest.mark.parametrize(("name", "value"), [("depth", 0), ("width", 0), ("layer_positions", -1)])
@@ -173,13 +176,11 @@ def test_an_evaluation_gives_the_rows_of_eval(
     found = measure_heads(model, ready.read_blocks(texts, model, tokenizer, 32), limit=3)
     data = ("--data", texts, "--block-size", 32, "--blocks", 3, "--device", "cpu")
     written = command(monkeypatch, tmp_path / "eval.json", "eval", "tiny-mtp", *data)
-    rows = found.all_rows()
-    rows[0]["bits_per_byte"] = found.bits_per_byte
-    assert rows == without_model(written.rows)
+    assert found.all_rows() == without_model(written.rows)
     assert written.settings["backbone"] == model.fingerprint()
     nothing = found.more_bits_than(found)
     assert nothing is not None
-    assert nothing["bits_per_byte"] == 0
+    assert nothing.value == 0
     with pytest.raises(InputError, match="give one of `foretell probe`"):
         probed_baselines(tmp_path / "eval.json", str(texts))
 
@@ -201,7 +202,7 @@ def test_a_run_is_built_and_trained_as_train_does(
     asked = ("--depth", 1, "--set", "held_out=0.3", "--out", tmp_path / "theirs", "--device", "cpu")
     path = tmp_path / "train.json"
     written = command(monkeypatch, path, "train", "tiny", "--data", texts, *size, *asked)
-    assert [row["nll"] for row in written.rows] == list(result.depth_losses)
+    assert [row.nll for row in written.table(LossByDepth)] == list(result.depth_losses)
 
 
 def test_all_that_decodes_is_compared_in_one_call(texts: Path) -> None:
@@ -214,7 +215,7 @@ def test_all_that_decodes_is_compared_in_one_call(texts: Path) -> None:
     )
     methods = methods_of(model, tree=TreeShape.parse("2,1"), draft_length=1)
     found = compare(methods, prompts, max_new_tokens=4, repeats=1, exclude_loops=False)
-    names = [row["method"] for row in found.rows if "tokens" in row]
+    names = [row.method for row in found.speeds]
     assert names == [
         "plain", "parallel", "parallel-tree", "parallel-1", "prompt-lookup", "transformers",
         "transformers-prompt-lookup",

@@ -9,7 +9,7 @@ import foretell as ft
 import released
 from command_line import TEXT, TOKENIZER, backbone, fine, refused
 from foretell.formats import export, layout
-from foretell.provenance import read_result
+from foretell.results import read_result
 from report_files import bench_rows, write
 
 TRAIN = ("--steps", 1, "--block-size", 32, "--batch-size", 2, "--depth", 1)

@@ -32,7 +32,7 @@ from foretell.probe import run as probe_run
 from foretell.probe.layers import linear_cka, read_layers, spread_layers, train_probes
 from foretell.probe.linear import fit
 from foretell.probe.prediction import Costs, Prediction, Range, measure_costs, predict, speedup
-from foretell.probe.records import depth_records, expected_records, part_records
+from foretell.probe.rows import depth_rows, expected_rows, part_rows
 from foretell.probe.scores import Scorer, Truth, among_likeliest, entropy, entropy_bounds
 from foretell.tally import Tally
 from packs import WITH_EOS
@@ -229,32 +229,32 @@ def test_all_methods_at_the_same_positions() -> None:
         DraftModel(other.backbone, families.VOCAB),
     ]
     tally = measure(model, text, methods, depth=2, positions=48)
-    rows = depth_records(tally)
+    rows = depth_rows(tally)
     names = [method.name for method in methods]
     assert tally.keys("method") == names
-    deeper = [row for row in rows if row["depth"]]
-    assert {row["method"] for row in deeper} == set(names)
-    assert {row["positions"] for row in rows} == {6 * (SIZE - 3)}  # 48 at least
+    deeper = [row for row in rows if row.depth]
+    assert {row.method for row in deeper} == set(names)
+    assert {row.positions for row in rows} == {6 * (SIZE - 3)}  # 48 at least
     for row in rows:
         for name in ("top1", "agreement", "acceptance"):
-            assert 0 <= row[name] <= 1
-    assert {row["document_kind"] for row in part_records(tally, "document_kind")} == {
+            assert 0 <= getattr(row, name).value <= 1
+    assert {row.document_kind for row in part_rows(tally, "document_kind")} == {
         "python",
         "text",
     }
-    assert {row["rule"] for row in expected_records(tally)} == {"exact", "speculative"}
+    assert {row.rule for row in expected_rows(tally)} == {"exact", "speculative"}
 
 
 def test_a_model_drafts_for_itself_what_always_stands() -> None:
     model = ft.MTPModel(families.build("llama"))
     methods = [DraftModel(model.backbone, families.VOCAB)]
     tally = measure(model, blocks(), methods, depth=3, positions=32)
-    for row in depth_records(tally):
+    for row in depth_rows(tally):
         for name in ("agreement", "acceptance", "own_acceptance"):
-            assert row[name] == 1
-        assert row["speculative"] == pytest.approx(1, abs=1e-5)
-    last = [row for row in expected_records(tally) if row["depth"] == 3]
-    assert all(row["tokens_per_forward"] == pytest.approx(4, abs=1e-4) for row in last)
+            assert getattr(row, name).value == 1
+        assert row.speculative.value == pytest.approx(1, abs=1e-5)
+    last = [row for row in expected_rows(tally) if row.depth == 3]
+    assert all(row.tokens_per_forward.value == pytest.approx(4, abs=1e-4) for row in last)
 
 
 def test_a_text_that_repeats_itself_is_looked_up() -> None:
@@ -290,7 +290,7 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         journal = Journal(path, settings)
         return measure(model, text, [Marginalization(1, 4)], journal=journal, **asked, **more)
 
-    whole = depth_records(measure(model, text, [Marginalization(1, 4)], **asked))
+    whole = depth_rows(measure(model, text, [Marginalization(1, 4)], **asked))
 
     def stop(share: float) -> None:
         if share >= 0.5:
@@ -308,10 +308,10 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.Monk
         return original(*arguments)  # type: ignore[arg-type]
 
     monkeypatch.setattr(probe_run, "_measure_row", counting)
-    assert depth_records(run({"a": 1})) == whole
+    assert depth_rows(run({"a": 1})) == whole
     assert 0 < len(measured) < 6
     measured.clear()
-    assert depth_records(run({"a": 2})) == whole  # other settings: all anew
+    assert depth_rows(run({"a": 2})) == whole  # other settings: all anew
     assert len(measured) == 6
     Journal(path, {"a": 2}).remove()
     assert not path.exists()
@@ -349,19 +349,19 @@ def test_the_lens_of_the_last_layer_is_the_model() -> None:
     model, text = ft.MTPModel(families.build("llama")), blocks()
     probes = train_probes(model, text, layers=(1, 4), depth=1, positions=40)
     table = read_layers(model, text, depth=1, positions=40, probes=probes)
-    rows = {(row["method"], row["layer"], row["depth"]): row for row in table.rows()}
+    rows = {(row.method, row.layer, row.depth): row for row in table.rows()}
     last = rows["logit-lens", 4, 0]
-    assert last["agreement"] == last["settled"] == 1
+    assert last.agreement.value == last.settled.value == 1
     assert {layer for method, layer, _ in rows if method == "linear-probe"} == {1, 4}
     assert {layer for method, layer, _ in rows if method == "logit-lens"} == set(range(5))
-    settled = [rows["logit-lens", layer, 0]["settled"] for layer in range(5)]
+    settled = [rows["logit-lens", layer, 0].settled.value for layer in range(5)]
     assert settled == sorted(settled)
     assert all(
-        rows["logit-lens", layer, 0]["settled"] <= rows["logit-lens", layer, 0]["agreement"]
+        rows["logit-lens", layer, 0].settled.value <= rows["logit-lens", layer, 0].agreement.value
         for layer in range(5)
     )
-    assert [row["cka_final"] for row in table.drift][-1] == pytest.approx(1)
-    assert table.drift[0]["cosine"] == pytest.approx(1)
+    assert [row.cka_final for row in table.drift][-1] == pytest.approx(1)
+    assert table.drift[0].cosine == pytest.approx(1)
 
 
 def test_a_linear_probe_finds_a_linear_map() -> None:
@@ -427,7 +427,7 @@ def test_what_is_recommended() -> None:
     assert (early.depth, early.tap, early.recipe) == (0, "weighted", "joint")
     assert Prediction(costs=cheap, layers=[7, 8], share=0.9, **known).tap == "trunk"
     assert Prediction(costs=cheap, layers=[], share=None, **known).recipe == "joint"
-    chosen = [row["depth"] for row in good.rows() if row["chosen"]]
+    chosen = [row.depth for row in good.rows() if row.chosen]
     assert chosen == [2, 2]
     # Between 0.97 and 1.03 at depth 1: it may pay, which the verdict says, whatever the middle is.
     open_ = Prediction(costs=Costs([1.0, 1.45, 1.9], 0.1), layers=[], share=None, **known)
@@ -438,7 +438,7 @@ def test_what_is_recommended() -> None:
     assert "would not pay" in _advice(early)
     assert _advice(good).startswith("Recommended")
     for row in good.rows():
-        assert row["tokens_per_forward_min"] <= row["tokens_per_forward_max"]
+        assert row.tokens_per_forward.min <= row.tokens_per_forward.max
 
 
 def test_few_positions_make_linear_probes_cheap() -> None:

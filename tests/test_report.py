@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from importlib.resources import files
 from itertools import combinations, pairwise
 from pathlib import Path
@@ -16,14 +17,17 @@ import report_files
 from foretell.cli import main
 from foretell.errors import InputError
 from foretell.formatting import text
-from foretell.provenance import read_result, write_result
 from foretell.report import write_report
 from foretell.report.charts import Chart, charts_of
 from foretell.report.charts.drawing import SERIES, _apart
 from foretell.report.drafts import continuations
+from foretell.report.page import summary
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, collect
 from foretell.report.tables import tables_of
+from foretell.results import read_result, write_result
+from foretell.results.benchmarks import Recipe, TrainingCost
+from foretell.tally import Estimate
 
 
 @pytest.fixture(scope="module")
@@ -42,21 +46,13 @@ def cells(chart: Chart) -> list[tuple[str, ...]]:
 
 def test_outputs_that_differ_in_half_precision_are_explained(tmp_path: Path) -> None:
     rows = [
-        {
-            "method": method,
-            "identical": same,
-            "prompts": 8,
-            "speedup": 1.0,
-            "tokens_per_second": 9.0,
-        }
+        report_files.speed(method, model="a", identical=same, prompts=8)
         for method, same in (("plain", 8), ("parallel", 4))
     ]
     captions = []
     for dtype in ("bfloat16", "float32"):
         origin = {**report_files.ORIGIN, "dtype": dtype}
-        write_result(
-            tmp_path / "bench.json", "bench", {}, [{"model": "a", **r} for r in rows], origin
-        )
+        write_result(tmp_path / "bench.json", "bench", {}, rows, origin)
         (chart,) = charts_of(collect([tmp_path]))
         assert "4 of 8 outputs are identical to plain decoding." in chart.caption
         captions.append(chart.caption)
@@ -68,16 +64,10 @@ def test_outputs_that_differ_in_half_precision_are_explained(tmp_path: Path) -> 
 
 
 def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) -> None:
-    rows = [{"method": "parallel", "speedup": 0.8, "tokens_per_second": 9.0}]
+    row = report_files.speed("parallel", model="a", speedup=0.8, drafter="heads")
     says = "These heads do not pay on this machine (0.80× plain decoding)."
     origin = {**report_files.ORIGIN, "cpu": "Some CPU", "dtype": "float32"}
-    write_result(
-        tmp_path / "bench.json",
-        "bench",
-        {"verdicts": {"a": says}},
-        [{"model": "a", **rows[0]}],
-        origin,
-    )
+    write_result(tmp_path / "bench.json", "bench", {"verdicts": {"a": says}}, [row], origin)
     write_report([tmp_path / "bench.json"], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
     begin = page[page.index("<h1>") : page.index('<ul class="facts">')]
@@ -90,7 +80,7 @@ def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) 
 
 def test_verdicts_on_several_models_are_told_apart(tmp_path: Path) -> None:
     paths = [
-        report_files.write(tmp_path / f"{model}.json", "bench", [{"method": "plain"}], model=model,
+        report_files.write(tmp_path / f"{model}.json", "bench", [report_files.speed()], model=model,
                            backbone="b", verdicts={model: f"These heads pay ({model})."})
         for model in ("a", "b")
     ]  # fmt: skip
@@ -130,6 +120,33 @@ def test_a_figure_appears_where_its_data_are(results: Path, file: str, names: se
     assert {chart.name for chart in charts_of(collect([results / file]))} == names
 
 
+def test_a_chart_takes_its_table_and_none_that_looks_alike(tmp_path: Path) -> None:
+    """Steps of training have a speed too; shares by depth are the same in batches."""
+    costs = [
+        TrainingCost(method=name, tokens_per_second=9.0, speedup=speed, seconds=1.0, parameters=8)
+        for name, speed in (("n=1", 1.0), ("n=4", 0.8))
+    ]
+    file = report_files.write(tmp_path / "costs.json", "training-cost", costs, model=None)
+    assert charts_of(collect([file])) == []
+    assert summary(collect([file])) == []
+    in_batches = [replace(row, batch=8) for row in report_files.bench_rows()]
+    file = report_files.write(tmp_path / "batches.json", "bench", in_batches)
+    names = {chart.name for chart in charts_of(collect([file]))}
+    assert names == {"speed-1", "draft-length", "accepted-while-decoding"}
+
+
+def test_what_drafts_nothing_is_no_way_to_draft(tmp_path: Path) -> None:
+    rows = [
+        report_files.speed("plain", drafter="none"),
+        report_files.speed("plain-compiled", drafter="none", compiled=True, speedup=2.0),
+        report_files.speed("parallel", drafter="heads", speedup=1.5),
+    ]
+    file = report_files.write(tmp_path / "a.json", "bench", rows)
+    facts = {fact.what: (fact.value, fact.whose) for fact in summary(collect([file]))}
+    assert facts["the speed of plain decoding, fastest of all"] == ("1.50×", "parallel, toy")
+    assert facts["outputs identical to plain decoding"][0] == "5 of 5"
+
+
 def test_acceptance_while_decoding_adds_up_to_tokens_per_forward(charts: dict[str, Chart]) -> None:
     found = cells(charts["draft-length"])
     unit = "tokens per forward"
@@ -166,7 +183,7 @@ def test_what_was_predicted_stands_beside_what_heads_reach(results: Path) -> Non
     ("share", "verdict"), [(0.1, "below"), (0.2, "inside"), (0.6, "inside"), (0.7, "above")]
 )
 def test_where_the_prediction_fails_it_says_so(tmp_path: Path, share: float, verdict: str) -> None:
-    rows = [{"method": "parallel", "depth": 1, "top1": 0.5, "acceptance": share}]
+    rows = [report_files.scored(depth=1, acceptance=Estimate(share))]
     report_files.write(tmp_path / "probe.json", "probe", report_files.probe_rows())
     report_files.write(tmp_path / "eval.json", "eval", rows)
     (found,) = comparisons(collect([tmp_path]).results)
@@ -175,16 +192,17 @@ def test_where_the_prediction_fails_it_says_so(tmp_path: Path, share: float, ver
 
 def test_a_prediction_is_about_one_backbone(tmp_path: Path) -> None:
     """Heads of another model, on trees, drawn, or trained from scratch are not compared."""
-    rows = [{"method": "parallel", "depth": 1, "top1": 0.5, "acceptance": 0.4}]
+    rows = [report_files.scored(depth=1, acceptance=Estimate(0.4))]
     probed = report_files.probe_rows()
     report_files.write(tmp_path / "a.json", "probe", probed, backbone="same")
     report_files.write(tmp_path / "b.json", "eval", rows, model="other")
     report_files.write(tmp_path / "c.json", "eval", rows, model="heads", backbone="same")
-    tree = [{**row, "method": "parallel-tree"} for row in report_files.bench_rows()]
-    report_files.write(tmp_path / "d.json", "bench", tree)
-    drawn = [{**row, "temperature": 1.0} for row in report_files.bench_rows()[:3]]
-    report_files.write(tmp_path / "e.json", "bench", [*drawn, *report_files.bench_rows()[3:]])
-    scratch = [{**row, "recipe": "pretrain"} for row in rows]
+    speeds, accepted = report_files.bench_rows()[:4], report_files.bench_rows()[4:]
+    tree = [replace(row, tree="2,1") for row in speeds]
+    report_files.write(tmp_path / "d.json", "bench", [*tree, *accepted])
+    drawn = [replace(row, temperature=1.0) for row in speeds]
+    report_files.write(tmp_path / "e.json", "bench", [*drawn, *accepted])
+    scratch = [Recipe(**{**vars(rows[0]), "recipe": "pretrain"})]
     report_files.write(tmp_path / "f.json", "recipes", scratch, model=None)
     found = comparisons(collect([tmp_path], mixed=True).results)
     assert [Path(one.source.name).name for one in found] == ["c.json"]
@@ -214,13 +232,13 @@ def test_chosen_lengths_are_means_over_those_still_running(
     (line,) = figure.axes[0].get_lines()
     assert line.get_xdata().tolist() == [1, 2, 3, 4]
     assert line.get_ydata().tolist() == [0, 0.5, 2, 2]
-    row = {"method": "parallel", "draft_length": "auto"}
+    row = report_files.generated(draft_length="auto")
     report_files.write(tmp_path / "a.json", "generate", [row], draft_lengths=[0, 2, 2])
-    report_files.write(tmp_path / "b.json", "generate", [row | {"draft_length": 2}],
+    report_files.write(tmp_path / "b.json", "generate", [replace(row, draft_length=2)],
                        draft_lengths=[2, 2])  # fmt: skip
     (chart,) = charts_of(collect([tmp_path]))
     assert cells(chart) == [("parallel", "0", "33.3 %"), ("parallel", "2", "66.7 %")]
-    report_files.write(tmp_path / "c.json", "bench", [row], draft_lengths=[3])
+    report_files.write(tmp_path / "c.json", "bench", [report_files.speed()], draft_lengths=[3])
     with pytest.raises(InputError, match="'draft_lengths' is not what foretell writes"):
         charts_of(collect([tmp_path]))
 
@@ -337,7 +355,7 @@ def test_tables_show_every_row_with_intervals_and_bounds(results: Path) -> None:
 
 def test_a_row_of_an_unknown_command_is_a_plain_table(results: Path) -> None:
     (table,) = tables_of(Source("own", read_result(results / "own.json")), 1)
-    assert (table.header, table.cells) == (["method", "seconds"], [["a", "2 ms"]])
+    assert (table.header, table.cells) == (["method", "tokens", "seconds"], [["a", "1", "2 ms"]])
 
 
 @pytest.mark.parametrize(
@@ -402,7 +420,7 @@ def test_what_is_no_result_file(tmp_path: Path, content: str) -> None:
 
 
 def test_an_unknown_field(tmp_path: Path) -> None:
-    file = report_files.write(tmp_path / "in" / "a.json", "bench", [{"method": "plain"}])
+    file = report_files.write(tmp_path / "in" / "a.json", "bench", [report_files.speed()])
     file.write_text(file.read_text().replace('"method"', '"metod"'))
     assert "unknown field 'metod'" in refused(tmp_path, file)
 
@@ -421,8 +439,8 @@ def test_models_that_have_nothing_in_common(tmp_path: Path) -> None:
 
 def test_models_that_one_file_compares(tmp_path: Path) -> None:
     for name in ("one", "two"):
-        report_files.write(tmp_path / f"{name}.json", "eval", [{"depth": 0}], model=name)
-    both = [{"model": "one", "method": "plain"}, {"model": "two", "method": "plain"}]
+        report_files.write(tmp_path / f"{name}.json", "eval", [report_files.scored()], model=name)
+    both = [report_files.speed(model="one"), report_files.speed(model="two")]
     report_files.write(tmp_path / "z.json", "bench", both, model=None)
     assert collect([tmp_path]).models == ("one", "two")
 
@@ -430,13 +448,13 @@ def test_models_that_one_file_compares(tmp_path: Path) -> None:
 def test_one_backbone_by_two_names(tmp_path: Path) -> None:
     for name, backbone in (("tiny", "same"), ("runs/a/model", "same")):
         file = tmp_path / f"{name.replace('/', '-')}.json"
-        report_files.write(file, "eval", [{"depth": 0}], model=name, backbone=backbone)
+        report_files.write(file, "eval", [report_files.scored()], model=name, backbone=backbone)
     assert len(collect([tmp_path]).results) == 2
 
 
 def test_a_run_of_another_backbone(tmp_path: Path) -> None:
     file = report_files.write(
-        tmp_path / "in" / "a.json", "eval", [{"depth": 0}], backbone=report_files.BACKBONE
+        tmp_path / "in" / "a.json", "eval", [report_files.scored()], backbone=report_files.BACKBONE
     )
     report_files.write_run(tmp_path / "in" / "own")
     assert len(collect([file.parent]).runs) == 1
@@ -465,7 +483,9 @@ def test_a_broken_run(tmp_path: Path, file: str, content: str) -> None:
 
 @pytest.mark.parametrize("steps", [3, [3], [{"drafted": 1, "accepted": 1, "pieces": [2]}]])
 def test_drafts_that_generate_does_not_write(tmp_path: Path, steps: object) -> None:
-    file = report_files.write(tmp_path / "a.json", "generate", [], steps=steps)
+    file = report_files.write(
+        tmp_path / "a.json", "generate", [report_files.generated()], steps=steps
+    )
     assert "'steps'" in refused(tmp_path, file)
 
 

@@ -13,8 +13,8 @@ from foretell.checkpoints import CONFIG_FILE, load_tokenizer
 from foretell.data import Document, PackedBlocks, Sketch, StreamedBlocks, held_out_split
 from foretell.data.sketch import SIZE, digest_of
 from foretell.evaluation import describe_seen, seen_in_training
-from foretell.provenance import read_result
 from foretell.report import write_report
+from foretell.results import read_result
 from foretell.training import Plan, train
 from runs import corpus, settings, small_model
 

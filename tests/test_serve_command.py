@@ -19,7 +19,8 @@ import foretell
 from command_line import fine, refused
 from foretell.cli import serve
 from foretell.cli.commands.serve import Serve
-from foretell.provenance import read_result
+from foretell.results import read_result
+from foretell.results.tables import Served
 from serving import offline
 
 
@@ -52,7 +53,7 @@ def test_a_server_starts_answers_and_ends_when_told_to(tmp_path: Path) -> None:
             assert process.stdout.readline().startswith("Result file: ")
             result = read_result(tmp_path / "serve.json")
             assert result.settings["url"] == f"{found[1]}/v1"
-            served = {"model": "small", "method": "parallel", "depth": 3, "draft_length": "auto"}
+            served = Served(model="small", method="parallel", depth=3, draft_length="auto")
             assert result.rows == [served]
             asked: dict[str, Any] = {"model": "small", "prompt": "def main(", "temperature": 0}
             headers = {"Authorization": "Bearer sesame"}

@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from foretell.tally import DRAWS, GROUPS, Tally, estimate
+from foretell.tally import DRAWS, GROUPS, Estimate, Tally, estimate
 
 
 def filled(documents: int = 40, each: int = 7) -> tuple[Tally, np.ndarray]:
@@ -39,13 +39,13 @@ def test_what_is_not_a_number_does_not_count() -> None:
 def test_intervals_are_over_documents_not_positions() -> None:
     """Against a bootstrap written out, and against what independent positions would give."""
     tally, values = filled()
-    found = estimate("x", tally.means("x"))
+    found = estimate(tally.means("x"))
     random = np.random.default_rng(5)
     means = [values[random.integers(0, len(values), len(values))].mean() for _ in range(4 * DRAWS)]
     low, high = np.quantile(means, [0.025, 0.975])
     width = high - low
-    assert found["x_low"] == pytest.approx(low, abs=0.1 * width)
-    assert found["x_high"] == pytest.approx(high, abs=0.1 * width)
+    assert found.low == pytest.approx(low, abs=0.1 * width)
+    assert found.high == pytest.approx(high, abs=0.1 * width)
     independent = 2 * 1.96 * values.std() / math.sqrt(values.size)
     assert width > 2 * independent
 
@@ -56,8 +56,8 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         tally = Tally("method")
         means = random.normal(size=30)
         tally.add(("m",), np.repeat(np.arange(30), 4), {"x": np.repeat(means, 4)})
-        found = estimate("x", tally.means("x"))
-        hits += found["x_low"] <= 0 <= found["x_high"]
+        found = estimate(tally.means("x"))
+        hits += found.low <= 0 <= found.high
     assert 0.88 <= hits / 200 <= 0.99
 
 
@@ -66,15 +66,15 @@ def test_differences_are_paired() -> None:
     second = Tally("method")
     for document, row in enumerate(values):
         second.add(("m",), [document] * len(row), {"x": row + 1})
-    found = estimate("x", second.means("x") - first.means("x"))
-    assert found["x"] == pytest.approx(1)
-    assert found["x_low"] == pytest.approx(1) == found["x_high"]
+    found = estimate(second.means("x") - first.means("x"))
+    assert found.value == pytest.approx(1)
+    assert found.low == pytest.approx(1) == found.high
 
 
 def test_one_document_has_no_interval() -> None:
     tally = Tally("method")
     tally.add(("m",), [4, 4], {"x": [1.0, 2.0]})
-    assert estimate("x", tally.means("x")) == {"x": 1.5, "x_low": None, "x_high": None}
+    assert estimate(tally.means("x")) == Estimate(1.5)
 
 
 def test_one_document_that_has_a_value_gives_it_no_interval() -> None:
@@ -83,9 +83,20 @@ def test_one_document_that_has_a_value_gives_it_no_interval() -> None:
     tally.add(
         ("m",), [1, 2, 3, 3], {"x": [math.nan, math.nan, 1.0, 2.0], "y": [1.0, 2.0, 3.0, 4.0]}
     )
-    assert estimate("x", tally.means("x")) == {"x": 1.5, "x_low": None, "x_high": None}
-    assert estimate("x", 1 + tally.means("y") + tally.means("x"))["x_low"] is None
-    assert estimate("y", tally.means("y"))["y_low"] is not None
+    assert estimate(tally.means("x")) == Estimate(1.5)
+    assert estimate(1 + tally.means("y") + tally.means("x")).low is None
+    assert estimate(tally.means("y")).low is not None
+
+
+def test_bounds_belong_to_what_they_bound() -> None:
+    """Whichever was counted first; they have no interval of their own."""
+    tally = Tally("method")
+    tally.add(("m",), [0, 1], {"x_min": [1.0, 2.0], "x": [2.0, 4.0], "y_max": [5.0, 7.0]})
+    found = tally.estimates()
+    assert list(found) == ["x", "y"]
+    assert (found["x"].value, found["x"].min, found["x"].max) == (3.0, 1.5, None)
+    assert found["x"].low is not None
+    assert found["y"] == Estimate(max=6.0)
 
 
 def test_records_are_the_tally(tmp_path) -> None:

@@ -18,7 +18,9 @@ from foretell.checkpoints import load_tokenizer
 from foretell.data import PackedBlocks
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.evaluation import measure_heads
-from foretell.provenance import provenance, write_result
+from foretell.results import of_model, select, write_result
+from foretell.results.provenance import provenance
+from foretell.results.tables import ScoredByDepth
 
 ROOT = Path(__file__).parents[2]
 BUNDLED = ROOT / "src" / "foretell" / "bundled"
@@ -84,8 +86,7 @@ def main() -> None:
         standard_library("held-out"), load_tokenizer(target), settings["block_size"]
     )
     found = measure_heads(model, blocks)
-    rows = [{"model": arguments.name, **row} for row in found.rows()]
-    rows[0]["bits_per_byte"] = found.bits_per_byte
+    rows = of_model(arguments.name, select(found.all_rows(), ScoredByDepth))
     write_result(
         ROOT / "results" / f"{arguments.name}.json",
         "experiments/tiny",
@@ -129,11 +130,11 @@ def main() -> None:
         torch=origin["torch"],
         transformers=origin["transformers"],
         bits=found.bits_per_byte,
-        nll=rows[0]["nll"],
+        nll=rows[0].nll.value,
         depths="\n".join(
-            f"| {r['depth']} | {100 * r['top1']:.1f} % | {100 * r['top5']:.1f} % "
-            f"| {r['nll']:.3f} | {100 * r['agreement']:.1f} % |"
-            for r in rows
+            f"| {row.depth} | {100 * row.top1.value:.1f} % | {100 * row.top5.value:.1f} % "
+            f"| {row.nll.value:.3f} | {100 * row.agreement.value:.1f} % |"
+            for row in rows
         ),
         held_out_list=", ".join(f"`{name}`" for name in HELD_OUT),
     )

@@ -32,8 +32,10 @@ from foretell.files import local_path, require_replaceable
 from foretell.generation.steps import counted, shown_steps
 from foretell.hardware import is_slow, pick_device
 from foretell.model import MTPModel
-from foretell.provenance import is_result, provenance, write_result
 from foretell.report import is_page, write_report
+from foretell.results import Row, is_result, of_model, select, write_result
+from foretell.results.provenance import provenance
+from foretell.results.tables import Generated, Speed
 from foretell.training import Progress, TrainConfig, TrainResult, build, train
 from foretell.training.rundir import RunDirectory
 
@@ -110,19 +112,19 @@ class DemoResult:
     seconds: float
 
     @property
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Row]:
         """Of the comparison, for a result file."""
         return _rows(self.speeds)
 
     @property
     def outputs(self) -> int:
         """How many texts were decoded with heads."""
-        return self._count("prompts")
+        return sum(row.prompts for row in self._heads)
 
     @property
     def identical(self) -> int:
         """How many of them are those of plain decoding."""
-        return self._count("identical")
+        return sum(row.identical or 0 for row in self._heads)
 
     def require_identical(self) -> None:
         """Refuse outputs of heads that are not those of plain decoding.
@@ -135,8 +137,9 @@ class DemoResult:
                 f"{differing} outputs differ from plain decoding; please report it."
             )
 
-    def _count(self, name: str) -> int:
-        return sum(row.get(name, 0) for row in self.rows if row.get("drafter") == "heads")
+    @property
+    def _heads(self) -> list[Speed]:
+        return [row for row in select(self.rows, Speed) if row.drafter == "heads"]
 
 
 def run_demo(
@@ -177,14 +180,14 @@ def run_demo(
         marginals = measure_marginals(tiny, text, depth=2, seed=seed, progress=progress, **asked)
     watcher.probed(marginals)
     settings: dict[str, Any] = {"data": HELD_OUT, **asked, "block_size": 128}
-    rows = [{"model": "tiny", **row} for row in marginals.rows()]
+    rows = of_model("tiny", marginals.rows())
     watcher.wrote(_save(out / "probe.json", tiny, seed, settings, rows))
 
     watcher.begins(2, f"Training heads on tiny, its own weights frozen ({minutes:g} minutes)")
     trained = _train_heads(out, config, watcher)
     depths = measure_heads(trained, _read(HELD_OUT, trained, 256, watcher), limit=BLOCKS)
     watcher.measured(depths)
-    rows = [{"model": "tiny", **row} for row in depths.rows()]
+    rows = of_model("tiny", depths.rows())
     watcher.wrote(_save(out / "eval.json", trained, seed, {"data": HELD_OUT}, rows))
 
     watcher.begins(3, "Decoding held-out prompts, every output checked against plain decoding")
@@ -269,16 +272,16 @@ def _continue_one(path: Path, name: str, model: MTPModel, seed: int) -> Path:
         "max_new_tokens": SHOWN_TOKENS,
         "steps": shown_steps(steps, tokenizer, ids),
     }
-    row = {"model": name, "method": method_name("heads", model), **counted(steps)}
+    row = Generated(model=name, method=method_name("heads", model), **counted(steps))
     return _save(path, model, None, settings, [row])
 
 
-def _rows(speeds: Sequence[tuple[str, SpeedTable]]) -> list[dict[str, Any]]:
-    return [{"model": name, **row} for name, table in speeds for row in table.rows]
+def _rows(speeds: Sequence[tuple[str, SpeedTable]]) -> list[Row]:
+    return [row for name, table in speeds for row in of_model(name, table.rows)]
 
 
 def _save(
-    path: Path, model: MTPModel, seed: int | None, settings: dict[str, Any], rows: list[Any]
+    path: Path, model: MTPModel, seed: int | None, settings: dict[str, Any], rows: Sequence[Row]
 ) -> Path:
     """Write a result file; named after the command that writes such a file."""
     origin = provenance(seed, model.backbone.device, model.backbone.dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from foretell.provenance import Scalar
+from foretell.results.rows import Scalar
 
 SHARES = frozenset(
     {

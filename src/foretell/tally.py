@@ -12,6 +12,7 @@ Shapes: N positions, G groups of documents, R draws.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, TypeAlias
 
@@ -26,6 +27,25 @@ CONFIDENCE = 0.95
 Key: TypeAlias = tuple[str | int, ...]
 Means: TypeAlias = NDArray[np.float64]
 """(1 + R,): the mean, then the mean of every draw."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A figure and how well it is known; None, or not a number, where it is not.
+
+    Attributes:
+        value: the mean.
+        low: lower end of its confidence interval over documents.
+        high: upper end.
+        min: what it is at least, where only a part of it is known.
+        max: what it is at most.
+    """
+
+    value: float | None = None
+    low: float | None = None
+    high: float | None = None
+    min: float | None = None
+    max: float | None = None
 
 
 class Tally:
@@ -124,16 +144,18 @@ class Tally:
         """How many positions have the value, in the documents drawn."""
         return np.asarray(self._weights @ self._by_group(name, where)[:, 1])
 
-    def estimates(self, **where: str | int) -> dict[str, float | None]:
-        """All values of the cells that agree with `where`, as fields of a row.
+    def estimates(self, **where: str | int) -> dict[str, Any]:
+        """All values of the cells that agree with `where`, an `Estimate` each: fields of a row.
 
-        Bounds, whose names end so, have no interval of their own.
+        `x_min` and `x_max` are the bounds of `x`, and have no interval of their own.
         """
-        found: dict[str, float | None] = {}
-        for name in self.names(**where):
-            means = self.means(name, **where)
-            bound = name.endswith(("_min", "_max"))
-            found |= {name: float(means[0])} if bound else estimate(name, means)
+        means = {name: self.means(name, **where) for name in self.names(**where)}
+        bounds = [name for name in means if name.endswith(("_min", "_max"))]
+        found = {name: estimate(means[name]) for name in means if name not in bounds}
+        for name in bounds:
+            base, _, end = name.rpartition("_")
+            known = found.get(base, Estimate())
+            found[base] = replace(known, **{end: float(means[name][0])})
         return found
 
     def _fits(self, key: Key, where: Mapping[str, str | int]) -> bool:
@@ -171,14 +193,14 @@ def _weights(groups: int) -> NDArray[np.int64]:
     return np.concatenate([np.ones((1, groups), np.int64), drawn])
 
 
-def estimate(name: str, means: Means) -> dict[str, float | None]:
-    """The mean as `name`, and its interval as `name_low` and `name_high`.
+def estimate(means: Means) -> Estimate:
+    """The mean and its interval.
 
-    With a single document there is nothing to draw, and no interval: None.
+    With a single document there is nothing to draw, and no interval.
     """
     drawn = means[1:][np.isfinite(means[1:])]
     tail = (1 - CONFIDENCE) / 2
     low = high = None
     if len(drawn):
         low, high = np.quantile(drawn, [tail, 1 - tail]).tolist()
-    return {name: float(means[0]), f"{name}_low": low, f"{name}_high": high}
+    return Estimate(float(means[0]), low, high)

@@ -11,6 +11,7 @@ import gc
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,9 @@ from models import ENOUGH, NEW, Case, counts, head_config, other_contracts, padd
 import foretell as ft
 from foretell.formats import export, import_heads
 from foretell.formats.exporting import BACKBONE
-from foretell.provenance import provenance, read_result, write_result
+from foretell.results import read_result, write_result
+from foretell.results.benchmarks import Engine
+from foretell.results.provenance import provenance
 
 RESULT = Path(__file__).parents[2] / "results" / "engines.json"
 
@@ -92,7 +95,7 @@ def serve(
     return [list(output.outputs[0].token_ids) for output in outputs], counted, seconds
 
 
-def run(name: str, case: Case, work: Path) -> list[dict[str, Any]]:
+def run(name: str, case: Case, work: Path) -> list[Engine]:
     """One case's row, and where it is asked for those of wrong contracts."""
     model_path, exported = work / name / "model", work / name / "exported"
     continuations = trained(case, model_path)
@@ -109,15 +112,19 @@ def run(name: str, case: Case, work: Path) -> list[dict[str, Any]]:
         target, speculative["model"] = exported / BACKBONE, str(exported)
     tokens, counted, seconds = serve(target, speculative, plain_rotary=case.plain_rotary)
     expected = [c[:NEW] for c in continuations]
-    row = {
-        "model": name, "layout": case.layout, "family": case.backbone, "depth": case.length,
-        "prompts": len(expected),
-        "identical": sum(a == b for a, b in zip(tokens, expected, strict=True)),
-        **named(own), **{f"engine_{key}": value for key, value in named(counted).items()},
-        "equal": counted == own,
-        "engine_tokens_per_second": len(expected) * NEW / seconds,
-        "tokens_per_second": speed(model),
-    }  # fmt: skip
+    row = Engine(
+        model=name,
+        layout=case.layout,
+        family=case.backbone,
+        depth=case.length,
+        prompts=len(expected),
+        identical=sum(a == b for a, b in zip(tokens, expected, strict=True)),
+        **named(own),
+        **{f"engine_{key}": value for key, value in named(counted).items()},
+        equal=counted == own,
+        engine_tokens_per_second=len(expected) * NEW / seconds,
+        tokens_per_second=speed(model),
+    )
     return [row, *(wrong(row, model, way, case.length) for way in ways(name, case))]
 
 
@@ -145,16 +152,15 @@ def ways(name: str, case: Case) -> list[tuple[str, Any]]:
     return list(other_contracts(head_config(case)).items()) if name == ABLATED else []
 
 
-def wrong(row: dict[str, Any], model: ft.MTPModel, way: Any, length: int) -> dict[str, Any]:
+def wrong(row: Engine, model: ft.MTPModel, way: Any, length: int) -> Engine:
     """The row of the same tensors run under another contract, here."""
     name, config = way
     other = ft.MTPModel(model.lm, config).eval()
     other.head.load_state_dict(model.head.state_dict())
     own = named(total(other, length))
-    theirs = {key: value for key, value in row.items() if key.startswith("engine_")}
-    equal = all(value == row[f"engine_{key}"] for key, value in own.items())
-    about = {key: row[key] for key in ("layout", "family", "depth", "prompts")}
-    return {"model": f"{row['model']}, another {name}", **about, **own, **theirs, "equal": equal}
+    equal = all(value == getattr(row, f"engine_{key}") for key, value in own.items())
+    called = f"{row.model}, another {name}"
+    return replace(row, model=called, identical=None, tokens_per_second=None, **own, equal=equal)
 
 
 def main(wanted: list[str]) -> int:
@@ -169,26 +175,27 @@ def main(wanted: list[str]) -> int:
             except Exception as error:  # an engine can fail anywhere; the others go on
                 why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
                 about = {"layout": case.layout, "family": case.backbone, "depth": case.length}
-                found = [{"model": name, **about, "error": why}]
+                found = [Engine(model=name, **about, error=why)]
                 with contextlib.suppress(Exception):
                     from vllm.distributed import cleanup_dist_env_and_memory
 
                     cleanup_dist_env_and_memory()
             first = found[0]
-            good = bool(first.get("equal")) and first["identical"] == first["prompts"]
+            good = bool(first.equal) and first.identical == first.prompts
             failed += [] if good else [name]
-            print("ok  " if good else "FAIL", *found, sep="\n  ", flush=True)
+            said = "ok  " if good else "FAIL"
+            print(said, *(row.flat() for row in found), sep="\n  ", flush=True)
             save(found, name)
     print("differ:", ", ".join(failed) or "none")
     return len(set(failed) - KNOWN.keys())
 
 
-def save(found: list[dict[str, Any]], name: str) -> None:
+def save(found: list[Engine], name: str) -> None:
     """Put a case's rows in the result file, in place of those it had."""
-    old = read_result(RESULT).rows if RESULT.exists() else []
-    others = [row for row in old if str(row["model"]).split(",")[0] != name]
+    old = read_result(RESULT).table(Engine) if RESULT.exists() else []
+    others = [row for row in old if str(row.model).split(",")[0] != name]
     order = list(CASES)
-    rows = sorted([*others, *found], key=lambda row: order.index(str(row["model"]).split(",")[0]))
+    rows = sorted([*others, *found], key=lambda row: order.index(str(row.model).split(",")[0]))
     settings = {
         "new_tokens": NEW,
         "head_loss": ENOUGH,

@@ -28,7 +28,9 @@ from foretell.data.tokenization import tokenize_all
 from foretell.decoding import NoDrafter, store_by_columns
 from foretell.formats import export
 from foretell.formats.exporting import BACKBONE
-from foretell.provenance import provenance, write_result
+from foretell.results import write_result
+from foretell.results.benchmarks import EngineSpeed
+from foretell.results.provenance import provenance
 
 RESULT = Path(__file__).parents[2] / "results" / "engine-speed.json"
 PROMPTS, PROMPT_TOKENS, NEW, REPEATS = 8, 64, 96, 3
@@ -81,7 +83,7 @@ def prompts_of(model: ft.MTPModel, path: str) -> Rows:
     return [blocks[index]["input_ids"][:PROMPT_TOKENS].tolist() for index in order.tolist()]
 
 
-def measured(engines: dict[str, Engine], prompts: Rows) -> list[dict[str, Any]]:
+def measured(engines: dict[str, Engine], prompts: Rows) -> list[EngineSpeed]:
     found, plain = [], next(iter(engines.values()))(prompts)[0]
     for batch in (1, len(prompts)):
         parts = [prompts[i : i + batch] for i in range(0, len(prompts), batch)]
@@ -97,15 +99,20 @@ def measured(engines: dict[str, Engine], prompts: Rows) -> list[dict[str, Any]]:
                 last[name] = rows, sum(passes for _, passes in results)
         for name, (rows, passes) in last.items():
             tokens = sum(map(len, rows))
-            row = {
-                "method": name, "batch": batch, "prompts": len(prompts), "tokens": tokens,
-                "seconds": statistics.median(seconds[name]), "forwards": passes,
-                "tokens_per_forward": tokens / passes,
-                "identical": sum(a == b for a, b in zip(rows, plain, strict=True)),
-            }  # fmt: skip
-            row["tokens_per_second"] = tokens / row["seconds"]
+            median = statistics.median(seconds[name])
+            row = EngineSpeed(
+                method=name,
+                batch=batch,
+                prompts=len(prompts),
+                tokens=tokens,
+                seconds=median,
+                forwards=passes,
+                tokens_per_forward=tokens / passes,
+                tokens_per_second=tokens / median,
+                identical=sum(a == b for a, b in zip(rows, plain, strict=True)),
+            )
             found.append(row)
-            print(row, flush=True)
+            print(row.flat(), flush=True)
     return found
 
 

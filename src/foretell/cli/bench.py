@@ -1,12 +1,12 @@
 """`foretell bench`: decoding methods side by side."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 
 from foretell.cli import common, drafting
 from foretell.cli.commands.bench import Bench
+from foretell.cli.probe_tables import shown_share
 from foretell.data import Bad, Sketch
 from foretell.decoding.constraints import obeyed
 from foretell.evaluation import (
@@ -19,8 +19,9 @@ from foretell.evaluation import (
 )
 from foretell.evaluation.methods import PROMPT_LOOKUP
 from foretell.evaluation.speed import share_by_length
-from foretell.provenance import near_ties
 from foretell.ready import prompts_with_room, tokenizer_of
+from foretell.results import of_model
+from foretell.results.tables import Speed, near_ties
 
 
 def bench(asked: Bench) -> None:
@@ -85,7 +86,7 @@ def bench(asked: Bench) -> None:
         "seen_in_training": seen,
         "verdicts": verdicts,
     }
-    rows = [{"model": asked.model, **row} for row in found.rows]
+    rows = of_model(asked.model, found.rows)
     common.save_json(asked.json, "bench", loaded, asked.seed, settings, rows)
     what = title(f"{asked.model} on {asked.prompts}", asked.temperature, asked.batch_size)
     show_speed([(asked.model, found)], what, loaded.backbone.dtype, verdicts)
@@ -107,9 +108,9 @@ def show_speed(
 ) -> None:
     """Print the one table of a comparison made in some type, and what was left out of it."""
     columns = ("model", "method", "tokens/forward", "tokens/s", "speed-up", "identical")
-    rows = [_cells(model, row) for model, table in found for row in table.rows if "tokens" in row]
+    rows = [_cells(model, row) for model, table in found for row in table.speeds]
     common.table(title, columns, rows)
-    every = [row for _, table in found for row in table.rows]
+    every = [row for _, table in found for row in table.speeds]
     if explained := near_ties(every, str(dtype).removeprefix("torch.")):
         common.console.print(explained)
     for model, table in found:
@@ -127,21 +128,20 @@ def show_speed(
             common.console.print(f"{model}: {verdicts[model]}")
 
 
-def _cells(model: str, row: dict[str, Any]) -> tuple[str, ...]:
+def _cells(model: str, row: Speed) -> tuple[str, ...]:
     return (
         model,
-        row["method"],
-        f"{row['tokens_per_forward']:.2f}",
-        f"{row['tokens_per_second']:.0f}",
-        f"{row['speedup']:.2f}×",
-        "–" if row["identical"] is None else f"{row['identical']} of {row['prompts']}",
+        row.method,
+        f"{row.tokens_per_forward:.2f}",
+        f"{row.tokens_per_second:.0f}",
+        f"{row.speedup:.2f}×",
+        "–" if row.identical is None else f"{row.identical} of {row.prompts}",
     )
 
 
 def _acceptance(table: SpeedTable) -> dict[str, str]:
     found: dict[str, list[str]] = {}
-    for row in table.rows:
-        if "acceptance" in row:
-            share = f"depth {row['depth']}: {common.percent(row['acceptance'])}"
-            found.setdefault(row["method"], []).append(share)
+    for row in table.accepted:
+        share = f"depth {row.depth}: {shown_share(row.acceptance)}"
+        found.setdefault(row.method, []).append(share)
     return {method: ", ".join(shares) for method, shares in found.items()}

@@ -24,7 +24,8 @@ from foretell.data import REFUSED, Bad, PackedBlocks
 from foretell.formatting import aligned
 from foretell.hardware import is_slow, slowdown
 from foretell.model import MTPModel
-from foretell.provenance import provenance, write_result
+from foretell.results import Row, write_result
+from foretell.results.provenance import provenance
 
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
@@ -109,7 +110,7 @@ def save_json(
     model: MTPModel,
     seed: int | None,
     settings: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
 ) -> None:
     """Write a result file, where one was asked for; its settings tell which backbone it is."""
     if path is None:
@@ -122,7 +123,7 @@ def save_result(
     path: Path,
     command: str,
     settings: dict[str, Any],
-    rows: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     origin: dict[str, Any],
 ) -> None:
     """Write a result file, or to standard output where its path is `-`."""

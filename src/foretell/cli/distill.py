@@ -8,6 +8,7 @@ from foretell.data import Bad, read_documents
 from foretell.data.distill import Continuations, DistillOptions, prompts_that_fit
 from foretell.errors import InputError
 from foretell.ready import tokenizer_of
+from foretell.results.tables import Distilled
 
 
 def distill(asked: Distill) -> None:
@@ -43,14 +44,17 @@ def distill(asked: Distill) -> None:
     common.console.print(
         f"{file.done} continuations{again}; {written:,} tokens in {seconds:.0f} s → {asked.out}"
     )
-    rows = [
-        {"model": asked.model, "prompts": file.done - before, "tokens": written, "seconds": seconds,
-         "tokens_per_second": written / max(seconds, 1e-9)}
-    ]  # fmt: skip
+    row = Distilled(
+        model=asked.model,
+        prompts=file.done - before,
+        tokens=written,
+        seconds=seconds,
+        tokens_per_second=written / max(seconds, 1e-9),
+    )
     settings = {
         **asked.told("prompts", "count", "prompt_tokens", "skip_bad"),
         "before": before,
         "bad_records": len(bad.found),
         **vars(sampling),
     }
-    common.save_json(asked.json, "distill", loaded, asked.seed, settings, rows)
+    common.save_json(asked.json, "distill", loaded, asked.seed, settings, [row])

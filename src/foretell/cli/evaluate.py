@@ -1,10 +1,11 @@
 """`foretell eval`: what the heads predict on held-out text."""
 
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
 
 from foretell.cli import common
 from foretell.cli.commands.evaluate import Evaluate
-from foretell.cli.probe_tables import show_depths, shown
+from foretell.cli.probe_tables import show_depths, shown, shown_share
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.evaluation import (
@@ -18,6 +19,8 @@ from foretell.evaluation import (
 from foretell.evaluation.harness import require_harness, run_harness
 from foretell.model import MTPModel
 from foretell.ready import tokenizer_of
+from foretell.results import Row, of_model, select
+from foretell.results.tables import Baseline, CalibrationError, Difference, HarnessScore
 
 
 def evaluate(asked: Evaluate) -> None:
@@ -29,13 +32,12 @@ def evaluate(asked: Evaluate) -> None:
     bad = Bad(asked.skip_bad)
     found = _measure(asked.model, loaded, asked.data, asked.block_size, asked.blocks, bad)
     common.show_bad(bad, asked.data)
-    rows = [{"model": asked.model, **row} for row in (*found.all_rows(), *beside)]
-    rows[0]["bits_per_byte"] = found.bits_per_byte
+    rows = [*of_model(asked.model, found.all_rows()), *beside]
     show_depths(found, f"{asked.model} on {asked.data}")
     _show_rules(found)
     _show_calibration(found)
     _show_baselines(beside)
-    common.console.print(f"Depth 0: {shown(found.quality_row(), 'bits_per_byte')} bits per byte")
+    common.console.print(f"Depth 0: {shown(found.quality_row().bits_per_byte)} bits per byte")
     if asked.against is not None:
         rows += _compare(asked, found)
     if asked.lm_eval is not None:
@@ -66,7 +68,7 @@ def _measure(
         return measure_heads(model, corpus, limit=limit, progress=progress)
 
 
-def _compare(asked: Evaluate, found: DepthTable) -> list[dict[str, Any]]:
+def _compare(asked: Evaluate, found: DepthTable) -> list[Row]:
     """Bits per byte of the other model, and by how much this one's are more."""
     against = str(asked.against)
     plain = common.load_model(against, asked.device, asked.dtype)
@@ -74,33 +76,34 @@ def _compare(asked: Evaluate, found: DepthTable) -> list[dict[str, Any]]:
     other = _measure(
         against, plain, asked.data, asked.block_size, asked.blocks, Bad(asked.skip_bad)
     )
-    rows = [{"model": against, **other.quality_row()}]
-    text = f"{against}: {shown(rows[0], 'bits_per_byte')} bits per byte"
+    quality = replace(other.quality_row(), model=against)
+    rows: list[Row] = [quality]
+    text = f"{against}: {shown(quality.bits_per_byte)} bits per byte"
     if (more := found.more_bits_than(other)) is not None:
-        rows.append({"model": asked.model, "table": "difference", "source": against, **more})
-        text += f"; {asked.model} has {shown(more, 'bits_per_byte', signed=True)} more"
+        rows.append(Difference(model=asked.model, source=against, bits_per_byte=more))
+        text += f"; {asked.model} has {shown(more, signed=True)} more"
     common.console.print(text)
     return rows
 
 
-def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[dict[str, Any]]:
+def _harness(name: str, model: MTPModel, tasks: str, limit: int | None) -> list[HarnessScore]:
     tokenizer = tokenizer_of(name, model)
     rows = run_harness(model, tokenizer, tasks.split(","), limit=limit)
-    lines = [(row["task"], row["metric"], shown(row, "value")) for row in rows]
+    lines = [(row.task, row.metric, shown(row.value)) for row in rows]
     common.table("lm-eval", ("task", "metric", "value"), lines)
-    return [{"model": name, "table": "lm-eval", **row} for row in rows]
+    return of_model(name, rows)
 
 
 def _show_rules(found: DepthTable) -> None:
-    rows = [row for row in found.rule_rows() if row["depth"] == found.depth]
+    rows = [row for row in found.rule_rows() if row.depth == found.depth]
     if rows:
         columns = ("rule", "lossless", f"accepted at depth {found.depth}", "tokens/forward")
         lines = [
             (
-                row["rule"],
-                "yes" if row["lossless"] else "no",
-                shown(row, "acceptance", 1, 100, " %"),
-                shown(row, "tokens_per_forward", 2),
+                row.rule,
+                "yes" if row.lossless else "no",
+                shown_share(row.acceptance),
+                shown(row.tokens_per_forward, 2),
             )
             for row in rows
         ]
@@ -108,19 +111,21 @@ def _show_rules(found: DepthTable) -> None:
 
 
 def _show_calibration(found: DepthTable) -> None:
-    errors = [row for row in found.calibration_rows() if "ece" in row]
-    if errors:
-        parts = ", ".join(f"depth {row['depth']}: {shown(row, 'ece')}" for row in errors)
+    if errors := select(found.calibration_rows(), CalibrationError):
+        parts = ", ".join(f"depth {row.depth}: {shown(row.ece)}" for row in errors)
         common.console.print(f"Calibration error of the heads' confidence, {parts}")
 
 
-def _show_baselines(rows: list[dict[str, Any]]) -> None:
+def _show_baselines(rows: Sequence[Baseline]) -> None:
     if rows:
         columns = ("method", "depth", "top-1", "agrees", "accepted")
-        names = ("top1", "agreement", "acceptance")
         lines = [
-            (row["method"], str(row["depth"]), *(shown(row, name, 1, 100, " %") for name in names))
+            (
+                row.method,
+                str(row.depth),
+                *map(shown_share, (row.top1, row.agreement, row.acceptance)),
+            )
             for row in rows
-            if row["depth"]
+            if row.depth
         ]
-        common.table(f"Beside it, from the probe of {rows[0]['model']}", columns, lines)
+        common.table(f"Beside it, from the probe of {rows[0].model}", columns, lines)

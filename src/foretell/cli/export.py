@@ -7,7 +7,8 @@ from foretell.cli import common
 from foretell.cli.commands.export import Export, Import
 from foretell.formats import export as write
 from foretell.formats import import_heads, upload
-from foretell.provenance import provenance
+from foretell.results.provenance import provenance
+from foretell.results.tables import ConvertedHeads
 
 
 def export(asked: Export) -> None:
@@ -22,12 +23,9 @@ def export(asked: Export) -> None:
         common.console.print(note)
     if asked.push is not None:
         common.console.print(f"Uploaded: {upload(done.directory, asked.push)}")
-    row = {
-        "model": asked.model,
-        "method": done.kind,
-        "depth": done.depth,
-        "parameters": done.parameters,
-    }
+    row = ConvertedHeads(
+        model=asked.model, method=done.kind, depth=done.depth, parameters=done.parameters
+    )
     settings = {"layout": asked.to, "serve": done.serve, **done.contract}
     _save(asked.json, "export", settings, row)
 
@@ -40,10 +38,10 @@ def import_(asked: Import) -> None:
         f"{done.layout.name}: {done.modules} module{'s' * (done.modules != 1)}, "
         f"{done.parameters:,} parameters → {asked.out}"
     )
-    row = {"model": asked.model, "depth": done.modules, "parameters": done.parameters}
+    row = ConvertedHeads(model=asked.model, depth=done.modules, parameters=done.parameters)
     _save(asked.json, "import", {"layout": done.layout.name}, row)
 
 
-def _save(path: Path | None, command: str, settings: dict[str, Any], row: dict[str, Any]) -> None:
+def _save(path: Path | None, command: str, settings: dict[str, Any], row: ConvertedHeads) -> None:
     if path is not None:
         common.save_result(path, command, settings, [row], provenance(None, "cpu", "auto"))

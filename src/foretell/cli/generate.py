@@ -21,6 +21,7 @@ from foretell.evaluation.methods import method_name
 from foretell.evaluation.speed import share_by_length
 from foretell.generation.steps import counted, shown_steps
 from foretell.ready import tokenizer_of
+from foretell.results.tables import Generated
 
 DEPTH_STYLES = ("", "black on green", "black on cyan", "black on yellow", "black on magenta")
 """Colours of accepted tokens by the depth that drafted them; the last serves all deeper ones."""
@@ -75,27 +76,27 @@ def generate(asked: Generate) -> None:
         steps.append(step)
         printer.add(step)
     printer.finish()
-    row = {
-        "model": asked.model,
-        "method": method_name(name, loaded),
+    row = Generated(
+        model=asked.model,
+        method=method_name(name, loaded),
         **counted(steps),
-        "batch": 1,
-        "temperature": asked.temperature,
-        "compiled": asked.compiled,
-        "drafter": name,
-        "tree": asked.tree,
-        "draft_length": length,
-        "pass_width": asked.pass_width,
-    }
+        batch=1,
+        temperature=asked.temperature,
+        compiled=asked.compiled,
+        drafter=name,
+        tree=asked.tree,
+        draft_length=length,
+        pass_width=asked.pass_width,
+    )
     common.console.stderr = True  # the text stays alone on standard output
     common.console.print(
-        f"{row['tokens']} tokens in {len(steps)} forward passes, "
-        f"{row['tokens_per_forward']:.2f} per forward "
+        f"{row.tokens} tokens in {len(steps)} forward passes, "
+        f"{row.tokens_per_forward:.2f} per forward "
         f"({drafting.describe(accept, asked.temperature)})",
     )
     for line in drafting.describe_config(loaded, sampling):
         common.console.print(line)
-    if loaded.backbone.max_length == ids.shape[1] + row["tokens"]:
+    if loaded.backbone.max_length == ids.shape[1] + row.tokens:
         common.console.print(
             f"the text ends with the model's last position, {loaded.backbone.max_length}."
         )

@@ -3,6 +3,7 @@
 from foretell.cli import common
 from foretell.cli.commands.info import Info
 from foretell.facts import facts_of
+from foretell.results.tables import ModelFacts
 
 
 def info(asked: Info) -> None:
@@ -12,10 +13,10 @@ def info(asked: Info) -> None:
         facts = facts_of(loaded)
     for name, value in facts.items():
         common.console.print(f"{name:<22}{value}")
-    row = {
-        "model": asked.model,
-        "family": loaded.backbone.config.model_type,
-        "head": loaded.head.config.kind if loaded.head else None,
-        "depth": loaded.depth,
-    }
+    row = ModelFacts(
+        model=asked.model,
+        family=loaded.backbone.config.model_type,
+        head=loaded.head.config.kind if loaded.head else None,
+        depth=loaded.depth,
+    )
     common.save_json(asked.json, "info", loaded, None, facts, [row])

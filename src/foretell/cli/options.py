@@ -76,7 +76,7 @@ def _checked_result(path: Path | None) -> Path | None:
     """Refuse a path that cannot be written to at once, and not when the work is done."""
     if path is not None and path != STDOUT:
         from foretell.files import require_replaceable
-        from foretell.provenance import is_result
+        from foretell.results import is_result
 
         require_replaceable(path, "result file", is_result)
     return path

@@ -10,6 +10,7 @@ from foretell.data import Bad
 from foretell.errors import InputError
 from foretell.probe import ProbeOptions, journal_of, probe_model, read_texts
 from foretell.ready import tokenizer_of
+from foretell.results import of_model
 
 
 def probe(asked: Probe) -> None:
@@ -37,7 +38,7 @@ def probe(asked: Probe) -> None:
     found = probe_model(
         loaded, tokenizer, texts, options, journal=journal, stage=common.progress_bar
     )
-    rows = [{"model": asked.model, **row} for row in found.rows()]
+    rows = of_model(asked.model, found.rows())
     show_probe(f"{asked.model} on {asked.data}", rows, found.prediction)
     settings = {
         **asked.told("data", "train_data", "depth", "width", "positions"),

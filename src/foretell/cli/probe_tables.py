@@ -1,31 +1,38 @@
-"""The tables of `foretell probe`, from the records of its result file."""
+"""The tables of `foretell probe`, from the rows of its result file."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from foretell.cli import common
 from foretell.evaluation import DepthTable
 from foretell.probe.prediction import Prediction
+from foretell.results import Row, select
+from foretell.results.tables import (
+    Drift,
+    Expected,
+    Predicted,
+    ScoredByClass,
+    ScoredByDepth,
+    ScoredByKind,
+    ScoredByLayer,
+)
+from foretell.tally import Estimate
 
-Rows = Sequence[dict[str, Any]]
 BEHIND = {"text": "text", "own": "own continuation"}
 """What drafts follow, in words."""
 
 
-def show_probe(title: str, rows: Rows, prediction: Prediction) -> None:
+def show_probe(title: str, rows: Sequence[Row], prediction: Prediction) -> None:
     """Print everything, most important last."""
-    tables = {row["table"]: [r for r in rows if r["table"] == row["table"]] for row in rows}
-    _show_methods(title, tables["depths"])
-    for name, axis in (("token-classes", "token_class"), ("document-kinds", "document_kind")):
-        if name in tables:
-            _show_parts(tables[name], axis)
-    if "layers" in tables:
-        _show_layers(tables["layers"], tables["drift"])
-    _show_expected(tables["expected"])
-    _show_prediction(tables["prediction"], prediction)
+    _show_methods(title, select(rows, ScoredByDepth))
+    _show_parts("token class", [(row.token_class, row) for row in select(rows, ScoredByClass)])
+    _show_parts("document kind", [(row.document_kind, row) for row in select(rows, ScoredByKind)])
+    if layers := select(rows, ScoredByLayer):
+        _show_layers(layers, select(rows, Drift))
+    _show_expected(select(rows, Expected))
+    _show_prediction(select(rows, Predicted), prediction)
 
 
-def _show_methods(title: str, rows: Rows) -> None:
+def _show_methods(title: str, rows: Sequence[ScoredByDepth]) -> None:
     columns = (
         "method",
         "depth",
@@ -38,41 +45,43 @@ def _show_methods(title: str, rows: Rows) -> None:
     )
     lines = [
         (
-            row["method"],
-            str(row["depth"]),
-            _share(row, "top1"),
-            _share(row, "top5"),
-            shown(row, "nll"),
-            shown(row, "entropy"),
-            _share(row, "agreement"),
-            _share(row, "covered_mass"),
+            row.method,
+            str(row.depth),
+            shown_share(row.top1),
+            shown_share(row.top5),
+            shown(row.nll),
+            shown(row.entropy),
+            shown_share(row.agreement),
+            shown_share(row.covered_mass),
         )
         for row in rows
     ]
-    common.table(f"{title} ({rows[0]['positions']} positions)", columns, lines)
+    common.table(f"{title} ({rows[0].positions} positions)", columns, lines)
     common.console.print(
         "± : 95 % over documents; […]: what the strings left out could change; agrees: with what "
         "the backbone would choose there.\n"
     )
 
 
-def _show_parts(rows: Rows, axis: str) -> None:
-    """Marginalization by part, depths side by side."""
-    mine = [row for row in rows if row["method"] == "marginalization"]
-    depths = sorted({row["depth"] for row in mine})
-    columns = (axis.replace("_", " "), "positions", *(f"top-1, depth {k}" for k in depths))
+def _show_parts(what: str, rows: Sequence[tuple[str, ScoredByDepth]]) -> None:
+    """Marginalization by part, depths side by side; nothing where there are no parts."""
+    if not rows:
+        return
+    mine = [(part, row) for part, row in rows if row.method == "marginalization"]
+    depths = sorted({row.depth for _, row in mine})
+    columns = (what, "positions", *(f"top-1, depth {k}" for k in depths))
     lines = []
-    for part in dict.fromkeys(row[axis] for row in mine):
-        by_depth = {row["depth"]: row for row in mine if row[axis] == part}
-        cells = [_share(by_depth[k], "top1") if k in by_depth else "–" for k in depths]
-        lines.append((part, str(next(iter(by_depth.values()))["positions"]), *cells))
+    for part in dict.fromkeys(part for part, _ in mine):
+        by_depth = {row.depth: row for other, row in mine if other == part}
+        cells = [shown_share(by_depth[k].top1) if k in by_depth else "–" for k in depths]
+        lines.append((part, str(next(iter(by_depth.values())).positions), *cells))
     common.table("Marginalization by what is predicted", columns, lines)
     common.console.print()
 
 
-def _show_layers(rows: Rows, drift: Rows) -> None:
-    depths = sorted({row["depth"] for row in rows})
-    methods = [m for m in ("logit-lens", "linear-probe") if any(r["method"] == m for r in rows)]
+def _show_layers(rows: Sequence[ScoredByLayer], drift: Sequence[Drift]) -> None:
+    depths = sorted({row.depth for row in rows})
+    methods = [m for m in ("logit-lens", "linear-probe") if any(r.method == m for r in rows)]
     columns = (
         "layer",
         *(f"{method.split('-')[-1]} {k}" for method in methods for k in depths),
@@ -81,19 +90,21 @@ def _show_layers(rows: Rows, drift: Rows) -> None:
         "to last",
         "cosine",
     )
-    found = {(row["method"], row["layer"], row["depth"]): row for row in rows}
-    lines = []
-    for row in drift:
-        layer = row["layer"]
-        cells = [found.get((method, layer, k)) for method in methods for k in depths]
-        lines.append(
-            (
-                str(layer),
-                *("–" if cell is None else common.percent(cell["agreement"]) for cell in cells),
-                common.percent(found["logit-lens", layer, 0]["settled"]),
-                *(f"{row[name]:.3f}" for name in ("cka", "cka_final", "cosine")),
-            )
+    found = {(row.method, row.layer, row.depth): row for row in rows}
+
+    def cell(method: str, layer: int, depth: int) -> str:
+        row = found.get((method, layer, depth))
+        return "–" if row is None else _percent(row.agreement.value)
+
+    lines = [
+        (
+            str(row.layer),
+            *(cell(method, row.layer, k) for method in methods for k in depths),
+            _percent(found["logit-lens", row.layer, 0].settled.value),
+            *(f"{value:.3f}" for value in (row.cka, row.cka_final, row.cosine)),
         )
+        for row in drift
+    ]
     common.table("Agreement with the backbone by layer, through lens and probe", columns, lines)
     common.console.print(
         "settled: the lens's next token stays the same from here on; CKA, cosine: with the layer "
@@ -101,15 +112,15 @@ def _show_layers(rows: Rows, drift: Rows) -> None:
     )
 
 
-def _show_expected(rows: Rows) -> None:
+def _show_expected(rows: Sequence[Expected]) -> None:
     columns = ("method", "rule", "after", "draft length", "tokens/forward")
     lines = [
         (
-            row["method"],
-            row["rule"],
-            BEHIND[row["behind"]],
-            str(row["depth"]),
-            shown(row, "tokens_per_forward", 2),
+            row.method,
+            row.rule,
+            BEHIND[row.behind],
+            str(row.depth),
+            shown(row.tokens_per_forward, 2),
         )
         for row in _longest(rows)
     ]
@@ -117,25 +128,20 @@ def _show_expected(rows: Rows) -> None:
     common.console.print()
 
 
-def _longest(rows: Rows) -> Iterable[dict[str, Any]]:
-    deepest = max(row["depth"] for row in rows)
-    return (row for row in rows if row["depth"] == deepest)
+def _longest(rows: Sequence[Expected]) -> Iterable[Expected]:
+    deepest = max(row.depth for row in rows)
+    return (row for row in rows if row.depth == deepest)
 
 
-def _show_prediction(rows: Rows, prediction: Prediction) -> None:
+def _show_prediction(rows: Sequence[Predicted], prediction: Prediction) -> None:
     columns = ("after", "draft length", "accepted", "tokens/forward", "speed-up")
     lines = [
         (
-            BEHIND[row["behind"]],
-            str(row["depth"]),
-            *(
-                f"{low} to {high}"
-                for low, high in (
-                    tuple(common.percent(row[f"acceptance_{end}"]) for end in ("min", "max")),
-                    tuple(f"{row[f'tokens_per_forward_{end}']:.2f}" for end in ("min", "max")),
-                    tuple(f"{row[f'speedup_{end}']:.2f}×" for end in ("min", "max")),
-                )
-            ),
+            BEHIND[row.behind],
+            str(row.depth),
+            f"{_percent(row.acceptance.min)} to {_percent(row.acceptance.max)}",
+            f"{row.tokens_per_forward.min:.2f} to {row.tokens_per_forward.max:.2f}",
+            f"{row.speedup.min:.2f}× to {row.speedup.max:.2f}×",
         )
         for row in rows
     ]
@@ -165,28 +171,31 @@ def _advice(prediction: Prediction) -> str:
 
 
 def shown(
-    row: dict[str, Any],
-    name: str,
+    found: Estimate,
     digits: int = 3,
     scale: float = 1.0,
     unit: str = "",
     *,
     signed: bool = False,
 ) -> str:
-    """`45.7 % ± 1.2 [44.1–47.0]`: a value, its interval and its bounds, where the row has them."""
-    value, low, high, least, most = (
-        row.get(name + end) for end in ("", "_low", "_high", "_min", "_max")
-    )
-    text = "" if value is None else f"{scale * value:{'+' if signed else ''}.{digits}f}{unit}"
-    if low is not None and high is not None:
-        text += f" ± {scale * (high - low) / 2:.{digits}f}"
-    if least is not None and most is not None and least != most:
-        text += f" [{scale * least:.{digits}f}–{scale * most:.{digits}f}]"
+    """`45.7 % ± 1.2 [44.1–47.0]`: a value, its interval and its bounds, as far as known."""
+    text = ""
+    if found.value is not None:
+        text = f"{scale * found.value:{'+' if signed else ''}.{digits}f}{unit}"
+    if found.low is not None and found.high is not None:
+        text += f" ± {scale * (found.high - found.low) / 2:.{digits}f}"
+    if found.min is not None and found.max is not None and found.min != found.max:
+        text += f" [{scale * found.min:.{digits}f}–{scale * found.max:.{digits}f}]"
     return text.strip() or "–"
 
 
-def _share(row: dict[str, Any], name: str) -> str:
-    return shown(row, name, 1, 100, " %")
+def shown_share(found: Estimate) -> str:
+    """The same of a share, in per cent."""
+    return shown(found, 1, 100, " %")
+
+
+def _percent(share: float | None) -> str:
+    return "–" if share is None else common.percent(share)
 
 
 def show_depths(found: DepthTable, title: str) -> None:
@@ -194,13 +203,13 @@ def show_depths(found: DepthTable, title: str) -> None:
     columns = ("depth", "top-1", "top-5", "nats/token", "agrees", "accepted", "covered mass")
     rows = [
         (
-            str(row["depth"]),
-            _share(row, "top1"),
-            _share(row, "top5"),
-            shown(row, "nll"),
-            _share(row, "agreement"),
-            _share(row, "acceptance"),
-            common.percent(row["covered_mass"]),
+            str(row.depth),
+            shown_share(row.top1),
+            shown_share(row.top5),
+            shown(row.nll),
+            shown_share(row.agreement),
+            shown_share(row.acceptance),
+            _percent(row.covered_mass.value),
         )
         for row in found.rows()
     ]

@@ -14,6 +14,7 @@ from foretell.errors import InputError, not_installed
 from foretell.evaluation.methods import method_name
 from foretell.files import local_path
 from foretell.ready import tokenizer_of
+from foretell.results.tables import Served
 
 if TYPE_CHECKING:
     from foretell.serve import Service
@@ -55,12 +56,12 @@ def serve(asked: Serve) -> None:
             )
         for line in drafting.describe_config(loaded, Sampling()):
             common.console.print(line)
-        row = {
-            "model": service.name,
-            "method": service.drafter_name,
-            "depth": service.drafter.longest,
-            "draft_length": length,
-        }
+        row = Served(
+            model=service.name,
+            method=service.drafter_name,
+            depth=service.drafter.longest,
+            draft_length=length,
+        )
         settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **limits.to_dict()}
         common.save_json(asked.json, "serve", loaded, None, settings, [row])
         try:

@@ -18,6 +18,7 @@ from foretell.errors import InputError
 from foretell.formats import head_for, require_layout
 from foretell.hardware import pick_device
 from foretell.ready import tokenizer_of
+from foretell.results.tables import LossByDepth
 from foretell.training import TrainConfig, TrainResult, build, read_training_text, reference
 from foretell.training import train as run_training
 from foretell.training.config import merged
@@ -83,10 +84,17 @@ def train(asked: Train) -> None:
         common.console.print(overrun)
     kind = built.head.config.kind if built.head is not None else "plain"
     rows = [
-        {"model": asked.model, "method": kind, "recipe": run.recipe, "depth": depth_, "nll": loss_,
-         "tokens": result.tokens, "seconds": result.seconds}
-        for depth_, loss_ in enumerate(result.depth_losses)
-    ]  # fmt: skip
+        LossByDepth(
+            model=asked.model,
+            method=kind,
+            recipe=run.recipe,
+            depth=depth,
+            nll=loss,
+            tokens=result.tokens,
+            seconds=result.seconds,
+        )
+        for depth, loss in enumerate(result.depth_losses)
+    ]
     left_out = {"skip_bad": asked.skip_bad, "bad_records": len(bad.found)}
     common.save_json(asked.json, "train", built, run.seed, {**run.to_dict(), **left_out}, rows)
 

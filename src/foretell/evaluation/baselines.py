@@ -1,17 +1,17 @@
 """Simpler ways to draft beside heads, from a probe of the same text."""
 
 from pathlib import Path
-from typing import Any
 
 from foretell.errors import InputError
-from foretell.provenance import read_result
+from foretell.results import read_result
+from foretell.results.tables import Baseline, ScoredByDepth
 
-FIELDS = (
+KEPT = (
     "model", "method", "depth", "positions", "top1", "top5", "nll", "agreement", "acceptance",
 )  # fmt: skip
 
 
-def probed_baselines(path: Path, data: str) -> list[dict[str, Any]]:
+def probed_baselines(path: Path, data: str) -> list[Baseline]:
     """The depths of a probe of the same text.
 
     Args:
@@ -27,7 +27,6 @@ def probed_baselines(path: Path, data: str) -> list[dict[str, Any]]:
     if (other := result.settings.get("data")) != data:
         raise InputError(f"{path} was measured on {other}, not on {data}; probe the same data.")
     return [
-        {"table": "baselines", **{name: row.get(name) for name in FIELDS}}
-        for row in result.rows
-        if row.get("table") == "depths"
+        Baseline(**{name: getattr(row, name) for name in KEPT})
+        for row in result.table(ScoredByDepth)
     ]

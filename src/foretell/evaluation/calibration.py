@@ -9,12 +9,11 @@ count.
 Shapes: N positions.
 """
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from foretell.results.tables import AcceptedByConfidence, CalibrationError
 from foretell.tally import Means, Tally, estimate
 
 BINS = 10
@@ -59,13 +58,22 @@ def expected_error(tally: Tally, depth: int) -> Means:
     return error
 
 
-def calibration_rows(tally: Tally) -> list[dict[str, Any]]:
+def calibration_rows(tally: Tally, method: str) -> list[CalibrationError | AcceptedByConfidence]:
     """The error of every depth, then its bins that are not empty."""
-    rows: list[dict[str, Any]] = []
+    rows: list[CalibrationError | AcceptedByConfidence] = []
     for depth in sorted(int(depth) for depth in tally.keys("depth")):
-        rows.append({"depth": depth, **estimate("ece", expected_error(tally, depth))})
+        error = estimate(expected_error(tally, depth))
+        rows.append(CalibrationError(method=method, depth=depth, ece=error))
         for number in range(BINS):
             where = {"depth": depth, "bin": number}
             if count := tally.count("acceptance", **where):
-                rows.append({**where, "positions": count, **tally.estimates(**where)})
+                rows.append(
+                    AcceptedByConfidence(
+                        method=method,
+                        depth=depth,
+                        bin=number,
+                        positions=count,
+                        **tally.estimates(**where),
+                    )
+                )
     return rows

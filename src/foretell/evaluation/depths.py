@@ -10,7 +10,7 @@ Shapes: T row length, N positions, K depths, V vocabulary.
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,15 @@ from foretell.model import MTPModel
 from foretell.probe import Marginalization, measure
 from foretell.probe.branches import distribution
 from foretell.probe.scores import Scorer, Scores, Truth
-from foretell.tally import Means, Tally, estimate
+from foretell.results import Row
+from foretell.results.tables import (
+    AcceptedByConfidence,
+    AcceptedByRule,
+    CalibrationError,
+    Quality,
+    ScoredByDepth,
+)
+from foretell.tally import Estimate, Means, Tally, estimate
 from foretell.targets import IGNORE, NO_TARGET, depth_targets, tokens_ahead
 
 INNER = ("bytes", "rule ")
@@ -44,12 +52,14 @@ class DepthTable:
         tally: means by method, depth and whatever else tells positions apart.
         blocks: that were read; for the size of their text.
         confidences: of the head, by depth and bin.
+        head: the kind of the heads that were measured, if any.
     """
 
     method: str
     tally: Tally
     blocks: PackedBlocks = field(repr=False)
     confidences: Tally | None = None
+    head: str | None = None
 
     @property
     def depth(self) -> int:
@@ -88,59 +98,64 @@ class DepthTable:
         mean = self.blocks.num_bytes / self.blocks.num_tokens
         return np.asarray(nats / math.log(2) / (mean * length / length[0]))
 
-    def more_bits_than(self, other: "DepthTable") -> dict[str, float | None] | None:
+    def more_bits_than(self, other: "DepthTable") -> Estimate | None:
         """By how many bits per byte this has more, with an interval; None of other documents.
 
         Documents are drawn for both together, so that the interval is that of the difference.
         """
         if self.tally.groups != other.tally.groups:
             return None
-        return estimate("bits_per_byte", self.bits() - other.bits())
+        return estimate(self.bits() - other.bits())
 
-    def quality_row(self) -> dict[str, Any]:
+    def quality_row(self) -> Quality:
         """Bits per byte of depth 0, with its interval."""
-        return {"table": "quality", "depth": 0, **estimate("bits_per_byte", self.bits())}
+        return Quality(bits_per_byte=estimate(self.bits()))
 
-    def all_rows(self) -> list[dict[str, Any]]:
-        """Flat records of all tables, told apart by `table`."""
-        rules = [{"table": "rules", **row} for row in self.rule_rows()]
-        calibration = [{"table": "calibration", **row} for row in self.calibration_rows()]
-        return [*self.rows(), *rules, *calibration, self.quality_row()]
+    def all_rows(self) -> list[Row]:
+        """Those of all tables."""
+        first, *deeper = self.rows()
+        first = replace(first, bits_per_byte=self.bits_per_byte)
+        rules, calibration = self.rule_rows(), self.calibration_rows()
+        return [first, *deeper, *rules, *calibration, self.quality_row()]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Flat records of depths 0…K: top1, top5, nll (nats), agreement and so on."""
+    def rows(self) -> list[ScoredByDepth]:
+        """Depths 0…K."""
         rows = []
         for depth in range(self.depth + 1):
             where: dict[str, str | int] = {"method": self.method, "depth": depth}
             means = self.tally.estimates(**where)
             kept = {name: value for name, value in means.items() if not name.startswith(INNER)}
-            count = self.tally.count("top1", **where)
-            rows.append({"table": "depths", **where, "positions": count, **kept})
-        return rows
-
-    def rule_rows(self) -> list[dict[str, Any]]:
-        """What each acceptance rule is expected to accept, by draft length."""
-        rows = []
-        for depth in range(1, self.depth + 1):
-            for rule, lossless in reported().items():
-                where: dict[str, str | int] = {"method": self.method, "depth": depth}
-                name = f"rule {rule}"
-                rows.append(
-                    {
-                        **where,
-                        "rule": rule,
-                        "lossless": lossless,
-                        **estimate("acceptance", self.tally.means(name, **where)),
-                        **estimate("tokens_per_forward", self.expected(name, depth)),
-                    }
+            rows.append(
+                ScoredByDepth(
+                    method=self.method,
+                    depth=depth,
+                    positions=self.tally.count("top1", **where),
+                    head=self.head,
+                    **kept,
                 )
+            )
         return rows
 
-    def calibration_rows(self) -> list[dict[str, Any]]:
+    def rule_rows(self) -> list[AcceptedByRule]:
+        """What each acceptance rule is expected to accept, by draft length."""
+        return [
+            AcceptedByRule(
+                method=self.method,
+                depth=depth,
+                rule=rule,
+                lossless=lossless,
+                acceptance=estimate(
+                    self.tally.means(f"rule {rule}", method=self.method, depth=depth)
+                ),
+                tokens_per_forward=estimate(self.expected(f"rule {rule}", depth)),
+            )
+            for depth in range(1, self.depth + 1)
+            for rule, lossless in reported().items()
+        ]
+
+    def calibration_rows(self) -> list[CalibrationError | AcceptedByConfidence]:
         """Reliability of the head's confidence: the error by depth, and its bins."""
-        if self.confidences is None:
-            return []
-        return [{"method": self.method, **row} for row in calibration_rows(self.confidences)]
+        return [] if self.confidences is None else calibration_rows(self.confidences, self.method)
 
 
 def measure_marginals(
@@ -177,14 +192,15 @@ def measure_heads(
         raise InputError(f"{limit} blocks were asked for; ask for at least 1.")
     blocks.require_vocabulary(model.backbone.vocab_size)
     head, total = model.head, min(limit or len(blocks), len(blocks))
-    method = head.config.kind if head is not None else "plain"
+    kind = head.config.kind if head is not None else None
+    method = kind or "plain"
     tally, confidences = Tally("method", "depth"), Tally("depth", "bin")
     model.eval()
     for index in range(total):
         _measure_block(model, blocks, index, method, tally, confidences)
         if progress is not None:
             progress((index + 1) / total)
-    table = DepthTable(method, tally, blocks, confidences)
+    table = DepthTable(method, tally, blocks, confidences, kind)
     if not tally.count("top1", method=method, depth=table.depth):
         raise InputError(NO_TARGET)
     return table

@@ -11,6 +11,8 @@ from transformers import PreTrainedTokenizerBase
 
 from foretell.errors import not_installed
 from foretell.model import MTPModel
+from foretell.results.tables import HarnessScore
+from foretell.tally import Estimate
 
 
 def require_harness() -> None:
@@ -27,8 +29,8 @@ def run_harness(
     tasks: Sequence[str],
     *,
     limit: int | None = None,
-) -> list[dict[str, Any]]:
-    """A record per task and metric, with the harness's own standard error as its interval.
+) -> list[HarnessScore]:
+    """A row per task and metric, with the harness's own standard error as its interval.
 
     Args:
         model: its backbone is asked.
@@ -45,19 +47,18 @@ def run_harness(
 
     asked = HFLM(pretrained=model.lm, tokenizer=tokenizer, device=str(model.backbone.device))
     found = simple_evaluate(model=asked, tasks=list(tasks), limit=limit)
-    return [row for task, values in found["results"].items() for row in _records(task, values)]
+    return [row for task, values in found["results"].items() for row in _scores(task, values)]
 
 
-def _records(task: str, values: dict[str, Any]) -> list[dict[str, Any]]:
-    """`{"acc,none": 0.5, "acc_stderr,none": 0.1}` → one record."""
+def _scores(task: str, values: dict[str, Any]) -> list[HarnessScore]:
+    """`{"acc,none": 0.5, "acc_stderr,none": 0.1}` → one row."""
     rows = []
     for name, value in values.items():
         metric, comma, chosen = name.partition(",")
         if not comma or metric.endswith("_stderr") or not isinstance(value, int | float):
             continue
-        row: dict[str, Any] = {"task": task, "metric": metric, "value": value}
-        error = values.get(f"{metric}_stderr,{chosen}")
+        found, error = Estimate(value), values.get(f"{metric}_stderr,{chosen}")
         if isinstance(error, int | float):
-            row |= {"value_low": value - 1.96 * error, "value_high": value + 1.96 * error}
-        rows.append(row)
+            found = Estimate(value, value - 1.96 * error, value + 1.96 * error)
+        rows.append(HarnessScore(task=task, metric=metric, value=found))
     return rows

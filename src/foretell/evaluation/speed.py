@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +22,9 @@ from foretell.decoding.compiling import compilations
 from foretell.errors import InputError
 from foretell.evaluation.loops import LOOK_AHEAD, loop_start
 from foretell.evaluation.methods import Continuation, Method
+from foretell.results import Row, select
+from foretell.results.tables import AcceptedByDepth, DraftLength, Speed
+from foretell.tally import Estimate
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,29 @@ class SpeedTable:
     """What a comparison found.
 
     Attributes:
-        rows: one record per method, then one per method and drafted depth, and per method and
-            draft length, where that was chosen while decoding.
+        rows: `Speed` of each method, then `AcceptedByDepth`, and `DraftLength` where that was
+            chosen while decoding.
         draft_lengths: those over time, by method and batch.
         prompts: how many were measured.
         looped: prompts whose plain continuation falls into a loop.
         dropped: prompts left out because their loop begins at once.
     """
 
-    rows: list[dict[str, Any]]
+    rows: list[Row]
     prompts: int
     looped: int
     dropped: int
     draft_lengths: dict[str, list[list[int]]] = field(default_factory=dict)
+
+    @property
+    def speeds(self) -> list[Speed]:
+        """How fast each method is, in order."""
+        return select(self.rows, Speed)
+
+    @property
+    def accepted(self) -> list[AcceptedByDepth]:
+        """What was accepted while decoding, by method and depth."""
+        return select(self.rows, AcceptedByDepth)
 
 
 def compare(
@@ -213,33 +225,35 @@ def _rows(
     prompts: int,
     batch_size: int,
     greedy: bool,
-) -> list[dict[str, Any]]:
+) -> list[Row]:
     rate = records[0].tokens / records[0].seconds
-    rows: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for method, record in zip(methods, records, strict=True):
         speed = record.tokens / record.seconds
-        row = {
-            "method": method.name,
-            **method.facts,
-            "batch": batch_size,
-            "prompts": prompts,
-            "identical": record.identical if greedy else None,
-            "tokens": record.tokens,
-            "forwards": record.forwards,
-            "tokens_per_forward": record.tokens / record.row_forwards,
-            "tokens_per_second": speed,
-            "speedup": speed / rate,
-            "seconds": record.seconds,
-        }
-        rows.append(row | ({"peak_memory_bytes": record.peak} if record.peak else {}))
+        rows.append(
+            Speed(
+                method=method.name,
+                **method.facts,
+                batch=batch_size,
+                prompts=prompts,
+                identical=record.identical if greedy else None,
+                tokens=record.tokens,
+                forwards=record.forwards,
+                tokens_per_forward=record.tokens / record.row_forwards,
+                tokens_per_second=speed,
+                speedup=speed / rate,
+                seconds=record.seconds,
+                peak_memory_bytes=record.peak or None,
+            )
+        )
     for method, record in zip(methods, records, strict=True):
         rows += [
-            {"method": method.name, "depth": depth, "acceptance": share}
+            AcceptedByDepth(method=method.name, depth=depth, acceptance=Estimate(share))
             for depth, share in acceptance_by_depth(record.steps).items()
         ]
         lengths = [length for batch in record.draft_lengths for length in batch]
         rows += [
-            {"method": method.name, "draft_length": length, "share": share}
+            DraftLength(method=method.name, draft_length=length, share=share)
             for length, share in share_by_length(lengths).items()
         ]
     return rows

@@ -5,14 +5,15 @@ where τ > c. With the same acceptance α at every depth τ is 1 + α + … + α
 arXiv 2211.17192, equation 1), and the α at which that is c is the break-even.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from foretell.evaluation.depths import DepthTable
 from foretell.evaluation.speed import SpeedTable
 from foretell.model import MTPModel
 from foretell.probe.prediction import Costs, measure_costs, speedup, tokens_per_forward
+from foretell.results import Row, select
+from foretell.results.tables import AcceptedByDepth, Speed
 
 CLOSE = 0.03
 """Speed-ups that are nearer to 1 than this are called even."""
@@ -97,7 +98,7 @@ class Verdict:
         )
 
 
-def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
+def verdict_of_speed(rows: Iterable[Row]) -> Verdict | None:
     """Of the rows of one model in a comparison: the fastest way to draft chains of one length.
 
     It is held against plain decoding of its own kind, compiled or not. Trees, and lengths chosen
@@ -105,29 +106,21 @@ def verdict_of_speed(rows: Iterable[Mapping[str, Any]]) -> Verdict | None:
     faster. None where no such way was measured.
     """
     rows = list(rows)
-    timed = [row for row in rows if "speedup" in row]
-    plain = {
-        bool(row.get("compiled")): float(row["speedup"])
-        for row in timed
-        if row["method"].startswith("plain")
-    }
+    timed = select(rows, Speed)
+    plain = {row.compiled: row.speedup for row in timed if row.method.startswith("plain")}
     chains = [
-        {**row, "speedup": float(row["speedup"]) / plain.get(bool(row.get("compiled")), 1.0)}
+        replace(row, speedup=row.speedup / plain.get(row.compiled, 1.0))
         for row in timed
-        if row.get("drafter") == "heads" and not row.get("tree")
+        if row.drafter == "heads" and not row.tree
     ]
-    heads = [row for row in chains if row.get("draft_length") != "auto"]
+    heads = [row for row in chains if row.draft_length != "auto"]
     if not heads:
         return None
-    best = max(heads, key=lambda row: row["speedup"])
-    auto = [row["speedup"] for row in chains if row.get("draft_length") == "auto"]
-    depths = [
-        int(row["depth"])
-        for row in rows
-        if row["method"] == best["method"] and row.get("acceptance") is not None
-    ]
-    tokens = float(best["tokens_per_forward"])
-    cost, length = tokens / float(best["speedup"]), max(depths, default=1)
+    best = max(heads, key=lambda row: row.speedup)
+    auto = [row.speedup for row in chains if row.draft_length == "auto"]
+    depths = [row.depth for row in select(rows, AcceptedByDepth) if row.method == best.method]
+    tokens = best.tokens_per_forward
+    cost, length = tokens / best.speedup, max(depths, default=1)
     return Verdict(length, tokens, cost, measured=True, auto=max(auto, default=None))
 
 

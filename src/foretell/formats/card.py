@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from foretell.errors import InputError
 from foretell.files import local_path
 from foretell.model import MTPModel
-from foretell.provenance import read_result
+from foretell.results import Row, read_result
 
 if TYPE_CHECKING:
     from foretell.formats.base import Layout
@@ -115,8 +115,8 @@ def _figures(results: Sequence[Path]) -> list[str]:
         result = read_result(path)
         origin = result.provenance
         lines += [f"`{origin.get('command', result.command)}`", "", *_measured(origin)]
-        lines += _table(result.rows)
-        lines += ["", f"Settings: `{json.dumps(result.settings, sort_keys=True)}`", ""]
+        lines += [line for rows in result.tables for line in (*_table(rows), "")]
+        lines += [f"Settings: `{json.dumps(result.settings, sort_keys=True)}`", ""]
     return lines
 
 
@@ -126,11 +126,12 @@ def _measured(origin: Mapping[str, Any]) -> list[str]:
     return [f"Measured in {dtype} on {device}.", ""] if dtype and dtype != "auto" else []
 
 
-def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    names = list(dict.fromkeys(name for row in rows for name in row))
+def _table(rows: Sequence[Row]) -> list[str]:
+    records = [row.flat() for row in rows]
+    names = [name for name in dict.fromkeys(name for r in records for name in r) if name != "table"]
     lines = [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
-    for row in rows:
-        cells = [_cell(row.get(name)) for name in names]
+    for record in records:
+        cells = [_cell(record.get(name)) for name in names]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
 

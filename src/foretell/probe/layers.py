@@ -27,6 +27,7 @@ from foretell.model import MTPModel
 from foretell.probe.branches import distribution
 from foretell.probe.linear import LinearProbe, fit
 from foretell.probe.scores import Scorer, Scores, Truth
+from foretell.results.tables import Drift, ScoredByLayer
 from foretell.tally import Tally
 from foretell.targets import IGNORE, NO_TARGET, depth_targets
 
@@ -95,22 +96,22 @@ class LayerTable:
 
     Attributes:
         tally: by method, layer and depth.
-        drift: a record by layer: cka, cka_final, cosine.
+        drift: by layer.
     """
 
     tally: Tally
-    drift: list[dict[str, float]]
+    drift: list[Drift]
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Flat records by method, layer and depth."""
+    def rows(self) -> list[ScoredByLayer]:
+        """By method, layer and depth."""
         rows = []
         for method in self.tally.keys("method"):
             for layer in sorted(map(int, self.tally.keys("layer"))):
                 for depth in sorted(map(int, self.tally.keys("depth"))):
-                    where = {"method": method, "layer": layer, "depth": depth}
+                    where: dict[str, Any] = {"method": method, "layer": layer, "depth": depth}
                     if count := self.tally.count("top1", **where):
                         means = self.tally.estimates(**where)
-                        rows.append({**where, "positions": count, **means})
+                        rows.append(ScoredByLayer(**where, positions=count, **means))
         return rows
 
 
@@ -243,7 +244,7 @@ def _settled(decisions: Sequence[Tensor]) -> list[Tensor]:
     return list(same.flip(0).cumprod(0).flip(0).float())
 
 
-def _drift(compared: Sequence[dict[int, Tensor]]) -> list[dict[str, float]]:
+def _drift(compared: Sequence[dict[int, Tensor]]) -> list[Drift]:
     layers = list(compared[0])
     states = {
         layer: torch.cat([part[layer] for part in compared])[:COMPARED].float() for layer in layers
@@ -252,12 +253,12 @@ def _drift(compared: Sequence[dict[int, Tensor]]) -> list[dict[str, float]]:
     for before, layer in zip([layers[0], *layers], layers, strict=False):
         here, there = states[layer], states[before]
         rows.append(
-            {
-                "layer": layer,
-                "cka": linear_cka(here, there),
-                "cka_final": linear_cka(here, states[layers[-1]]),
-                "cosine": float(torch.cosine_similarity(here, there, dim=-1).mean()),
-            }
+            Drift(
+                layer=layer,
+                cka=linear_cka(here, there),
+                cka_final=linear_cka(here, states[layers[-1]]),
+                cosine=float(torch.cosine_similarity(here, there, dim=-1).mean()),
+            )
         )
     return rows
 

@@ -20,14 +20,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 
 from foretell.decoding.cache import SlottedPast
 from foretell.model import MTPModel
-from foretell.tally import Tally, estimate
+from foretell.results.tables import PassCost, Predicted
+from foretell.tally import Estimate, Tally, estimate
 
 PAST = 128
 """Tokens read before what is timed."""
@@ -44,13 +44,13 @@ class Costs:
     verify: Sequence[float]
     draft: float
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Flat records."""
+    def rows(self) -> list[PassCost]:
+        """For a result file."""
         passes = [
-            {"method": "verify", "tokens": width, "seconds": seconds}
+            PassCost(method="verify", tokens=width, seconds=seconds)
             for width, seconds in enumerate(self.verify, start=1)
         ]
-        return [*passes, {"method": "draft", "tokens": 1, "seconds": self.draft}]
+        return [*passes, PassCost(method="draft", tokens=1, seconds=self.draft)]
 
     def relative(self, length: int) -> float:
         """What a step with a draft of `length` tokens costs, plain steps costing 1."""
@@ -172,19 +172,29 @@ class Prediction:
         """Whether the backbone should learn with the heads."""
         return "frozen" if self.share is not None and self.share >= ENOUGH else "joint"
 
-    def rows(self) -> list[dict[str, Any]]:
+    def rows(self) -> list[Predicted]:
         """By draft length: the ranges; on the best length what to train."""
-        rows = []
-        for behind, found in self.ranges.items():
-            for length in range(1, len(found.high) + 1):
-                row: dict[str, Any] = {"method": "parallel", "behind": behind, "depth": length}
-                for end, side in (("min", found.low), ("max", found.high)):
-                    row[f"acceptance_{end}"] = side[length - 1]
-                    row[f"tokens_per_forward_{end}"] = tokens_per_forward(side, length)
-                    row[f"speedup_{end}"] = speedup(side, self.costs, length)
-                chosen = length == self.depth
-                rows.append({**row, "tap": self.tap, "recipe": self.recipe, "chosen": chosen})
-        return rows
+        return [
+            Predicted(
+                method="parallel",
+                behind=behind,
+                depth=length,
+                acceptance=Estimate(min=found.low[length - 1], max=found.high[length - 1]),
+                tokens_per_forward=Estimate(
+                    min=tokens_per_forward(found.low, length),
+                    max=tokens_per_forward(found.high, length),
+                ),
+                speedup=Estimate(
+                    min=speedup(found.low, self.costs, length),
+                    max=speedup(found.high, self.costs, length),
+                ),
+                tap=self.tap,
+                recipe=self.recipe,
+                chosen=length == self.depth,
+            )
+            for behind, found in self.ranges.items()
+            for length in range(1, len(found.high) + 1)
+        ]
 
 
 def predict(
@@ -230,9 +240,9 @@ def _end(tally: Tally, name: str, end: str, **where: str | int) -> float:
     """One end of a confidence interval, or the mean where there is none; 0 of nothing."""
     if not tally.count(name, **where):
         return 0.0
-    found = estimate(name, tally.means(name, **where))
-    value = found[f"{name}_{end}"]
-    return float(np.clip(found[name] if value is None else value, 0.0, 1.0))  # type: ignore[arg-type]
+    means = tally.means(name, **where)
+    found = getattr(estimate(means), end)
+    return float(np.clip(means[0] if found is None else found, 0.0, 1.0))
 
 
 def _best_layer(layers: Tally, depth: int) -> int:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
@@ -23,9 +22,10 @@ from foretell.probe.methods import (
 )
 from foretell.probe.ngram import NGram
 from foretell.probe.prediction import Prediction, measure_costs, predict
-from foretell.probe.records import depth_records, expected_records, part_records
+from foretell.probe.rows import depth_rows, expected_rows, part_rows
 from foretell.probe.run import Journal, measure
 from foretell.probe.texts import Texts
+from foretell.results import Row
 from foretell.tally import Tally
 
 TRAINED_ON = 4
@@ -97,19 +97,17 @@ class ProbeResult:
     layers: LayerTable | None
     prediction: Prediction
 
-    def rows(self) -> list[dict[str, Any]]:
-        """Flat records of all tables, told apart by `table`, see `foretell.probe.records`."""
-        rows = [
-            *depth_records(self.tally),
-            *part_records(self.tally, "token_class"),
-            *part_records(self.tally, "document_kind"),
-            *expected_records(self.tally),
+    def rows(self) -> list[Row]:
+        """Those of all tables."""
+        return [
+            *depth_rows(self.tally),
+            *part_rows(self.tally, "token_class"),
+            *part_rows(self.tally, "document_kind"),
+            *expected_rows(self.tally),
+            *([] if self.layers is None else [*self.layers.rows(), *self.layers.drift]),
+            *self.prediction.costs.rows(),
+            *self.prediction.rows(),
         ]
-        if self.layers is not None:
-            rows += [{"table": "layers", **row} for row in self.layers.rows()]
-            rows += [{"table": "drift", **row} for row in self.layers.drift]
-        rows += [{"table": "costs", **row} for row in self.prediction.costs.rows()]
-        return rows + [{"table": "prediction", **row} for row in self.prediction.rows()]
 
 
 def journal_of(path: Path, model: MTPModel, texts: Texts, options: ProbeOptions) -> Journal:

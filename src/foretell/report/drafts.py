@@ -12,6 +12,7 @@ from typing import Any
 
 from foretell.errors import InputError
 from foretell.report.sources import Source
+from foretell.results.tables import Generated
 
 DEPTHS = 4
 """Depths that have a look of their own; deeper ones share the last."""
@@ -51,7 +52,8 @@ class ShownText:
 
 def continuations(sources: list[Source]) -> list[ShownText]:
     """What result files of `generate` hold; older ones tell no steps and are left to the tables."""
-    return [_read(s) for s in sources if s.result.command == "generate" and _steps(s)]
+    found = [(source, row) for source in sources for row in source.table(Generated)[:1]]
+    return [_read(source, row) for source, row in found if _steps(source)]
 
 
 def _steps(source: Source) -> list[dict[str, Any]]:
@@ -71,8 +73,8 @@ def _is_step(step: object) -> bool:
     )
 
 
-def _read(source: Source) -> ShownText:
-    steps, row = _steps(source), source.rows[0] if source.rows else {}
+def _read(source: Source, row: Generated) -> ShownText:
+    steps = _steps(source)
     drafted, accepted = (sum(step[name] for step in steps) for name in ("drafted", "accepted"))
     tokens = sum(len(step["pieces"]) for step in steps)
     summary = (
@@ -80,11 +82,11 @@ def _read(source: Source) -> ShownText:
         f"{accepted} of {drafted} drafted tokens stand, and {tokens - accepted} are the "
         "backbone's own."
     )
-    who = ", ".join(str(row[name]) for name in ("model", "method") if row.get(name))
+    who = ", ".join(filter(None, (row.model, row.method)))
     pieces = [piece for step in steps for piece in _pieces(step)]
     deepest = max(min(step["accepted"], DEPTHS) for step in steps)
     prompt = str(source.result.settings.get("prompt", ""))
-    return ShownText(who or source.name, prompt, pieces, summary, deepest)
+    return ShownText(who, prompt, pieces, summary, deepest)
 
 
 def _pieces(step: dict[str, Any]) -> Iterator[ShownPiece]:

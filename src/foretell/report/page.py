@@ -15,23 +15,14 @@ from markupsafe import Markup
 
 from foretell.files import replace_file, require_replaceable
 from foretell.formatting import text, title
-from foretell.provenance import Row
 from foretell.report.charts import Chart, charts_of, is_figure
-from foretell.report.charts.selecting import (
-    by_depth,
-    number,
-    of_heads,
-    speeds,
-    table,
-    while_decoding,
-)
+from foretell.report.charts.selecting import accepted
 from foretell.report.drafts import continuations
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, Sources, collect
 from foretell.report.tables import tables_of
-
-UNCHANGED = frozenset({"plain", "transformers"})
-"""Methods that draft nothing."""
+from foretell.results import Row
+from foretell.results.tables import Predicted, Speed
 
 
 @dataclass(frozen=True)
@@ -113,9 +104,9 @@ def lead(sources: Sources) -> str:
     """One sentence that says what is shown, and where it was measured."""
     results = sources.results
     shown = {
-        "how fast decoding is with and without drafts": any(map(speeds, results)),
-        "how often drafted tokens are accepted": any(map(_accepted, results)),
-        "what the model itself knows about its next tokens": any(map(_probed, results)),
+        "how fast decoding is with and without drafts": _any(results, Speed),
+        "how often drafted tokens are accepted": any(map(accepted, results)),
+        "what the model itself knows about its next tokens": _any(results, Predicted),
         "how training went": bool(sources.runs),
     }
     what = [phrase for phrase, there in shown.items() if there] or ["what was measured"]
@@ -130,12 +121,8 @@ def lead(sources: Sources) -> str:
     return f"This page shows {listed}{where}."
 
 
-def _accepted(source: Source) -> bool:
-    return bool(while_decoding(source) or by_depth(source))
-
-
-def _probed(source: Source) -> bool:
-    return bool(table(source, "prediction"))
+def _any(sources: Sequence[Source], kind: type[Row]) -> bool:
+    return any(source.table(kind) for source in sources)
 
 
 def verdicts(sources: Sources) -> list[tuple[str, str]]:
@@ -147,10 +134,9 @@ def verdicts(sources: Sources) -> list[tuple[str, str]]:
 
 def summary(sources: Sources) -> list[Fact]:
     """The few numbers that people come for: what heads bring, and what is fastest of all."""
-    found = [(row, source) for source in sources.results for row in speeds(source)]
-    found = [(row, source) for row, source in found if row["method"] not in UNCHANGED]
-    drafting = [row for row, _ in found]
-    heads = [row for row, source in found if of_heads(row, source)]
+    rows = [row for source in sources.results for row in source.table(Speed)]
+    drafting = [row for row in rows if row.drafter not in (None, "none")]
+    heads = [row for row in drafting if row.drafter == "heads"]
     facts = [
         _best(heads, "tokens_per_forward", "tokens per forward with heads"),
         _best(heads, "speedup", "the speed of plain decoding, with heads"),
@@ -160,22 +146,21 @@ def summary(sources: Sources) -> list[Fact]:
     return [fact for fact in facts if fact is not None]
 
 
-def _best(rows: Sequence[Row], field: str, what: str) -> Fact | None:
-    known = [row for row in rows if number(row, field) is not None]
-    if not known:
+def _best(rows: Sequence[Speed], field: str, what: str) -> Fact | None:
+    if not rows:
         return None
-    best = max(known, key=lambda row: number(row, field) or 0.0)
-    whose = ", ".join(str(best[name]) for name in ("method", "model") if best.get(name))
-    return Fact(text(field, best[field]), what, whose)
+    best = max(rows, key=lambda row: float(getattr(row, field)))
+    whose = ", ".join(filter(None, (best.method, best.model)))
+    return Fact(text(field, getattr(best, field)), what, whose)
 
 
-def _identical(rows: Sequence[Row]) -> Fact | None:
-    checked = [r for r in rows if None not in (number(r, "identical"), number(r, "prompts"))]
-    if not checked:
+def _identical(rows: Sequence[Speed]) -> Fact | None:
+    same = [row.identical for row in rows if row.identical is not None]
+    if not same:
         return None
-    same, asked = (sum(int(number(r, n) or 0) for r in checked) for n in ("identical", "prompts"))
+    asked = sum(row.prompts for row in rows if row.identical is not None)
     what = "outputs identical to plain decoding"
-    return Fact(f"{same:,} of {asked:,}", what, "all methods that draft")
+    return Fact(f"{sum(same):,} of {asked:,}", what, "all methods that draft")
 
 
 LONG = 200

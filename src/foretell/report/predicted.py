@@ -10,19 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from foretell.provenance import Row
-from foretell.report.charts.selecting import (
-    groups,
-    names,
-    number,
-    of_heads,
-    reached_by_length,
-    speeds,
-    table,
-    teacher_forced,
-    while_decoding,
-)
+from foretell.report.charts.selecting import groups, names, of_heads, reached_by_length
 from foretell.report.sources import Source
+from foretell.results import Row
+from foretell.results.benchmarks import Recipe
+from foretell.results.tables import AcceptedByDepth, Predicted, ScoredByDepth, Speed
+from foretell.tally import Estimate
 
 
 @dataclass(frozen=True)
@@ -59,7 +52,7 @@ class Compared:
 
 def comparisons(sources: Sequence[Source]) -> list[Compared]:
     """Every prediction beside all heads on the same backbone, by head and draft length."""
-    probes = [source for source in sources if table(source, "prediction")]
+    probes = [source for source in sources if source.table(Predicted)]
     return [
         found
         for probe in probes
@@ -70,11 +63,8 @@ def comparisons(sources: Sequence[Source]) -> list[Compared]:
 
 def _compare(probe: Source, source: Source, *, alone: bool) -> Iterator[Compared]:
     """`alone`: files that do not say whose they are can only belong to this probe."""
-    ranges = {
-        (row.get("behind"), int(number(row, "depth") or 0)): row
-        for row in table(probe, "prediction")
-    }
-    timed = {key: rows[-1] for key, rows in groups(speeds(source)).items()}
+    ranges = {(row.behind, row.depth): row for row in probe.table(Predicted)}
+    timed = {key: rows[-1] for key, rows in groups(source.table(Speed)).items()}
     for behind, rows in (("text", _text(source)), ("own", _own(source))):
         members = groups(r for r in rows if _same_backbone(r, source, probe, alone=alone))
         labels = names(members)
@@ -82,41 +72,36 @@ def _compare(probe: Source, source: Source, *, alone: bool) -> Iterator[Compared
             values = reached_by_length(one, chained=behind == "own")
             reached = [("tokens_per_forward", n, value) for n, value in enumerate(values)]
             if key in timed and behind == "own":  # of drafts as long as they get
-                speed = number(timed[key], "speedup") or 0.0
-                reached.append(("speedup", len(values) - 1, speed))
+                reached.append(("speedup", len(values) - 1, timed[key].speedup))
             for quantity, length, value in reached:
-                row = ranges.get((behind, length), {})
-                low, high = (number(row, f"{quantity}_{end}") for end in ("min", "max"))
-                if low is not None and high is not None:
+                found = getattr(ranges.get((behind, length)), quantity, Estimate())
+                if found.min is not None and found.max is not None:
                     where = (labels[key], quantity, behind, length)
-                    yield Compared(*where, low, high, value, source)
+                    yield Compared(*where, found.min, found.max, value, source)
 
 
-def _text(source: Source) -> list[Row]:
+def _text(source: Source) -> list[ScoredByDepth]:
     """Heads by depth on held-out text; not those that came with a backbone of their own."""
     return [
         row
-        for row in teacher_forced(source)
-        if of_heads(row, source)
-        and number(row, "acceptance") is not None
-        and row.get("recipe") != "pretrain"
+        for row in of_heads(source)
+        if row.acceptance.value is not None
+        and not (isinstance(row, Recipe) and row.recipe == "pretrain")
     ]
 
 
-def _own(source: Source) -> list[Row]:
+def _own(source: Source) -> list[AcceptedByDepth]:
     """Heads by depth in greedy decoding; not of trees, where several tokens may stand."""
-    if any(number(row, "temperature") for row in source.rows):
+    speeds = source.table(Speed)
+    if any(row.temperature for row in speeds):
         return []
-    return [
-        row
-        for row in while_decoding(source)
-        if of_heads(row, source) and "tree" not in str(row["method"]).split("-")
-    ]
+    chains = {row.method for row in speeds if row.drafter == "heads" and not row.tree}
+    return [row for row in source.table(AcceptedByDepth) if row.method in chains]
 
 
 def _same_backbone(row: Row, source: Source, probe: Source, *, alone: bool) -> bool:
     """By the name of the model; or by the file's backbone, where that is the only one."""
-    if row.get("model") in probe.models:
+    if row.model in probe.models:
         return True
     if not source.identities:
         return alone

@@ -11,13 +11,13 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from foretell.errors import InputError
 from foretell.files import local_path
-from foretell.provenance import Result, Row, read_result
+from foretell.results import Result, Row, read_result
+from foretell.results.rows import Kind
 
 METRICS = "metrics.jsonl"
 LOSSES = ("depth_losses", "held_out_losses")
@@ -43,17 +43,14 @@ class Source:
         """All its rows."""
         return self.result.rows
 
+    def table(self, kind: type[Kind]) -> list[Kind]:
+        """Those of one table."""
+        return self.result.table(kind)
+
     @property
     def models(self) -> tuple[str, ...]:
         """The models that its rows name, in order."""
-        named = (row.get("model") for row in self.rows)
-        return tuple(dict.fromkeys(str(name) for name in named if name is not None))
-
-    @cached_property
-    def drafters(self) -> dict[str, str]:
-        """What drafts, by method, where the rows of its speed say it."""
-        said = (row for row in self.rows if row.get("drafter") is not None)
-        return {str(row.get("method")): str(row["drafter"]) for row in said}
+        return tuple(dict.fromkeys(row.model for row in self.rows if row.model is not None))
 
     @property
     def identities(self) -> frozenset[str]:

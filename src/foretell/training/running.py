@@ -15,7 +15,7 @@ from foretell.errors import InputError
 from foretell.files import local_path
 from foretell.model import MTPModel
 from foretell.probe import require_branches
-from foretell.provenance import provenance
+from foretell.results.provenance import provenance
 from foretell.training.config import TrainConfig
 from foretell.training.following import Follow
 from foretell.training.plan import Plan

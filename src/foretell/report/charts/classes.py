@@ -8,37 +8,45 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from foretell.formatting import text
-from foretell.provenance import Row
 from foretell.report.charts.drawing import INK, MARKERS, MUTED, SERIES, Chart
-from foretell.report.charts.selecting import described, number
+from foretell.report.charts.selecting import described
 from foretell.report.sources import Source
+from foretell.results.tables import ScoredByClass, ScoredByDepth, ScoredByKind
 
-AXES = {
-    "token_class": ("classes", "Accuracy by class of token", "class of the predicted token"),
-    "document_kind": ("kinds", "Accuracy by kind of document", "kind of document"),
-}
+AXES: dict[type[ScoredByClass | ScoredByKind], tuple[str, str, str, str]] = {
+    ScoredByClass: (
+        "token_class", "classes", "Accuracy by class of token", "class of the predicted token",
+    ),
+    ScoredByKind: (
+        "document_kind", "kinds", "Accuracy by kind of document", "kind of document",
+    ),
+}  # fmt: skip
 
 
 def class_charts(sources: Sequence[Source]) -> list[Chart]:
     """Dots by depth, one figure for each method that is not a baseline of another."""
     charts = []
     for place, source in enumerate(sources, start=1):
-        for axis in AXES:
-            rows = [r for r in source.rows if r.get(axis) and number(r, "top1") is not None]
+        for table, words in AXES.items():
+            rows = [row for row in source.table(table) if row.top1.value is not None]
             if rows:
-                charts.append(_chart(source, axis, rows, place))
+                charts.append(_chart(source, words, rows, place))
     return charts
 
 
-def _chart(source: Source, axis: str, rows: Sequence[Row], place: int) -> Chart:
+def _chart(
+    source: Source, words: tuple[str, str, str, str], rows: Sequence[ScoredByDepth], place: int
+) -> Chart:
     """Of the method that comes first; the others are in the tables."""
-    name, title, what = AXES[axis]
-    method = rows[0].get("method")
-    mine = [row for row in rows if row.get("method") == method]
-    depths = sorted({int(number(row, "depth") or 0) for row in mine})
-    found = {(str(row[axis]), int(number(row, "depth") or 0)): row for row in mine}
-    parts = _by_accuracy({part for part, _ in found}, found, depths[0])
-    shares = {key: number(row, "top1") or 0.0 for key, row in found.items()}
+    axis, name, title, what = words
+    method = rows[0].method
+    shares = {
+        (getattr(row, axis), row.depth): row.top1.value or 0.0
+        for row in rows
+        if row.method == method
+    }
+    depths = sorted({depth for _, depth in shares})
+    parts = _by_accuracy({part for part, _ in shares}, shares, depths[0])
     return Chart(
         f"{name}-{place}",
         title,
@@ -53,11 +61,8 @@ def _chart(source: Source, axis: str, rows: Sequence[Row], place: int) -> Chart:
     )  # fmt: skip
 
 
-def _by_accuracy(parts: set[str], found: dict[tuple[str, int], Row], depth: int) -> list[str]:
-    def accuracy(part: str) -> float:
-        return number(found.get((part, depth), {}), "top1") or 0.0
-
-    return sorted(parts, key=lambda part: (-accuracy(part), part))
+def _by_accuracy(parts: set[str], shares: dict[tuple[str, int], float], depth: int) -> list[str]:
+    return sorted(parts, key=lambda part: (-shares.get((part, depth), 0.0), part))
 
 
 def _paint(

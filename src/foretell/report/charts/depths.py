@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from matplotlib.figure import Figure
 
 from foretell.formatting import text
-from foretell.provenance import Row
 from foretell.report.charts.drawing import Chart, Line, percent_axis, plot_lines, whole_steps
-from foretell.report.charts.selecting import (
-    by_depth,
-    described,
-    groups,
-    names,
-    number,
-    table,
-    while_decoding,
-)
+from foretell.report.charts.selecting import ByDepth, by_depth, described, groups, names
 from foretell.report.sources import Source
+from foretell.results.tables import AcceptedByConfidence, AcceptedByDepth
+from foretell.tally import Estimate
 
 HELD_OUT = (
     (
@@ -47,24 +40,27 @@ def depth_charts(sources: Sequence[Source]) -> list[Chart]:
         charts += [chart] if chart else []
     caption = "Of the decoding steps that reached this depth, the share that accepted it."
     chart = _chart(
-        sources, while_decoding, "accepted-while-decoding", "Accepted while decoding", caption,
+        sources, _while_decoding, "accepted-while-decoding", "Accepted while decoding", caption,
         "acceptance", 1,
     )  # fmt: skip
     return charts + ([chart] if chart else []) + _calibration(sources)
 
 
+def _while_decoding(source: Source) -> list[AcceptedByDepth]:
+    return source.table(AcceptedByDepth)
+
+
 def _chart(
     sources: Sequence[Source],
-    select: Callable[[Source], list[Row]],
+    select: Callable[[Source], Sequence[ByDepth]],
     name: str,
     title: str,
     caption: str,
     field: str,
     first: int,
 ) -> Chart | None:
-    used = [(source, [r for r in select(source) if r["depth"] >= first]) for source in sources]  # type: ignore[operator]
-    used = [(source, _known(rows, field)) for source, rows in used]
-    used = [(source, rows) for source, rows in used if len({row["depth"] for row in rows}) > 1]
+    used = [(source, _known(select(source), field, first)) for source in sources]
+    used = [(source, rows) for source, rows in used if len({row.depth for row in rows}) > 1]
     rows = [row for _, rows in used for row in rows]
     if not rows:
         return None
@@ -81,26 +77,32 @@ def _chart(
     )
 
 
-def _known(rows: Iterable[Row], field: str) -> list[Row]:
-    return [row for row in rows if number(row, field) is not None]
+def _known(rows: Sequence[ByDepth], field: str, first: int) -> list[ByDepth]:
+    return [r for r in rows if r.depth >= first and _figure(r, field).value is not None]
 
 
-def _series(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+def _figure(row: ByDepth, field: str) -> Estimate:
+    found: Estimate = getattr(row, field)
+    return found
+
+
+def _series(rows: Sequence[ByDepth]) -> list[tuple[str, list[ByDepth]]]:
     """Rows of each model and method; of repeated depths the last counts."""
     found = groups(rows)
     labels = names(found)
-    unique = {key: {row["depth"]: row for row in members} for key, members in found.items()}
+    unique = {key: {row.depth: row for row in members} for key, members in found.items()}
     return [(labels[key], list(members.values())) for key, members in unique.items()]
 
 
-def _line(label: str, rows: Sequence[Row], field: str) -> Line:
-    rows = sorted(rows, key=lambda row: number(row, "depth") or 0)
+def _line(label: str, rows: Sequence[ByDepth], field: str) -> Line:
+    rows = sorted(rows, key=lambda row: row.depth)
+    figures = [_figure(row, field) for row in rows]
     return Line(
         label,
-        [number(row, "depth") or 0.0 for row in rows],
-        [number(row, field) or 0.0 for row in rows],
-        [number(row, f"{field}_low") for row in rows],
-        [number(row, f"{field}_high") for row in rows],
+        [float(row.depth) for row in rows],
+        [figure.value or 0.0 for figure in figures],
+        [figure.low for figure in figures],
+        [figure.high for figure in figures],
     )
 
 
@@ -128,19 +130,19 @@ def _paint(lines: Sequence[Line], figure: Figure) -> None:
 def _calibration(sources: Sequence[Source]) -> list[Chart]:
     charts = []
     for place, source in enumerate(sources):
-        bins = [row for row in table(source, "calibration") if number(row, "bin") is not None]
-        bins = _known(_known(bins, "confidence"), "acceptance")
+        rows = source.table(AcceptedByConfidence)
+        bins = [r for r in rows if None not in (r.confidence.value, r.acceptance.value)]
         if bins:
             charts.append(_reliability(source, bins, place))
     return charts
 
 
-def _reliability(source: Source, bins: Sequence[Row], place: int) -> Chart:
+def _reliability(source: Source, bins: Sequence[AcceptedByConfidence], place: int) -> Chart:
     lines = [
         Line(
             f"depth {depth}",
-            [number(row, "confidence") or 0.0 for row in rows],
-            [number(row, "acceptance") or 0.0 for row in rows],
+            [row.confidence.value or 0.0 for row in rows],
+            [row.acceptance.value or 0.0 for row in rows],
         )
         for (depth,), rows in groups(bins, ("depth",)).items()
     ]

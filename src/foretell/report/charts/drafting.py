@@ -11,20 +11,17 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foretell.formatting import text
-from foretell.provenance import Row
 from foretell.report.charts.drawing import MUTED, SERIES, WIDTH, Chart, End, Line, plot_lines
 from foretell.report.charts.selecting import (
-    by_depth,
+    accepted,
     described,
     groups,
     names,
-    number,
     reached_by_length,
-    speeds,
-    table,
-    while_decoding,
 )
 from foretell.report.sources import Source
+from foretell.results.tables import AcceptedByDepth, Predicted, Speed
+from foretell.tally import Estimate
 
 BEHIND = {"text": " after text", "own": " after own"}
 """What drafts follow, as it stands behind the name of a range."""
@@ -94,29 +91,30 @@ def _labels(panel: Panel) -> list[str]:
 
 def _known(sources: Sequence[Source]) -> dict[tuple[str, ...], str]:
     """Every model and method that something is known of, and its name."""
-    return names(groups(row for source in sources for row in _accepted(source)))
-
-
-def _accepted(source: Source) -> list[Row]:
-    rows = (*by_depth(source), *while_decoding(source))
-    return [row for row in rows if number(row, "acceptance") is not None]
+    return names(groups(row for source in sources for row in accepted(source)))
 
 
 def _ranges(sources: Sequence[Source], field: str) -> list[Band]:
-    rows = (row for source in sources for row in table(source, "prediction"))
-    predicted = (row for row in rows if number(row, f"{field}_max") is not None)
-    found = groups(predicted, ("model", "method", "behind"))
+    rows = (row for source in sources for row in source.table(Predicted))
+    found = groups(
+        (row for row in rows if _range(row, field).max is not None), ("model", "method", "behind")
+    )
     labels = names([*_known(sources), *(key[:2] for key in found)])
     return [
         Band(
             f"{labels[key[:2]]}, predicted{BEHIND.get(key[2], '')}",
             key[2],
-            [0.0, *(number(row, "depth") or 0.0 for row in members)],
-            [1.0, *(number(row, f"{field}_min") or 0.0 for row in members)],
-            [1.0, *(number(row, f"{field}_max") or 0.0 for row in members)],
+            [0.0, *(float(row.depth) for row in members)],
+            [1.0, *(_range(row, field).min or 0.0 for row in members)],
+            [1.0, *(_range(row, field).max or 0.0 for row in members)],
         )
         for key, members in found.items()
     ]
+
+
+def _range(row: Predicted, field: str) -> Estimate:
+    found: Estimate = getattr(row, field)
+    return found
 
 
 def _expected(sources: Sequence[Source], field: str) -> list[Line]:
@@ -124,14 +122,11 @@ def _expected(sources: Sequence[Source], field: str) -> list[Line]:
     if field != "tokens_per_forward":
         return []
     labels = _known(sources)
+    rows = [row for source in sources for row in accepted(source) if row.depth]
     lines = []
-    for select, chained, what in (
-        (by_depth, False, "held out"),
-        (while_decoding, True, "decoding"),
-    ):
-        rows = [row for source in sources for row in select(source) if row["depth"]]
-        known = groups(row for row in rows if number(row, "acceptance") is not None)
-        for key, members in known.items():
+    for chained, what in ((False, "held out"), (True, "decoding")):
+        found = groups(row for row in rows if isinstance(row, AcceptedByDepth) == chained)
+        for key, members in found.items():
             values = reached_by_length(members, chained=chained)
             lengths = [float(length) for length in range(len(values))]
             label, colour = f"{labels[key]}, {what}", list(labels).index(key)
@@ -144,12 +139,11 @@ def _points(sources: Sequence[Source], field: str) -> list[Point]:
     labels = _known(sources)
     points = []
     for source in sources:
-        depths = groups(while_decoding(source))
-        for key, members in groups(speeds(source)).items():
-            value = number(members[-1], field)
-            if key in depths and value is not None:
-                deepest = max(number(row, "depth") or 0.0 for row in depths[key])
-                colour = list(labels).index(key)
+        depths = groups(source.table(AcceptedByDepth))
+        for key, members in groups(source.table(Speed)).items():
+            if key in depths:
+                deepest = float(max(row.depth for row in depths[key]))
+                value, colour = float(getattr(members[-1], field)), list(labels).index(key)
                 points.append(Point(f"{labels[key]}, measured", deepest, value, colour))
     return points
 
@@ -169,7 +163,7 @@ def _caption(sources: Sequence[Source], panels: Sequence[Panel]) -> str:
             "Large marks: measured while decoding, at the longest draft; the length adapts, so "
             "that the mean draft is shorter."
         )
-    used = [s for s in sources if table(s, "prediction") or _accepted(s)]
+    used = [source for source in sources if source.table(Predicted) or accepted(source)]
     return " ".join([*parts, f"From {', '.join(described(source) for source in used)}."])
 
 

@@ -8,19 +8,14 @@ from functools import partial
 from matplotlib.figure import Figure
 
 from foretell.formatting import text
-from foretell.provenance import Row
 from foretell.report.charts.drawing import Chart, Line, percent_axis, plot_heat, plot_lines
-from foretell.report.charts.selecting import described, groups, names, number
+from foretell.report.charts.selecting import described, groups, names
 from foretell.report.sources import Run, Source
+from foretell.results.tables import Drift, ScoredByLayer
 
 READERS = {
     "logit-lens": "the output head on the layer's state, after the final norm",
     "linear-probe": "a linear probe trained on the layer's state",
-}
-DRIFT = {
-    "settled": "decision settled",
-    "cka_final": "CKA with the last",
-    "cosine": "cosine",
 }
 INPUT = "Layer l is the state that enters block l; the last one leaves the last block."
 
@@ -34,12 +29,7 @@ def layer_charts(sources: Sequence[Source], runs: Sequence[Run]) -> list[Chart]:
 
 
 def _heat_maps(source: Source, before: int) -> list[Chart]:
-    rows = [
-        row
-        for row in source.rows
-        if None not in (number(row, "layer"), number(row, "depth"), number(row, "top1"))
-    ]
-    found = groups(rows)
+    found = groups(row for row in source.table(ScoredByLayer) if row.top1.value is not None)
     labels = names(found)
     return [
         _heat_map(source, key[1], labels[key], members, before + place + 1)
@@ -47,9 +37,11 @@ def _heat_maps(source: Source, before: int) -> list[Chart]:
     ]
 
 
-def _heat_map(source: Source, method: str, label: str, rows: Sequence[Row], place: int) -> Chart:
-    layers, depths = (sorted({int(number(r, n) or 0) for r in rows}) for n in ("layer", "depth"))
-    found = {(number(row, "layer"), number(row, "depth")): number(row, "top1") for row in rows}
+def _heat_map(
+    source: Source, method: str, label: str, rows: Sequence[ScoredByLayer], place: int
+) -> Chart:
+    layers, depths = sorted({row.layer for row in rows}), sorted({row.depth for row in rows})
+    found = {(row.layer, row.depth): row.top1.value for row in rows}
     values = [[found.get((layer, depth)) for depth in depths] for layer in layers]
     return _heat_chart(
         f"layers-{place}",
@@ -107,16 +99,18 @@ def _paint_heat(
 
 
 def _drift(source: Source, before: int) -> list[Chart]:
-    lines = []
-    for field, label in DRIFT.items():
-        points = {
-            number(row, "layer"): number(row, field)
-            for row in source.rows
-            if None not in (number(row, "layer"), number(row, field))
-        }
-        if len(points) > 1:
-            known = sorted((x, y) for x, y in points.items() if x is not None and y is not None)
-            lines.append(Line(label, [x for x, _ in known], [y for _, y in known]))
+    drift = source.table(Drift)
+    settled = ((row.layer, row.settled.value) for row in source.table(ScoredByLayer))
+    quantities = {
+        "decision settled": {layer: share for layer, share in settled if share is not None},
+        "CKA with the last": {row.layer: row.cka_final for row in drift},
+        "cosine": {row.layer: row.cosine for row in drift},
+    }
+    lines = [
+        Line(label, [float(layer) for layer in sorted(values)], [values[x] for x in sorted(values)])
+        for label, values in quantities.items()
+        if len(values) > 1
+    ]
     if not lines:
         return []
     chart = Chart(

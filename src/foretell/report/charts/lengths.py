@@ -15,6 +15,7 @@ from foretell.formatting import text
 from foretell.report.charts.drawing import Chart, Line, plot_lines
 from foretell.report.charts.selecting import described
 from foretell.report.sources import Source
+from foretell.results.tables import Generated
 
 
 def length_charts(sources: Sequence[Source]) -> list[Chart]:
@@ -27,9 +28,8 @@ def length_charts(sources: Sequence[Source]) -> list[Chart]:
 def _chosen(source: Source) -> dict[str, list[list[int]]]:
     """By method: for each prompt or batch how deep every pass but the first drafted."""
     lengths = source.result.settings.get("draft_lengths")
-    if source.result.command == "generate":
-        chosen = [row for row in source.rows if row.get("draft_length") == "auto"]
-        found = {str(row.get("method")): [lengths] for row in chosen}
+    if generated := source.table(Generated):
+        found = {row.method: [lengths] for row in generated if row.draft_length == "auto"}
     else:
         found = lengths or {}
     if not isinstance(found, dict) or not all(map(_are_lengths, found.values())):

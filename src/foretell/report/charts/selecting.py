@@ -1,67 +1,46 @@
-"""Which rows belong to which chart, told by the fields that they have."""
+"""What charts and tables share: rows that belong together, and what to call them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from foretell.provenance import Row
 from foretell.report.sources import Source
+from foretell.results.benchmarks import Recipe
+from foretell.results.rows import Kind
+from foretell.results.tables import AcceptedByDepth, Baseline, ScoredByDepth
 
-PARTS = ("layer", "token_class", "document_kind", "rule", "bin")
-"""What tells rows of one method and depth apart; rows of the whole have none of these."""
+ByDepth = ScoredByDepth | AcceptedByDepth
+"""What tells how many drafted tokens of a depth stand: on held-out text, or while decoding."""
 
 UNSAID = frozenset({"parallel", "sequential", "residual"})
-"""Kinds of heads whose results may be from before rows said what drafts."""
+"""Kinds of heads whose scores may be from before rows said that they are of heads."""
 
 
-def number(row: Row, field: str) -> float | None:
-    """A field as a number; None where it is missing or none."""
-    value = row.get(field)
-    return float(value) if isinstance(value, int | float) else None
+def by_depth(source: Source) -> list[ScoredByDepth]:
+    """What methods predict of held-out text; recipes are too many and have their own chart."""
+    return [*source.table(ScoredByDepth), *source.table(Baseline)]
 
 
-def table(source: Source, name: str) -> list[Row]:
-    """The rows of one of the tables of a command that has several."""
-    return [row for row in source.rows if row.get("table") == name]
+def of_heads(source: Source) -> list[ScoredByDepth]:
+    """What heads predict of held-out text, those of recipes too."""
+    rows = [*source.table(ScoredByDepth), *source.table(Recipe)]
+    return [row for row in rows if row.head or row.method in UNSAID]
 
 
-def by_depth(source: Source) -> list[Row]:
-    """Teacher-forced results of whole methods by depth, as probe and eval write them."""
-    if source.result.command == "recipes":  # too many lines: they have a chart of their own
-        return []
-    return teacher_forced(source)
+def accepted(source: Source) -> list[ByDepth]:
+    """All rows in which acceptance is known."""
+    rows: list[ByDepth] = [*by_depth(source), *source.table(AcceptedByDepth)]
+    return [row for row in rows if row.acceptance.value is not None]
 
 
-def teacher_forced(source: Source) -> list[Row]:
-    """The same of every command."""
-    return [
-        row
-        for row in source.rows
-        if number(row, "depth") is not None
-        and number(row, "top1") is not None
-        and not any(row.get(part) is not None for part in PARTS)
-    ]
-
-
-def while_decoding(source: Source) -> list[Row]:
-    """Of the steps that reached a depth, the share that accepted it: what bench writes."""
-    return [
-        row
-        for row in source.rows
-        if row.keys() <= {"model", "method", "depth", "acceptance", "table"}
-        and number(row, "acceptance") is not None
-        and number(row, "depth") is not None
-    ]
-
-
-def reached_by_length(rows: Iterable[Row], *, chained: bool) -> list[float]:
+def reached_by_length(rows: Iterable[ByDepth], *, chained: bool) -> list[float]:
     """Tokens per forward of drafts of 0, 1, 2, … tokens: 1 + Σ of what is accepted at each depth.
 
     Args:
-        rows: of one method, with the acceptance of each depth.
-        chained: shares are of the steps that reached a depth, as `while_decoding` has them.
+        rows: of one method.
+        chained: shares are of the steps that reached a depth, as `AcceptedByDepth` has them.
     """
-    shares = {int(number(row, "depth") or 0): number(row, "acceptance") or 0.0 for row in rows}
+    shares = {row.depth: row.acceptance.value or 0.0 for row in rows}
     values, stands = [1.0], 1.0
     for depth in range(1, max(shares, default=0) + 1):
         share = shares.get(depth, 0.0)
@@ -70,33 +49,13 @@ def reached_by_length(rows: Iterable[Row], *, chained: bool) -> list[float]:
     return values
 
 
-def speeds(source: Source) -> list[Row]:
-    """One row per decoding method."""
-    return [
-        row
-        for row in source.rows
-        if None not in (number(row, "speedup"), number(row, "tokens_per_second"))
-        and row.get("method") is not None
-    ]
-
-
-def of_heads(row: Row, source: Source) -> bool:
-    """Whether a row is about heads: what `eval` measures by depth, or a method that drafts so."""
-    if row.get("head") or (source.result.command, row.get("table")) == ("eval", "depths"):
-        return True
-    method = str(row.get("method"))
-    if method in source.drafters:
-        return source.drafters[method] == "heads"
-    return method.split("-")[0] in UNSAID
-
-
 def groups(
-    rows: Iterable[Row], fields: Sequence[str] = ("model", "method")
-) -> dict[tuple[str, ...], list[Row]]:
+    rows: Iterable[Kind], fields: Sequence[str] = ("model", "method")
+) -> dict[tuple[str, ...], list[Kind]]:
     """Rows that agree in some fields, by these."""
-    found: dict[tuple[str, ...], list[Row]] = {}
+    found: dict[tuple[str, ...], list[Kind]] = {}
     for row in rows:
-        key = tuple(str(row.get(field) or "") for field in fields)
+        key = tuple(str(getattr(row, field) or "") for field in fields)
         found.setdefault(key, []).append(row)
     return found
 

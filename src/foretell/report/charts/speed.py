@@ -9,10 +9,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from foretell.formatting import NONE, text
-from foretell.provenance import Row, near_ties
 from foretell.report.charts.drawing import MUTED, Chart, plot_bars
-from foretell.report.charts.selecting import described, number, of_heads, speeds
+from foretell.report.charts.selecting import described
 from foretell.report.sources import Source
+from foretell.results.benchmarks import Recipe
+from foretell.results.tables import Speed, near_ties
 
 SPEED_FIELDS = ("speedup", "tokens_per_forward", "tokens_per_second")
 
@@ -21,18 +22,18 @@ def speed_charts(sources: Sequence[Source]) -> list[Chart]:
     """One figure for each model of each comparison."""
     charts: list[Chart] = []
     for source in sources:
-        rows = speeds(source)
-        for model in dict.fromkeys(row.get("model") for row in rows):
-            mine = [row for row in rows if row.get("model") == model]
+        rows = source.table(Speed)
+        for model in dict.fromkeys(row.model for row in rows):
+            mine = [row for row in rows if row.model == model]
             if len(mine) > 1:
                 charts.append(_speed(source, model, mine, len(charts) + 1))
     return charts
 
 
-def _speed(source: Source, model: object, rows: Sequence[Row], place: int) -> Chart:
-    same = [r for r in rows if r.get("identical") is not None and r["method"] != "plain"]
-    outputs = sum(int(number(row, "identical") or 0) for row in same)
-    asked = sum(int(number(row, "prompts") or 0) for row in same)
+def _speed(source: Source, model: str | None, rows: Sequence[Speed], place: int) -> Chart:
+    same = [row for row in rows if row.identical is not None and row.method != "plain"]
+    outputs = sum(row.identical or 0 for row in same)
+    asked = sum(row.prompts for row in same)
     checked = f" {outputs} of {asked} outputs are identical to plain decoding." if same else ""
     if explained := near_ties(same, str(source.result.provenance.get("dtype"))):
         checked += f" {explained}"
@@ -43,35 +44,33 @@ def _speed(source: Source, model: object, rows: Sequence[Row], place: int) -> Ch
         f"forward pass.{checked} From {described(source)}.",
         ("method", "speed-up", "tokens per forward", "tokens/s", "identical outputs"),
         [
-            (str(row["method"]), *(text(f, row.get(f)) for f in SPEED_FIELDS), _identical(row))
+            (row.method, *(text(f, getattr(row, f)) for f in SPEED_FIELDS), _identical(row))
             for row in rows
         ],
         0.45 + 0.42 * len(rows),
-        partial(_paint_speed, source, rows),
+        partial(_paint_speed, rows),
     )
 
 
-def _identical(row: Row) -> str:
-    found, prompts = row.get("identical"), row.get("prompts")
-    return NONE if found is None else f"{found} of {prompts}" if prompts is not None else str(found)
+def _identical(row: Speed) -> str:
+    return NONE if row.identical is None else f"{row.identical} of {row.prompts}"
 
 
-def _paint_speed(source: Source, rows: Sequence[Row], figure: Figure) -> None:
+def _paint_speed(rows: Sequence[Speed], figure: Figure) -> None:
     axes = figure.subplots()
     plot_bars(
         axes,
-        [str(row["method"]) for row in rows],
-        [number(row, "speedup") or 0.0 for row in rows],
+        [row.method for row in rows],
+        [row.speedup for row in rows],
         [_note(row) for row in rows],
-        [0 if of_heads(row, source) else 5 for row in rows],  # heads stand out
+        [0 if row.drafter == "heads" else 5 for row in rows],  # heads stand out
     )
     _mark_one(axes)
 
 
-def _note(row: Row) -> str:
-    speed = text("speedup", row["speedup"])
-    passes = row.get("tokens_per_forward")
-    return speed if passes is None else f"{speed}, {text('tokens_per_forward', passes)}/forward"
+def _note(row: Speed) -> str:
+    passes = text("tokens_per_forward", row.tokens_per_forward)
+    return f"{text('speedup', row.speedup)}, {passes}/forward"
 
 
 def _mark_one(axes: Axes) -> None:
@@ -81,13 +80,14 @@ def _mark_one(axes: Axes) -> None:
 
 def recipe_charts(sources: Sequence[Source]) -> list[Chart]:
     """Tokens per forward of every recipe of `benchmarks/recipes.py`."""
-    found = [source for source in sources if source.result.command == "recipes"]
+    found = [source for source in sources if source.table(Recipe)]
     return [_recipes(source, place) for place, source in enumerate(found, start=1)]
 
 
 def _recipes(source: Source, place: int) -> Chart:
-    rows = [row for row in source.rows if number(row, "tokens_per_forward") is not None]
-    rows.sort(key=lambda row: -(number(row, "tokens_per_forward") or 0.0))
+    values = ((row, row.tokens_per_forward) for row in source.table(Recipe))
+    known = [(row, value) for row, value in values if value is not None]
+    known.sort(key=lambda pair: -pair[1])
     return Chart(
         f"recipes-{place}",
         "Recipes compared",
@@ -95,27 +95,22 @@ def _recipes(source: Source, place: int) -> Chart:
         f"1 is plain decoding. Colours tell recipes apart. From {described(source)}.",
         ("run", "recipe", "tokens per forward", "nats per token, depth 0"),
         [
-            (
-                str(row.get("method")),
-                text("recipe", row.get("recipe")),
-                text("tokens_per_forward", row["tokens_per_forward"]),
-                text("nll", row.get("nll")),
-            )
-            for row in rows
+            (row.method, row.recipe, text("tokens_per_forward", value), text("nll", row.nll.value))
+            for row, value in known
         ],
-        0.45 + 0.36 * len(rows),
-        partial(_paint_recipes, rows),
+        0.45 + 0.36 * len(known),
+        partial(_paint_recipes, known),
     )
 
 
-def _paint_recipes(rows: Sequence[Row], figure: Figure) -> None:
+def _paint_recipes(known: Sequence[tuple[Recipe, float]], figure: Figure) -> None:
     axes = figure.subplots()
-    kinds = list(dict.fromkeys(str(row.get("recipe")) for row in rows))
+    kinds = list(dict.fromkeys(row.recipe for row, _ in known))
     plot_bars(
         axes,
-        [str(row.get("method")) for row in rows],
-        [number(row, "tokens_per_forward") or 0.0 for row in rows],
-        [text("tokens_per_forward", row["tokens_per_forward"]) for row in rows],
-        [kinds.index(str(row.get("recipe"))) for row in rows],
+        [row.method for row, _ in known],
+        [value for _, value in known],
+        [text("tokens_per_forward", value) for _, value in known],
+        [kinds.index(row.recipe) for row, _ in known],
     )
     _mark_one(axes)
