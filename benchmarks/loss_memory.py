@@ -25,7 +25,7 @@ from torch.nn import functional as F
 
 from foretell.formatting import aligned
 from foretell.heads.residual import ResidualLayer
-from foretell.objective import Objective, Target, depth_by_depth, depth_loss
+from foretell.objective import Objective, Readout, Target, depth_by_depth, depth_loss
 from foretell.results import write_result
 from foretell.results.benchmarks import LossMemory
 from foretell.results.provenance import provenance
@@ -50,16 +50,17 @@ def measure(
     parameters = [*output.parameters(), *heads.parameters()]
     resident = _resident(device)
     began = time.perf_counter()
-    targets = [Target(each) for each in labels]
+    targets = [Target.of(each) for each in labels]
     if method == "in-order":
         work = Objective(
             lambda states, depths: [heads[k](states[0]) for k in depths],
-            [[k] for k in range(n)], targets, [1.0] * n, output, vocab,
+            [[k] for k in range(n)], targets, [1.0] * n,
+            [Readout(output, vocab)] * n,
         )  # fmt: skip
         loss, _ = depth_by_depth(work, [hidden], parameters)
     elif method == "autograd":
         losses = [
-            depth_loss(head(hidden), target, output, vocab)[0]
+            depth_loss(head(hidden), target, Readout(output, vocab))[0]
             for head, target in zip(heads, targets, strict=True)
         ]
         loss = torch.stack(losses).sum()

@@ -16,6 +16,7 @@ from foretell.objective import (
     MarginalTarget,
     Objective,
     ObjectiveConfig,
+    Readout,
     Target,
     depth_by_depth,
     depth_loss,
@@ -47,14 +48,14 @@ def results(hidden: Tensor, weight: Tensor, target: Target, after, way: str, chu
 
     match way:
         case "torch":
-            total = F.cross_entropy(
-                unembed(hidden), target.labels, ignore_index=IGNORE, reduction="sum"
-            )
-            loss = total / (target.labels != IGNORE).sum().clamp(min=1)
+            total = F.cross_entropy(unembed(hidden[target.places]), target.labels, reduction="sum")
+            loss = total / max(1, len(target.labels))
         case "autograd":
-            loss, _ = depth_loss(hidden, target, unembed, VOCAB, chunk)
+            loss, _ = depth_loss(hidden, target, Readout(unembed, VOCAB), chunk)
         case "in order":
-            work = Objective(lambda s, _: [s[0]], [[0]], [target], [1.0], unembed, VOCAB, chunk)
+            work = Objective(
+                lambda s, _: [s[0]], [[0]], [target], [1.0], [Readout(unembed, VOCAB)], chunk
+            )
             loss, _ = depth_by_depth(work, [hidden], [weight])
     loss.backward()
     assert hidden.grad is not None
@@ -75,7 +76,7 @@ def test_chunked_losses_are_as_exact_as_torch(
     weight = torch.randn(VOCAB, HIDDEN, generator=generator)
     labels = torch.randint(0, VOCAB, (length,), generator=generator)
     labels = labels.masked_fill(torch.tensor([drop.random() < 0.3 for _ in labels]), IGNORE)
-    target = Target(labels)
+    target = Target.of(labels)
     exact = results(hidden.double(), weight.double(), target, after, "torch")
     reference = results(hidden, weight, target, after, "torch")
     chunked = results(hidden, weight, target, after, way, chunk)
@@ -90,7 +91,9 @@ def test_the_loss_is_float32_in_half_precision_and_zero_without_targets() -> Non
     hidden = torch.randn(3, HIDDEN, dtype=torch.bfloat16, requires_grad=True)
     unembed = nn.Linear(HIDDEN, VOCAB, bias=False, dtype=torch.bfloat16)
     for chunk in (1, 1000):
-        loss, _ = depth_loss(hidden, Target(torch.full((3,), IGNORE)), unembed, VOCAB, chunk)
+        loss, _ = depth_loss(
+            hidden, Target.of(torch.full((3,), IGNORE)), Readout(unembed, VOCAB), chunk
+        )
         assert loss.dtype == torch.float32
         assert loss.item() == 0.0
         loss.backward()
@@ -108,7 +111,7 @@ def test_at_most_one_chunk_of_logits_exists_at_once(way: str, passes: int) -> No
 
     labels = torch.zeros(40, dtype=torch.long)
     hidden, weight = torch.randn(40, HIDDEN), torch.randn(VOCAB, HIDDEN)
-    results(hidden, weight, Target(labels), counted, way, 6 * VOCAB)
+    results(hidden, weight, Target.of(labels), counted, way, 6 * VOCAB)
     assert max(sizes) == 6 * VOCAB
     assert sum(sizes) == passes * 40 * VOCAB  # autograd computes them again for the gradient
 
@@ -119,8 +122,8 @@ def test_gradients_in_order_add_up_in_float32_and_can_be_taken_once() -> None:
     hidden, labels = torch.randn(1024, HIDDEN), torch.randint(0, VOCAB, (1024,))
     weight = torch.randn(VOCAB, HIDDEN).bfloat16().requires_grad_()
     work = Objective(
-        lambda s, _: [s[0]], [[0]], [Target(labels)], [1.0],
-        lambda x: x.bfloat16() @ weight.T, VOCAB, VOCAB,
+        lambda s, _: [s[0]], [[0]], [Target.of(labels)], [1.0],
+        [Readout(lambda x: x.bfloat16() @ weight.T, VOCAB)], VOCAB,
     )  # fmt: skip
     loss, _ = depth_by_depth(work, [hidden], [weight])
     loss.backward(retain_graph=True)
@@ -144,8 +147,8 @@ def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: floa
     hidden = torch.randn(12, HIDDEN, requires_grad=True)
     soft = BackboneTarget(rows, 2, lambda x: x @ weight.T, temperature=2.0)
     teacher = torch.cat([rows[:, 2:], rows[:, -1:], rows[:, -1:]], 1).flatten(0, 1)
-    target = Target(labels, soft=soft, soft_share=share)
-    loss, nll = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
+    target = Target.of(labels, soft=soft, soft_share=share)
+    loss, nll = depth_loss(hidden, target, Readout(lambda x: x @ weight.T, VOCAB), chunk)
     logs = (hidden @ weight.T).log_softmax(-1)
     text = -torch.stack([logs[t, label] for t, label in enumerate(labels) if label >= 0]).mean()
     torch.testing.assert_close(nll, text.detach())
@@ -159,7 +162,8 @@ def test_all_depths_learn_from_the_same_states() -> None:
     model, tokens = ft.attach(families.build("llama"), depth=3), families.prompt(2, 10)
     trunk, objective = model.backbone(tokens), ObjectiveConfig(distill="backbone")
     for depth in (1, 2, 3):
-        soft = JointLoss(model.backbone, model.head)._teacher(objective, depth, trunk, None)
+        loss = JointLoss(model.backbone, model.head)
+        soft = loss._teacher(objective, depth, trunk, None, loss._readouts()[depth])
         assert soft.final.data_ptr() == trunk.final.data_ptr()
 
 
@@ -180,8 +184,8 @@ def test_marginals_teach_where_they_were_computed(chunk: int) -> None:
     labels = torch.randint(0, VOCAB, (7,))
     teacher = torch.randn(3, VOCAB).softmax(-1)
     positions = torch.tensor([0, 3, 6])
-    target = Target(labels, soft=MarginalTarget(positions, teacher, 3), soft_share=1.0)
-    loss, _ = depth_loss(hidden, target, lambda x: x @ weight.T, VOCAB, chunk)
+    target = Target.of(labels, soft=MarginalTarget(positions, teacher, 3), soft_share=1.0)
+    loss, _ = depth_loss(hidden, target, Readout(lambda x: x @ weight.T, VOCAB), chunk)
     q = (hidden[positions] @ weight.T).softmax(-1)
     torch.testing.assert_close(loss, (teacher * (teacher.log() - q.log())).sum(-1).mean())
     loss.backward()

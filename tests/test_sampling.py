@@ -79,6 +79,8 @@ HEADS = {
     "sequential": ft.SequentialHeads.Config(depth=2),
     "shared": ft.SequentialHeads.Config(depth=1, shared=True),
     "rollout": ft.SequentialHeads.Config(depth=2, shared=True, rollout="token"),
+    "few": ft.SequentialHeads.Config(depth=2, vocabulary=3),
+    "fewer": ft.ParallelHeads.Config(depth=2, vocabulary=2),
 }
 
 
@@ -93,7 +95,10 @@ def disturbed(owner: ft.MTPModel, seed: int = 0) -> ft.MTPModel:
 
 @cache
 def model(kind: str) -> ft.MTPModel:
-    return disturbed(ft.MTPModel(toy(0), HEADS[kind]), list(HEADS).index(kind))
+    owner = ft.MTPModel(toy(0), HEADS[kind])
+    if (vocabulary := owner.require_head().vocabulary) is not None:
+        vocabulary.choose(torch.tensor([4, 1, 3][: len(vocabulary)]))
+    return disturbed(owner, list(HEADS).index(kind))
 
 
 @cache

@@ -32,6 +32,7 @@ from foretell.objective import (
     ObjectiveConfig,
     depth_hidden,
 )
+from foretell.targets import IGNORE
 
 
 class MTPModel(Generating):
@@ -128,6 +129,16 @@ class MTPModel(Generating):
         """
         return depth_hidden(self.backbone, self.require_head(), tokens, output, depths, states)
 
+    def count_targets(self, labels: Tensor, position_ids: Tensor | None = None) -> Tensor:
+        """How many targets depths 0…K have, (K+1,) in float32.
+
+        Args:
+            labels: (B, T) not shifted, `IGNORE` where a token is no target.
+            position_ids: (B, T), restarting at every packed document; None: a row is one document.
+        """
+        targets = JointLoss(self.backbone, self.head).targets(labels, position_ids)
+        return torch.stack([(target != IGNORE).sum() for target in targets]).float()
+
     def forward(
         self,
         input_ids: Tensor,
@@ -223,7 +234,8 @@ class MTPModel(Generating):
             raise CheckpointError(f"{opened.config_file}: {error}") from None
         model.backbone_path, model.tokenizer_path = opened.source, opened.tokenizer
         if opened.stored is not None:
-            fill_head(model.require_head(), opened.stored, opened.where)
+            vocab_size = model.backbone.vocab_size
+            fill_head(model.require_head(), opened.stored, opened.where, vocab_size)
             model.trained_on = opened.stored.trained_on
         if (adapters := opened.adapters) is not None:
             model.adapt(lambda lm: Adapters.load(lm, adapters))

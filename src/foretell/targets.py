@@ -61,9 +61,3 @@ def depth_targets(labels: Tensor, depth: int, position_ids: Tensor | None = None
         ahead = torch.where(same_document, ahead, IGNORE)
     targets[:, :-distance] = ahead
     return targets
-
-
-def count_targets(labels: Tensor, depth: int, position_ids: Tensor | None = None) -> Tensor:
-    """How many targets depths 0…`depth` have, (depth + 1,) in float32; arguments as above."""
-    targets = [depth_targets(labels, k, position_ids) for k in range(depth + 1)]
-    return torch.stack([(target != IGNORE).sum() for target in targets]).float()

@@ -3,6 +3,7 @@
 Shapes: B batch, T time, D hidden, V vocabulary, L layers.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -157,7 +158,32 @@ class Anatomy:
     def unembed(self, final: Tensor) -> Tensor:
         """Logits with the family's own scaling and soft-capping: (..., D) → (..., V)."""
         output = self.output
-        logits = self.logit_scale(cast(Tensor, output(final.to(output.weight.dtype))))
+        return self._scaled(cast(Tensor, output(final.to(output.weight.dtype))))
+
+    def unembed_some(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
+        """`unembed` for some tokens (V',) alone: (..., D) → (..., V').
+
+        Their rows of the output head are copied once where no gradient is to reach them, or else in
+        every call. An output head that is more than a matrix computes all logits.
+        """
+        output = self.output
+        if type(output) is not nn.Linear:
+            return lambda final: self.unembed(final)[..., tokens]
+
+        def rows() -> tuple[Tensor, Tensor | None]:
+            return output.weight[tokens], None if output.bias is None else output.bias[tokens]
+
+        learns = output.weight.requires_grad and torch.is_grad_enabled()
+        kept = None if learns else rows()
+
+        def unembed(final: Tensor) -> Tensor:
+            weight, bias = rows() if kept is None else kept
+            return self._scaled(nn.functional.linear(final.to(weight.dtype), weight, bias))
+
+        return unembed
+
+    def _scaled(self, logits: Tensor) -> Tensor:
+        logits = self.logit_scale(logits)
         if self.softcap is not None:
             logits = torch.tanh(logits / self.softcap) * self.softcap
         return logits

@@ -147,8 +147,14 @@ def open_checkpoint(
     return Opened(where, source, backbone, stored)
 
 
-def fill_head(head: Head, stored: StoredHeads, where: str | Path) -> None:
+def fill_head(head: Head, stored: StoredHeads, where: str | Path, vocab_size: int) -> None:
     """Copy stored tensors into a head; every one must be there, fit, and be wanted.
+
+    Args:
+        head: to be filled.
+        stored: what with.
+        where: it lies, for messages.
+        vocab_size: V, of the model.
 
     Raises:
         CheckpointError: one is not.
@@ -165,6 +171,11 @@ def fill_head(head: Head, stored: StoredHeads, where: str | Path) -> None:
             + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
         )
     head.load_state_dict(given)
+    if head.vocabulary is not None:
+        try:
+            head.vocabulary.check(vocab_size)
+        except InputError as error:
+            raise CheckpointError(f"{where}: {error}") from None
 
 
 def _one_device(

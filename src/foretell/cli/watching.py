@@ -76,6 +76,9 @@ def describe_plan(plan: Plan, model: MTPModel) -> list[str]:
     where += f", {plan.processes} processes" * (plan.processes > 1)
     begun = f"; continues after step {plan.begun}" * bool(plan.begun)
     lines = [f"Trains {learns}{rests}.", f"{data}, {rows}, for {until}, {where}{begun}."]
+    if plan.drafted is not None and plan.coverage is not None:
+        of_all = f"{plan.drafted:,} of {model.backbone.vocab_size:,} tokens"
+        lines.append(f"The heads draft {of_all}, {plan.coverage:.1%} of what is to be predicted.")
     if model.head is not None:
         names = layouts_for(model)
         lines.append(

@@ -6,7 +6,7 @@ from foretell.backbone import Ability, Backbone, rehearses
 from foretell.backbone.anatomy import name_of
 from foretell.backbone.weights import cast_parameters
 from foretell.decoding.cache import decodes, keeps_blocks
-from foretell.errors import BackboneError
+from foretell.errors import BackboneError, InputError
 from foretell.heads import Head, HeadConfig, Parts, head_class
 
 log = logging.getLogger(__name__)
@@ -17,7 +17,13 @@ def build_head(backbone: Backbone, config: HeadConfig) -> Head:
 
     Raises:
         BackboneError: its blocks cannot be run as the head has to run them.
+        InputError: it drafts more tokens than there are.
     """
+    if config.vocabulary is not None and config.vocabulary > backbone.vocab_size:
+        raise InputError(
+            f"head.vocabulary is {config.vocabulary}; {name_of(backbone.model)} has "
+            f"{backbone.vocab_size} tokens."
+        )
     parts = Parts(
         hidden_size=backbone.hidden_size,
         num_layers=backbone.num_layers,

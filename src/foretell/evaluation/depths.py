@@ -19,6 +19,7 @@ from torch import Tensor
 
 from foretell.backbone import Backbone
 from foretell.data import PackedBlocks
+from foretell.decoding.drafters.output import HeadOutput
 from foretell.errors import InputError
 from foretell.evaluation.calibration import calibrate, calibration_rows
 from foretell.evaluation.rules import accepted_by_rule, reported
@@ -229,11 +230,12 @@ def _measure_block(
         [depth_targets(labels, k, position_ids)[0] != IGNORE for k in range(finals.shape[1])], dim=1
     )
     documents = blocks.documents(index)
+    outputs = _outputs(model)
     size = max(1, CHUNK // (backbone.vocab_size * finals.shape[1]))
     places = torch.arange(finals.shape[0], device=backbone.device)
     for part in places.split(size):
         own = _own(backbone, output.final[0], part, finals.shape[1])
-        found = _scores(backbone, finals[part], ahead[part], own, learned[part])
+        found = _scores(outputs, finals[part], ahead[part], own, learned[part])
         here = documents[part.cpu().numpy()]
         for depth, (scores, judged) in enumerate(found):
             values = {name: value.cpu().numpy() for name, value in scores.items()}
@@ -250,24 +252,42 @@ def _own(backbone: Backbone, final: Tensor, part: Tensor, depths: int) -> list[T
     Beyond the row's end its last one, where nothing is counted.
     """
     last = len(final) - 1
-    return [distribution(backbone, final[(part + k).clamp(max=last)]) for k in range(depths)]
+    return [
+        distribution(backbone.unembed, final[(part + k).clamp(max=last)]) for k in range(depths)
+    ]
+
+
+def _outputs(model: MTPModel) -> list[HeadOutput]:
+    """What gives the distributions of depths 0…K."""
+    own = HeadOutput(model.backbone, None)
+    return [own, *[HeadOutput(model.backbone, model.head)] * model.depth]
 
 
 def _scores(
-    backbone: Backbone, finals: Tensor, ahead: Tensor, own: list[Tensor], learned: Tensor
+    outputs: Sequence[HeadOutput],
+    finals: Tensor,
+    ahead: Tensor,
+    own: list[Tensor],
+    learned: Tensor,
 ) -> list[tuple[Scores, tuple[Tensor, Tensor, Tensor]]]:
     """By depth: scores, and confidence, whether it stood, and whether it was judged, (N,) each.
 
     Not a number where nothing is learned.
     """
     scorer, found = Scorer(), []
-    drafts = [distribution(backbone, finals[:, k]) for k in range(finals.shape[1])]
+    drafts = [
+        output.spread(distribution(output.logits, finals[:, k])) for k, output in enumerate(outputs)
+    ]
     best = torch.stack([draft.argmax(-1) for draft in drafts], dim=1)
     by_rule = accepted_by_rule(best[:, 1:], own[1:])
     reached = torch.ones_like(learned[:, 0])
     for depth, draft in enumerate(drafts):
         scores = scorer.distribution(depth, draft, Truth(ahead[:, depth], own[depth]))
         scores["covered_mass"] = torch.ones_like(scores["nll"])
+        if (vocabulary := outputs[depth].vocabulary) is not None:
+            inside = vocabulary.places(ahead[:, depth]) != IGNORE
+            scores["coverage"] = inside.float()
+            scores["nll"] = scores["nll"].masked_fill(~inside, math.nan)  # it would be infinite
         stands = scores["acceptance"] > 0
         confidence = draft.max(-1).values
         if depth:

@@ -31,7 +31,6 @@ class Contract(ABC):
     def head(self, depth: int) -> HeadConfig:
         """Heads trained under this contract."""
 
-    @abstractmethod
     def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
         """What heads of `config` were trained for that the engine does not do.
 
@@ -39,6 +38,14 @@ class Contract(ABC):
             config: of the heads.
             plain_norms: whether the backbone's norms are what `norms="own"` has.
         """
+        found = self._differences(config, plain_norms)
+        if config.vocabulary is not None:
+            found.append(f"its heads draft any token, and these {config.vocabulary:,} tokens alone")
+        return found
+
+    @abstractmethod
+    def _differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+        """The same, but for the tokens that are drafted."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, to be stated beside what was exported."""
@@ -61,7 +68,7 @@ class SideBySide(Contract):
     def head(self, depth: int) -> HeadConfig:
         return head_class(self.heads).Config.from_dict({"depth": depth, "tap": self.tap})
 
-    def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+    def _differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
         if config.kind != self.heads:
             return [f"it runs {self.heads} heads, and these are {config.kind}"]
         if config.tap != self.tap:
@@ -109,7 +116,7 @@ class Chain(Contract):
             }
         )
 
-    def differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
+    def _differences(self, config: HeadConfig, plain_norms: bool) -> list[str]:
         if not isinstance(config, SequentialHeads.Config):
             return [f"it runs a sequential module, and these heads are {config.kind}"]
         wanted = self.head(config.depth)

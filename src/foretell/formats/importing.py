@@ -103,7 +103,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
                 raise CheckpointError(f"{directory}: {error}") from None
             about = BackboneReference(fingerprint(lm), type(lm).__name__, reference)
             stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
-            fill_head(model.require_head(), stored, directory)
+            fill_head(model.require_head(), stored, directory, model.backbone.vocab_size)
             write_heads(work, stored)
         parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
         return Imported(layout, loaded.head.depth, parameters, out)

@@ -19,6 +19,7 @@ from foretell.heads.parallel import ParallelHeads
 from foretell.heads.residual import ResidualHeads
 from foretell.heads.sequential import SequentialHeads
 from foretell.heads.taps import FINAL, States, Tap, WeightedTap
+from foretell.heads.vocabulary import DraftVocabulary
 
 
 def head_class(kind: str) -> type[Head]:
@@ -45,6 +46,7 @@ __all__ = [
     "HEADS",
     "BlockInit",
     "BlockKind",
+    "DraftVocabulary",
     "EmbedAhead",
     "Head",
     "HeadConfig",

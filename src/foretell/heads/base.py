@@ -16,9 +16,10 @@ from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from foretell.config import BaseConfig
+from foretell.config import BaseConfig, Count
 from foretell.errors import InputError
 from foretell.heads.taps import FINAL, States, check_tap, make_tap
+from foretell.heads.vocabulary import DraftVocabulary
 
 BlockInit = Literal["fresh", "copy"]
 """Weights of a new block: the model's own random initialisation, or a copy of its last block."""
@@ -90,6 +91,13 @@ class HeadConfig(BaseConfig):
     """Whether the tap scales residual states to a root mean square of 1; by default for fresh
     blocks, while copied ones expect states as the backbone has them."""
 
+    vocabulary: Count | None = None
+    """How many of the model's tokens can be drafted; by default all.
+
+    Of new heads those most frequent in what is learned, and those that end a text. Fewer tokens
+    make the output head of a draft, its largest cost, cheaper; the others are still emitted.
+    """
+
     @classmethod
     def called(cls) -> str:
         return f"head config of kind {cls.kind!r}"
@@ -147,6 +155,8 @@ class Head(nn.Module, ABC):
         self.tap = make_tap(
             config.tap, parts.num_layers, parts.hidden_size, depths, config.normalize
         )
+        size = config.vocabulary
+        self.vocabulary = None if size is None else DraftVocabulary(size)
 
     @property
     def depth(self) -> int:

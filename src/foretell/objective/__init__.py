@@ -5,7 +5,7 @@ are computed, and the loss of a backbone and its head over a batch.
 from foretell.objective.config import ObjectiveConfig
 from foretell.objective.gradients import Objective, all_depths, depth_by_depth
 from foretell.objective.joint import JointLoss, MTPOutput, depth_hidden
-from foretell.objective.loss import BackboneTarget, MarginalTarget, Target, depth_loss
+from foretell.objective.loss import BackboneTarget, MarginalTarget, Readout, Target, depth_loss
 
 __all__ = [
     "BackboneTarget",
@@ -14,6 +14,7 @@ __all__ = [
     "MarginalTarget",
     "Objective",
     "ObjectiveConfig",
+    "Readout",
     "Target",
     "all_depths",
     "depth_by_depth",

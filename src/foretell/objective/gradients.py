@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from foretell.objective.loss import CHUNK_ELEMENTS, Target, Unembed, chunks, depth_loss
+from foretell.objective.loss import CHUNK_ELEMENTS, Readout, Target, chunks, depth_loss
 
 Compute = Callable[[Sequence[Tensor], Sequence[int]], list[Tensor]]
 """`compute(states, depths)` → what the output head reads at each of `depths`, (..., D)."""
@@ -35,8 +35,7 @@ class Objective:
         groups: depths that are computed, and differentiated, together.
         targets: by depth.
         weights: by depth; one of weight 0 is measured and not learned.
-        unembed: the output head.
-        vocab_size: V.
+        readouts: by depth, what turns hidden states into logits.
         chunk_elements: how many logits may exist at once.
     """
 
@@ -44,8 +43,7 @@ class Objective:
     groups: Sequence[Sequence[int]]
     targets: Sequence[Target]
     weights: Sequence[float]
-    unembed: Unembed
-    vocab_size: int
+    readouts: Sequence[Readout]
     chunk_elements: int = CHUNK_ELEMENTS
 
 
@@ -57,7 +55,7 @@ def depth_by_depth(
     Args:
         objective: what to compute.
         states: (..., D) each, of the trunk: what `objective.compute` starts from.
-        parameters: everything that learns in `compute` and `unembed`.
+        parameters: everything that learns in `compute` and `readouts`.
     """
     total, nlls = _DepthByDepth.apply(objective, len(states), *states, *parameters)  # type: ignore[no-untyped-call]
     return total, nlls
@@ -73,8 +71,7 @@ def all_depths(objective: Objective, states: Sequence[Tensor]) -> tuple[Tensor, 
             loss, nll = depth_loss(
                 hidden.flatten(0, -2),
                 target,
-                objective.unembed,
-                objective.vocab_size,
+                objective.readouts[depth],
                 objective.chunk_elements,
             )
         losses.append((weight * loss, nll))
@@ -135,21 +132,22 @@ class _Work:
     def _loss(self, depth: int, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """One depth's loss and nll, and the loss's weighted gradient at `hidden`."""
         objective, target = self.objective, self.objective.targets[depth]
-        weight = objective.weights[depth]
+        weight, readout = objective.weights[depth], objective.readouts[depth]
         flat = hidden.detach().reshape(-1, hidden.shape[-1])  # (N, D)
         gradient = torch.zeros_like(flat)
+        flat = flat[target.places]  # (M, D)
         loss = nll = flat.new_zeros((), dtype=torch.float32)
         width, limit = flat.shape[-1], objective.chunk_elements
-        for start, stop in chunks(len(flat), objective.vocab_size, width, limit):
+        for start, stop in chunks(len(flat), readout.size, width, limit):
             part = flat[start:stop].requires_grad_()
             with torch.set_grad_enabled(weight > 0):
-                piece, piece_nll = target.losses(objective.unembed(part), start)
+                piece, piece_nll = target.losses(readout.unembed(part), start)
             loss, nll = loss + piece.detach(), nll + piece_nll
             if weight > 0:
                 wanted = [part, *self.leaves]
                 factor = torch.full_like(piece, weight)
                 first, *others = torch.autograd.grad(piece, wanted, factor, allow_unused=True)
-                gradient[start:stop] = first
+                gradient[target.places[start:stop]] = first
                 self._add(others)
         return loss, nll, gradient.reshape(hidden.shape)
 

@@ -4,7 +4,7 @@ Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -15,7 +15,7 @@ from foretell.errors import InputError
 from foretell.heads import FINAL, Head, States
 from foretell.objective.config import ObjectiveConfig
 from foretell.objective.gradients import Objective, all_depths, depth_by_depth
-from foretell.objective.loss import BackboneTarget, MarginalTarget, Target
+from foretell.objective.loss import BackboneTarget, MarginalTarget, Readout, Target
 from foretell.targets import IGNORE, depth_targets, tokens_ahead
 
 
@@ -90,22 +90,53 @@ class JointLoss:
             )
         if not self.backbone_learns:
             weights[0] = 0.0
-        output = trunk or self._trunk(tokens, position_ids, attention_mask)
         if labels is None:
             seen = attention_mask
             labels = tokens if seen is None else tokens.masked_fill(seen == 0, IGNORE)
+        # Before the pass, so that a GPU is not waited for when it is busy with it.
         targets = [
-            Target(
-                depth_targets(labels, depth, position_ids).flatten(),  # (B·T,)
-                None if counts is None else counts[depth],
-                self._teacher(objective, depth, output, marginals),
-                objective.distill_share,
-            )
-            for depth in range(self.depth + 1)
+            Target.of(target.flatten(), None if counts is None else counts[depth])  # (B·T,)
+            for depth, target in enumerate(self.targets(labels, position_ids))
         ]
-        loss, depth_losses = self._losses(tokens, output, targets, weights)
+        output = trunk or self._trunk(tokens, position_ids, attention_mask)
+        readouts = self._readouts()
+        taught = [
+            replace(
+                target,
+                soft=self._teacher(objective, depth, output, marginals, readout),
+                soft_share=objective.distill_share,
+            )
+            for depth, (target, readout) in enumerate(zip(targets, readouts, strict=True))
+        ]
+        loss, depth_losses = self._losses(tokens, output, taught, weights, readouts)
         loss = loss + self.backbone.auxiliary_loss(output) / passes
         return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
+
+    def targets(self, labels: Tensor, position_ids: Tensor | None) -> list[Tensor]:
+        """What depths 0…K have to predict, (B, T) each: `IGNORE` where there is nothing.
+
+        Heads that draft from a vocabulary of their own predict places in it, and learn nothing of
+        tokens outside.
+
+        Args:
+            labels: (B, T) not shifted, `IGNORE` where a token is no target.
+            position_ids: (B, T), restarting at every packed document; None: a row is one document.
+        """
+        vocabulary = None if self.head is None else self.head.vocabulary
+        known = labels if vocabulary is None else vocabulary.places(labels)
+        return [
+            depth_targets(known if depth else labels, depth, position_ids)
+            for depth in range(self.depth + 1)
+        ]
+
+    def _readouts(self) -> list[Readout]:
+        """What turns the states of depths 0…K into logits."""
+        backbone, head = self.backbone, self.head
+        own = Readout(backbone.unembed, backbone.vocab_size)
+        if head is None or head.vocabulary is None:
+            return [own] * (self.depth + 1)
+        some = backbone.unembed_some(head.vocabulary.tokens)
+        return [own, *[Readout(some, len(head.vocabulary))] * self.depth]
 
     def _trunk(
         self, tokens: Tensor, position_ids: Tensor | None, attention_mask: Tensor | None
@@ -126,6 +157,7 @@ class JointLoss:
         depth: int,
         output: BackboneOutput,
         marginals: Mapping[int, MarginalTarget] | None,
+        readout: Readout,
     ) -> BackboneTarget | MarginalTarget | None:
         """What a depth learns from beside the text."""
         if depth == 0 or objective.distill == "none":
@@ -133,9 +165,12 @@ class JointLoss:
         if objective.distill == "marginal":
             if marginals is None:
                 raise InputError("an objective that distills marginals has to be given them.")
-            return marginals[depth]
-        final, unembed = output.final.detach(), self.backbone.unembed
-        return BackboneTarget(final, depth, unembed, objective.temperature)
+            marginal = marginals[depth]
+            vocabulary = None if self.head is None else self.head.vocabulary
+            if vocabulary is None:
+                return marginal
+            return replace(marginal, probabilities=marginal.probabilities[:, vocabulary.tokens])
+        return BackboneTarget(output.final.detach(), depth, readout.unembed, objective.temperature)
 
     def _losses(
         self,
@@ -143,6 +178,7 @@ class JointLoss:
         output: BackboneOutput,
         targets: Sequence[Target],
         weights: Sequence[float],
+        readouts: Sequence[Readout],
     ) -> tuple[Tensor, Tensor]:
         """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
         layers = (FINAL, *self.layers)
@@ -156,11 +192,10 @@ class JointLoss:
             return found
 
         states = [output.final, *(output.states[layer] for layer in self.layers)]
-        unembed, vocab_size = self.backbone.unembed, self.backbone.vocab_size
         alone = self.head is None or not self.head.chained
         deeper = range(1, self.depth + 1)
         groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
-        work = Objective(compute, groups, targets, weights, unembed, vocab_size)
+        work = Objective(compute, groups, targets, weights, readouts)
         in_order = self.in_order and torch.is_grad_enabled()
         if in_order and not output.call.requires_grad:
             return depth_by_depth(work, states, self._learning_beside_trunk())

@@ -24,6 +24,19 @@ Unembed = Callable[[Tensor], Tensor]
 """(N, D) → (N, V)."""
 
 
+@dataclass(frozen=True)
+class Readout:
+    """What turns hidden states into logits.
+
+    Attributes:
+        unembed: (N, D) → (N, V).
+        size: V.
+    """
+
+    unembed: Unembed
+    size: int
+
+
 class SoftTarget(Protocol):
     """A teacher's distributions."""
 
@@ -32,45 +45,59 @@ class SoftTarget(Protocol):
         """At how many positions there is one; None: wherever there is a label."""
         ...
 
-    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
-        """Sum of KL(teacher ‖ student) over the chunk that begins at position `start`.
+    def divergence(self, logits: Tensor, places: Tensor) -> Tensor:
+        """Sum of KL(teacher ‖ student) over a chunk of positions.
 
         Args:
             logits: (C, V) float32, the student's.
-            labels: (C,), `IGNORE` where a position is not to be learned.
+            places: (C,) rising: which of the N positions these are.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Target:
-    """What one depth has to learn.
+    """What one depth has to learn: M of the N positions have something to predict.
 
     Attributes:
-        labels: (N,) token ids, `IGNORE` where there is none.
+        places: (M,) rising: which ones. Logits of others are not computed.
+        labels: (M,) the token that stands there, as its place among those that can be predicted.
         count: by what the sum over positions is divided: how many labels there are, over all
             processes and accumulated batches that make up a step. None counts `labels`.
         soft: a teacher, or None.
         soft_share: how much of the loss is the teacher's, 0…1.
     """
 
+    places: Tensor
     labels: Tensor
     count: Tensor | None = None
     soft: SoftTarget | None = None
     soft_share: float = 0.0
 
+    @classmethod
+    def of(
+        cls,
+        labels: Tensor,
+        count: Tensor | None = None,
+        soft: SoftTarget | None = None,
+        soft_share: float = 0.0,
+    ) -> "Target":
+        """Of labels (N,), `IGNORE` where there is none."""
+        places = (labels != IGNORE).nonzero().squeeze(1)
+        return cls(places, labels[places], count, soft, soft_share)
+
     def losses(self, logits: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """What a chunk adds to the loss, and to the mean of -log p(label), both in nats.
 
         Args:
-            logits: (C, V), of positions `start` to `start + C`.
+            logits: (C, V), of the positions `places[start : start + C]`.
         """
-        logits, labels = logits.float(), self.labels[start : start + len(logits)]
-        count = (self.labels != IGNORE).sum().clamp(min=1) if self.count is None else self.count
-        nll = F.cross_entropy(logits, labels, ignore_index=IGNORE, reduction="sum") / count
+        logits, here = logits.float(), slice(start, start + len(logits))
+        count = max(1, len(self.labels)) if self.count is None else self.count
+        nll = F.cross_entropy(logits, self.labels[here], reduction="sum") / count
         if self.soft is None:
             return nll, nll.detach()
-        divergence = self.soft.divergence(logits, labels, start)
+        divergence = self.soft.divergence(logits, self.places[here])
         divergence = divergence / (count if self.soft.size is None else max(1, self.soft.size))
         return torch.lerp(nll, divergence, self.soft_share), nll.detach()
 
@@ -93,15 +120,13 @@ class BackboneTarget:
     temperature: float = 1.0
     size = None
 
-    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
+    def divergence(self, logits: Tensor, places: Tensor) -> Tensor:
         with torch.no_grad():
-            places = torch.arange(start, start + len(labels), device=self.final.device)
             there = places_ahead(places, self.distance, self.final.shape[1])
             teacher = self.unembed(self.final.flatten(0, 1)[there]).float()  # (C, V)
             teacher = (teacher / self.temperature).log_softmax(-1)
         student = (logits / self.temperature).log_softmax(-1)
-        each = F.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-        return each.masked_fill(labels == IGNORE, 0.0).sum() * self.temperature**2
+        return F.kl_div(student, teacher, reduction="sum", log_target=True) * self.temperature**2
 
 
 @dataclass(frozen=True)
@@ -109,7 +134,7 @@ class MarginalTarget:
     """What the backbone predicts without the tokens in between, at some positions.
 
     Attributes:
-        positions: (P,) on the CPU, rising: which of the N.
+        positions: (P,) rising: which of the N.
         probabilities: (P, V).
         size: by what the sum over them is divided: how many there are in all the passes of a step.
     """
@@ -118,30 +143,30 @@ class MarginalTarget:
     probabilities: Tensor
     size: int
 
-    def divergence(self, logits: Tensor, labels: Tensor, start: int) -> Tensor:
-        bounds = torch.tensor([start, start + len(labels)])
-        first, last = torch.searchsorted(self.positions, bounds).tolist()
-        rows = (self.positions[first:last] - start).to(logits.device)
+    def divergence(self, logits: Tensor, places: Tensor) -> Tensor:
         # (R, V) each, for those R of the P positions that lie in the chunk
-        student, teacher = logits[rows].log_softmax(-1), self.probabilities[first:last]
-        each = F.kl_div(student, teacher, reduction="none").sum(-1)
-        return each.masked_fill(labels[rows] == IGNORE, 0.0).sum()
+        rows = torch.isin(places, self.positions.to(places.device))
+        taught = torch.isin(self.positions.to(places.device), places)
+        student, teacher = logits[rows].log_softmax(-1), self.probabilities[taught]
+        return F.kl_div(student, teacher, reduction="sum")
 
 
 def chunks(
     length: int, vocab_size: int, hidden_size: int, chunk_elements: int
 ) -> Iterator[tuple[int, int]]:
-    """Stretches of `length` positions whose logits, and states, fit into `chunk_elements`."""
+    """Stretches of `length` positions whose logits, and states, fit into `chunk_elements`.
+
+    There is at least one, if need be empty: what learns has a gradient then, of zeros.
+    """
     rows = max(1, chunk_elements // max(vocab_size, hidden_size))
-    for start in range(0, length, rows):
+    for start in range(0, max(1, length), rows):
         yield start, min(start + rows, length)
 
 
 def depth_loss(
     hidden: Tensor,
     target: Target,
-    unembed: Unembed,
-    vocab_size: int,
+    readout: Readout,
     chunk_elements: int = CHUNK_ELEMENTS,
 ) -> tuple[Tensor, Tensor]:
     """The loss of one depth, by autograd: each chunk's logits are computed again for its gradient.
@@ -149,8 +174,7 @@ def depth_loss(
     Args:
         hidden: (N, D).
         target: what to learn.
-        unembed: (N, D) → (N, V).
-        vocab_size: V.
+        readout: gives the logits.
         chunk_elements: how many logits may exist at once.
 
     Returns:
@@ -158,9 +182,10 @@ def depth_loss(
     """
 
     def piece(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        return target.losses(unembed(part), start)
+        return target.losses(readout.unembed(part), start)
 
-    stretches = list(chunks(len(hidden), vocab_size, hidden.shape[-1], chunk_elements))
+    hidden = hidden[target.places]
+    stretches = list(chunks(len(hidden), readout.size, hidden.shape[-1], chunk_elements))
     if len(stretches) <= 1:
         return piece(hidden, 0)
     pieces = [

@@ -8,6 +8,7 @@ Shapes: P positions, M nodes per position, T row length, S cached tokens, D hidd
 """
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -62,7 +63,7 @@ class ReadRow:
 
     def distribution(self, positions: Tensor) -> Tensor:
         """What follows each of `positions` (P,) in the row: (P, V)."""
-        return distribution(self.backbone, self.final[positions])
+        return distribution(self.backbone.unembed, self.final[positions])
 
     def chunks(self, positions: Tensor, depth: int, width: int) -> list[Tensor]:
         """`positions` in parts whose branches fit into the budget: (P,) → (≤ P,) each."""
@@ -134,16 +135,20 @@ class Branches:
             cache=self.cache,
             rotation=self.backbone.rotation(positions, (positions + 1).clamp(min=self.extent)),
         )
-        return distribution(self.backbone, output.final)
+        return distribution(self.backbone.unembed, output.final)
 
 
-def distribution(backbone: Backbone, final: Tensor) -> Tensor:
+def distribution(unembed: Callable[[Tensor], Tensor], final: Tensor) -> Tensor:
     """(…, D) → (…, V), in float32 or better.
+
+    Args:
+        unembed: gives the logits.
+        final: the states that it reads.
 
     Raises:
         BackboneError: it is none.
     """
-    logits = backbone.unembed(final)
+    logits = unembed(final)
     probabilities = logits.to(torch.promote_types(logits.dtype, torch.float32)).softmax(-1)
     if not bool(torch.isfinite(probabilities).all()):
         raise BackboneError("the model's logits are not finite; check its weights and type.")

@@ -142,16 +142,16 @@ def read_layers(
     compared: list[dict[int, Tensor]] = []
     done = 0
     for sample in samples(model, blocks, layers, depth, positions, seed):
-        own = [distribution(backbone, sample.finals[:, k]) for k in range(depth + 1)]
+        own = [distribution(backbone.unembed, sample.finals[:, k]) for k in range(depth + 1)]
         decisions = []
         for layer in layers:
-            lens = distribution(backbone, backbone.final_norm(sample.states[layer]))
+            lens = distribution(backbone.unembed, backbone.final_norm(sample.states[layer]))
             decisions.append(lens.argmax(-1))
             predicted = [lens] * (depth + 1)
             _count(tally, ("logit-lens", layer), sample, predicted, own)
             if probes and (layer, 0) in probes:
                 read = [probes[layer, k](sample.states[layer]) for k in range(depth + 1)]
-                predicted = [distribution(backbone, final) for final in read]
+                predicted = [distribution(backbone.unembed, final) for final in read]
                 _count(tally, ("linear-probe", layer), sample, predicted, own)
         for layer, settled in zip(layers, _settled(decisions), strict=True):
             values = {"settled": settled.cpu().numpy()}

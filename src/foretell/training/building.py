@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretell.backbone import isolates_documents
 from foretell.checkpoints import (
@@ -17,6 +17,7 @@ from foretell.data import REFUSED, Bad, PackedBlocks, StreamedBlocks, read_corpu
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.training.config import TrainConfig
+from foretell.training.vocabulary import read_vocabulary
 
 
 def build(
@@ -56,7 +57,22 @@ def build(
             )
         backbone = load_causal_lm(name, dtype)
     backbone.to(device)  # type: ignore[arg-type]
-    return MTPModel(backbone, config.head)
+    if config.vocabulary_file is None:
+        return MTPModel(backbone, config.head)
+    return _drafting(backbone, config)
+
+
+def _drafting(backbone: PreTrainedModel, config: TrainConfig) -> MTPModel:
+    """A model whose heads draft the tokens that a file lists."""
+    plain = MTPModel(backbone)
+    path, head = str(config.vocabulary_file), config.head
+    tokens = read_vocabulary(path, plain.backbone.vocab_size, plain.stop_tokens)
+    assert head is not None  # see TrainConfig
+    model = MTPModel(backbone, head.replace(vocabulary=len(tokens)))
+    vocabulary = model.require_head().vocabulary
+    assert vocabulary is not None
+    vocabulary.choose(tokens)
+    return model
 
 
 def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:

@@ -70,6 +70,9 @@ class TrainConfig(BaseConfig):
     head: HeadSettings = new_heads({})
     """The new heads: `{kind: …}` with the fields of that kind's config, or `none` for next-token
     training alone (recipe `pretrain`). Recipe `native` takes none."""
+    vocabulary_file: str | None = None
+    """File that lists the tokens that new heads draft, a JSON list of ids, in place of the
+    `head.vocabulary` most frequent ones."""
     objective: Annotated[ObjectiveConfig, Field(strict=False)] = ObjectiveConfig()
     """What each depth learns and how much it counts, see `ObjectiveConfig`."""
     backbone_rate: NotNegative = 1.0
@@ -180,6 +183,13 @@ class TrainConfig(BaseConfig):
             raise InputError("say how long to train: give epochs, steps or minutes.")
         if self.head is None and self.recipe not in ("pretrain", "native"):
             raise InputError("head 'none' leaves nothing to train; it goes with recipe 'pretrain'.")
+        if self.vocabulary_file is not None:
+            if self.head is None:
+                raise InputError("vocabulary_file is for new heads, and there are none.")
+            if self.head.vocabulary is not None:
+                raise InputError(
+                    "vocabulary_file and head.vocabulary say the same; give one of them."
+                )
         if self.backbone_rate == 0 and self.recipe != "native":
             raise InputError("backbone_rate 0 is recipe 'frozen'.")
         if self.precision == "bf16" and not self.backbone_learns:

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from foretell.model import MTPModel
-from foretell.objective import MarginalTarget, ObjectiveConfig
+from foretell.objective import JointLoss, MarginalTarget, ObjectiveConfig
 from foretell.probe import marginalize
-from foretell.targets import IGNORE, depth_targets
+from foretell.targets import IGNORE
 
 
 def marginal_targets(
@@ -42,7 +42,10 @@ def marginal_targets(
     Returns:
         By depth 1…K, positions in the flattened (B·T).
     """
-    learned = _learned(input_ids if labels is None else labels, model.depth, position_ids)
+    known = JointLoss(model.backbone, model.head).targets(
+        input_ids if labels is None else labels, position_ids
+    )
+    learned = (torch.stack(known[1:]) != IGNORE).cpu()  # (K, B, T)
     rows: list[_Taught] = []
     was_training = model.training
     model.eval()  # a teacher drops nothing out
@@ -96,12 +99,6 @@ def _joined(rows: Sequence[_Taught], nothing: Tensor, passes: int) -> MarginalTa
     # `cat` copies, so that they can be used outside inference mode.
     probabilities = torch.cat([nothing, *(row.probabilities for row in rows)])
     return MarginalTarget(positions, probabilities, passes * len(positions))
-
-
-def _learned(labels: Tensor, depth: int, position_ids: Tensor | None) -> Tensor:
-    """Where depths 1…`depth` have a target, (K, B, T) on the CPU."""
-    targets = [depth_targets(labels, k, position_ids) for k in range(1, depth + 1)]
-    return (torch.stack(targets) != IGNORE).cpu()
 
 
 def _fullest_document(learned: Tensor, position_ids: Tensor | None) -> tuple[int, int]:

@@ -32,6 +32,8 @@ class Plan:
         device: where it runs.
         precision: as in the settings.
         processes: that share it.
+        drafted: how many of the model's tokens heads can draft; None: any.
+        coverage: share of what is learned that they can draft.
     """
 
     documents: int | None
@@ -48,6 +50,8 @@ class Plan:
     device: str
     precision: str
     processes: int
+    drafted: int | None = None
+    coverage: float | None = None
 
     @classmethod
     def of(
@@ -58,6 +62,7 @@ class Plan:
         *,
         begun: int,
         processes: int,
+        coverage: float | None = None,
     ) -> "Plan":
         """The plan of a run whose model is ready to train."""
         learns: dict[str, int] = {}
@@ -82,6 +87,8 @@ class Plan:
             device=str(model.backbone.device),
             precision=config.precision,
             processes=processes,
+            drafted=None if model.head is None else model.head.config.vocabulary,
+            coverage=coverage,
         )
 
     def too_many_passes(self, seconds: float = 0.0) -> float | None:

@@ -32,6 +32,7 @@ from foretell.training.progress import Clock, Progress
 from foretell.training.report import Departure, Movement, write_report
 from foretell.training.rundir import RunDirectory
 from foretell.training.trainer import Trainer
+from foretell.training.vocabulary import choose_vocabulary
 
 
 @dataclass
@@ -128,6 +129,7 @@ def _train(
         if processes.is_main_process:
             run.clear_after_resume_point()
     resume = run.resume_point()
+    covered = choose_vocabulary(model, blocks)
     torch.manual_seed(config.seed)
     if config.recipe == "lora":
         lora = config.lora.model_dump(exclude={"merge"})
@@ -144,7 +146,7 @@ def _train(
     clock = Clock(config.minutes, resume.seconds if resume else 0.0, compiles=config.compile)
     if begin is not None and processes.is_main_process:
         begun, number = resume.step if resume else 0, processes.num_processes
-        begin(Plan.of(model, blocks, config, begun=begun, processes=number))
+        begin(Plan.of(model, blocks, config, begun=begun, processes=number, coverage=covered))
     trainer = Trainer(model, blocks, config, run, clock, resume)
     follow = Follow(trainer, held_out, report)
     with compiled_blocks(model) if config.compile else nullcontext(), closing(follow):

@@ -22,7 +22,6 @@ from torch.utils.data import default_collate
 from foretell.data import PackedBlocks, StreamedBlocks
 from foretell.model import MTPModel
 from foretell.objective import MTPOutput
-from foretell.targets import count_targets
 from foretell.training.config import TrainConfig
 from foretell.training.marginals import marginal_targets
 from foretell.training.optimizers import make_optimizer, set_rates
@@ -226,7 +225,7 @@ class Trainer:
 
     def _targets_of(self, batch: Batch) -> Tensor:
         labels = batch.get("labels", batch["input_ids"])
-        return count_targets(labels, self.model.depth, batch["position_ids"])
+        return self.model.count_targets(labels, batch["position_ids"])
 
     def _warm_up_heads(self) -> None:
         """Let the backbone rest as long as only the heads are to learn.

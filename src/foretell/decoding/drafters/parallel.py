@@ -3,7 +3,7 @@
 The heads run over the very positions of the verify pass, called as the backbone called its last
 block, and their caches stay in step with its own.
 
-Shapes: B rows, W nodes of the pass, K depths, D hidden, V vocabulary.
+Shapes: B rows, W nodes of the pass, K depths, D hidden, V' tokens that can be drafted.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ from foretell.decoding.cache import Past
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters.base import Committed, Drafter
+from foretell.decoding.drafters.output import HeadOutput
 from foretell.decoding.drafters.states import KeptStates
 from foretell.decoding.sampling import Sampler
 from foretell.decoding.transfer import to_device
@@ -48,7 +49,7 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
         if not 1 <= length <= head.depth:
             raise InputError(f"draft length {length}: these heads draft 1 to {head.depth} tokens.")
         if shape is not None:
-            shape.check(backbone.vocab_size, length)
+            shape.check(head.config.vocabulary or backbone.vocab_size, length)
             length = min(length, len(shape.widths) or shape.nodes)
         self.backbone, self.head, self.shape = backbone, head, shape
         self.depths = range(1, length + 1)
@@ -63,6 +64,7 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler, self.past = sampler, past
+        self.output = HeadOutput(self.backbone, self.head)
         # Blocks that cannot be called later run with every pass, or their past would have gaps.
         self.lags = self.head.runs_blocks and bool(rehearses(self.backbone))
         self.kept: dict[int, KeptStates] = {}  # by layer, while the heads are behind
@@ -83,8 +85,9 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
             logits = self._keep_up(committed)
         logits = logits[:, :limit]
         if self.shape is not None:
-            return tree(logits, self.shape, committed.reach)
-        return chain(logits, self.sampler, self.sampler.draft_uniforms(0, logits.shape[1]))
+            return self.output.named(tree(logits, self.shape, committed.reach))
+        uniforms = self.sampler.draft_uniforms(0, logits.shape[1])
+        return self.output.named(chain(logits, self.sampler, uniforms))
 
     def select(self, places: Sequence[int]) -> None:
         for states in self.kept.values():
@@ -137,7 +140,7 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
         return self._logits(output, to_device(counts, device) - 1)
 
     def _logits(self, output: BackboneOutput, last: Tensor) -> Tensor:
-        """Of every depth after place `last` (B,) of a pass, (B, K, V)."""
+        """Of every depth after place `last` (B,) of a pass, (B, K, V')."""
         states = {FINAL: output.final, **output.states}
 
         def run(block: nn.Module, hidden: Tensor, depth: int) -> Tensor:
@@ -146,7 +149,7 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
         per_depth = self.head(states, _no_embedding, run, self.depths)
         rows = torch.arange(len(last), device=last.device)
         final = torch.stack([hidden[rows, last] for hidden in per_depth], dim=1)
-        return self.backbone.unembed(final)
+        return self.output.logits(final)
 
 
 def _no_embedding(distance: int) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from foretell.decoding.cache import Past, new_past
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters.base import Committed
+from foretell.decoding.drafters.output import HeadOutput
 from foretell.decoding.drafters.sequential import ModuleDrafter
 from foretell.decoding.drafters.states import KeptStates, at
 from foretell.decoding.sampling import Sampler
@@ -29,7 +30,7 @@ class RolloutDrafter(ModuleDrafter, of_heads="rollout"):
     """Drafts with a module that continues its own past."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
-        self.sampler = sampler
+        self.sampler, self.output = sampler, HeadOutput(self.backbone, self.head)
         self.past = new_past(self.backbone, rows, capacity)
         self.cache = self.past.beside()
         self.tapped = KeptStates()
@@ -68,12 +69,13 @@ class RolloutDrafter(ModuleDrafter, of_heads="rollout"):
                 else:  # a recurrent state goes back to where it was kept last
                     self.past.assume()
                 hidden = self._step(hidden, tokens, ahead, ends + depth - 1, depth)
-            logits.append(self.backbone.unembed(self.head.module(depth).norm(hidden)))
+            logits.append(self.output.logits(self.head.module(depth).norm(hidden)))
             uniforms = None if self.shape else self.sampler.draft_uniforms(depth - 1, 1)
-            drafts.append(chain(logits[-1], self.sampler, uniforms))
+            drafts.append(self.output.named(chain(logits[-1], self.sampler, uniforms)))
         self.past.keep(read)
         if self.shape is not None:
-            return comb(torch.cat(logits, dim=1), self.shape, committed.reach)
+            found = comb(torch.cat(logits, dim=1), self.shape, committed.reach)
+            return self.output.named(found)
         return Draft.joined(drafts)
 
     def _step(

@@ -5,7 +5,8 @@ round ago, so every round computes those positions again, with the tokens that n
 drafts from the last one. All depths run over this same window, so that they share one mask and one
 rotary embedding, and what they compute is exactly what training computed.
 
-Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden.
+Shapes: B rows, S positions kept, W positions of the window, K depths, D hidden, V' tokens that can
+be drafted.
 """
 
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from foretell.decoding.cache import READ_AGAIN, Past, new_past
 from foretell.decoding.compiling import compile_fixed
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters.base import Committed, Drafter
+from foretell.decoding.drafters.output import HeadOutput
 from foretell.decoding.drafters.states import KeptStates, at
 from foretell.decoding.sampling import WIDEST, Sampler
 from foretell.decoding.transfer import to_device
@@ -57,7 +59,7 @@ class ModuleDrafter(Drafter):
         if length >= WIDEST:
             raise InputError(f"draft length {length}: a draft is at most {WIDEST - 1} tokens long.")
         if shape is not None:
-            shape.check(backbone.vocab_size, length)
+            shape.check(head.config.vocabulary or backbone.vocab_size, length)
             length = min(length, shape.nodes or length)
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
 
@@ -71,6 +73,7 @@ class ModuleDrafter(Drafter):
 
     past: Past
     tapped: KeptStates
+    output: HeadOutput
 
     def select(self, places: Sequence[int]) -> None:
         self.past.select(places)
@@ -81,7 +84,7 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
     """Drafts from a chain of modules, depth by depth as in training."""
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
-        self.sampler = sampler
+        self.sampler, self.output = sampler, HeadOutput(self.backbone, self.head)
         self.past = new_past(self.backbone, rows, capacity, compiled=past.compiled)
         self.caches = [self.past.beside() for _ in range(self.length)]
         self.read = [0] * rows
@@ -114,7 +117,7 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
         run = self._steady if steady else SequentialDrafter._drafted
         draft, logits = run(self, window, ends, uniforms)
         if self.shape is not None:
-            return comb(logits[:, :limit], self.shape, committed.reach)
+            return self.output.named(comb(logits[:, :limit], self.shape, committed.reach))
         return draft.cut(limit)
 
     @property
@@ -156,7 +159,7 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
     def _drafted(
         self, window: "Window", ends: Tensor, uniforms: Tensor | None
     ) -> tuple[Draft, Tensor]:
-        """A chain after places `ends` (B, 1) of a window, and its logits (B, K, V).
+        """A chain after places `ends` (B, 1) of a window, and its logits (B, K, V').
 
         All depths run, or the deeper ones' caches had gaps.
 
@@ -168,9 +171,9 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
         for depth in range(1, self.length + 1):
             hidden = self._step(window, depth, hidden, tokens)
             last = self.head.module(depth).norm(at(hidden, ends))
-            logits.append(self.backbone.unembed(last))
+            logits.append(self.output.logits(last))
             drawn = None if uniforms is None else uniforms[:, depth - 1 : depth]
-            drafts.append(chain(logits[-1], self.sampler, drawn))
+            drafts.append(self.output.named(chain(logits[-1], self.sampler, drawn)))
             if depth < self.length:
                 tokens = tokens.scatter(1, ends + 1 + depth, drafts[-1].tokens)
         return Draft.joined(drafts), torch.cat(logits, dim=1)
