@@ -69,7 +69,7 @@ def test_some_logits_are_those_of_all(family: str, learns: bool) -> None:
     if family == "biased":
         lm.lm_head.bias = torch.nn.Parameter(torch.randn(families.VOCAB))
     backbone = ft.attach(lm, depth=1).backbone
-    backbone.output.weight.requires_grad_(learns)
+    backbone.output.requires_grad_(learns)
     tokens, final = torch.tensor([3, 9, 40]), torch.randn(2, 5, backbone.hidden_size)
     some, every = backbone.unembed_some(tokens)(final), backbone.unembed(final)[..., tokens]
     torch.testing.assert_close(some, every)
@@ -330,16 +330,22 @@ def test_what_is_measured_says_how_much_is_covered() -> None:
         assert rows[depth]["coverage"] == pytest.approx(np.isin(targets, inside).mean())
         expected = direct(model, torch.from_numpy(tokens.astype(np.int64)))[depth - 1]
         assert rows[depth]["nll"] == pytest.approx(expected.item(), rel=1e-4)
-    whole = replace_vocabulary(model)
-    assert "coverage" not in measure_heads(whole, blocks).rows()[1]
+    model.head.draft_only(None)
+    assert "coverage" not in measure_heads(model, blocks).rows()[1]
 
 
-def replace_vocabulary(model: ft.MTPModel) -> ft.MTPModel:
-    """The same heads, which draft any token."""
-    whole = ft.MTPModel(model.lm, model.head.config.replace(vocabulary=None)).eval()
-    state = model.head.state_dict()
-    whole.head.load_state_dict({n: t for n, t in state.items() if "vocabulary" not in n})
-    return whole
+def test_trained_heads_can_be_told_what_to_draft(tmp_path: Path) -> None:
+    model = ft.attach(families.build("llama"), "sequential", depth=2).eval()
+    tokens = torch.arange(30, 0, -2)
+    model.head.draft_only(tokens)
+    assert model.head.config.vocabulary == 15
+    found = model.decode(families.prompt(1, 13, seed=13), max_new_tokens=14, stop_tokens=())
+    assert found.new_tokens == reference("llama", 1)
+    model.save_pretrained(tmp_path / "heads")
+    again = ft.MTPModel.from_pretrained(tmp_path / "heads")
+    assert torch.equal(again.head.vocabulary.tokens, tokens.flip(0))
+    again.head.draft_only(None)
+    assert again.head.config == ft.SequentialHeads.Config(depth=2)
 
 
 def test_a_plan_says_nothing_of_heads_that_draft_any_token() -> None:

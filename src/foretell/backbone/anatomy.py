@@ -173,7 +173,7 @@ class Anatomy:
         def rows() -> tuple[Tensor, Tensor | None]:
             return output.weight[tokens], None if output.bias is None else output.bias[tokens]
 
-        learns = output.weight.requires_grad and torch.is_grad_enabled()
+        learns = torch.is_grad_enabled() and any(p.requires_grad for p in output.parameters())
         kept = None if learns else rows()
 
         def unembed(final: Tensor) -> Tensor:

@@ -163,6 +163,18 @@ class Head(nn.Module, ABC):
         """K."""
         return self.config.depth
 
+    def draft_only(self, tokens: Tensor | None) -> None:
+        """Draft these (V',) of the model's tokens alone from now on, or any (None).
+
+        Heads read the model's own output head, so that they need no training for it.
+        """
+        vocabulary = None if tokens is None else DraftVocabulary(len(tokens.unique()))
+        if vocabulary is not None and tokens is not None:
+            vocabulary.to(tokens.device).choose(tokens)
+        self.vocabulary = vocabulary
+        size = None if vocabulary is None else len(vocabulary)
+        self.config = self.config.replace(vocabulary=size)
+
     @property
     def chained(self) -> bool:
         """Whether a depth's state is computed from another depth's.
