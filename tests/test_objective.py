@@ -466,3 +466,24 @@ def test_a_loss_that_is_not_a_cross_entropy_and_something_beside_it_is_refused()
             model(families.prompt(2, 10))
         model.freeze_backbone()
         model(families.prompt(2, 10)).loss.backward()
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+def test_what_is_not_learned_need_not_be_measured(kind: str, in_order: bool) -> None:
+    model = ft.attach(families.build("llama"), kind, depth=3)
+    model.depth_by_depth = in_order
+    tokens, weights = families.prompt(2, 10), (0.0, 1.0, 0.0, 0.5)
+    found = []
+    for measures_all in (True, False):
+        model.zero_grad()
+        output = model(tokens, weights=weights, measures_all=measures_all)
+        output.loss.backward()
+        gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        found.append((output, gradients))
+    (whole, expected), (part, gradients) = found
+    assert torch.equal(whole.loss, part.loss)
+    assert part.depth_losses.isnan().tolist() == [True, False, True, False]
+    assert torch.equal(part.depth_losses[1::2], whole.depth_losses[1::2])
+    assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
+    assert all(not expected[name].any() for name in expected.keys() - gradients.keys())

@@ -1,4 +1,5 @@
 import json
+import math
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import families
 import foretell as ft
+from foretell.backbone import Backbone
 from foretell.data import PackedBlocks
 from foretell.errors import InputError
 from foretell.evaluation import measure_heads
@@ -297,6 +299,27 @@ def test_a_batch_with_which_enough_steps_fit(seconds: float, steps: int, propose
     assert plan.proposed_batch_size(seconds) == proposed
     unlimited = replace(plan, minutes=None, steps=9)
     assert unlimited.proposed_batch_size(seconds) is None
+
+
+def test_a_frozen_backbones_own_loss_is_measured_where_it_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the first ten steps and in every `log_every`th: elsewhere it would say nothing."""
+    rows: list[int] = []
+    unembed = Backbone.unembed
+
+    def counted(self, final):
+        rows.append(len(final))
+        return unembed(self, final)
+
+    config = settings(recipe="frozen", steps=25, log_every=12, head={"vocabulary": 40})
+    model = small_model(config.head)
+    monkeypatch.setattr(Backbone, "unembed", counted)
+    train(model, corpus(), config, tmp_path / "run")
+    assert len(rows) == 10 + 2  # steps 1 to 10, 12 and 24; heads read out some rows alone
+    first, second, last = (line["depth_losses"][0] for line in metrics(tmp_path / "run"))
+    assert last == second != first
+    assert all(map(math.isfinite, (first, second, last)))
 
 
 def test_epochs_count_the_corpus(tmp_path: Path) -> None:

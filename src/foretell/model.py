@@ -152,6 +152,7 @@ class MTPModel(Generating):
         marginals: Mapping[int, MarginalTarget] | None = None,
         trunk: BackboneOutput | None = None,
         passes: int = 1,
+        measures_all: bool = True,
     ) -> MTPOutput:
         """The training loss of depths 0…K, and the backbone's logits.
 
@@ -170,6 +171,8 @@ class MTPModel(Generating):
             trunk: the backbone's pass over this row, where it has been computed before.
             passes: how many of these make up a step and are added; what is no sum over positions
                 (the model's auxiliary loss) counts for its part.
+            measures_all: whether the losses of depths of weight 0 are measured all the same, which
+                takes the whole output head.
 
         Raises:
             HeadError: see `require_fit`.
@@ -188,6 +191,7 @@ class MTPModel(Generating):
             marginals=marginals,
             trunk=trunk,
             passes=passes,
+            measures_all=measures_all,
         )
 
     # -- saving and loading ---------------------------------------------------------------------

@@ -34,8 +34,9 @@ class Objective:
         compute: hidden states of some depths from the trunk's states.
         groups: depths that are computed, and differentiated, together.
         targets: by depth.
-        weights: by depth; one of weight 0 is measured and not learned.
+        weights: by depth; one of weight 0 is not learned.
         readouts: by depth, what turns hidden states into logits.
+        measures_all: whether depths of weight 0 are measured all the same; else their nll is nan.
         chunk_elements: how many logits may exist at once.
     """
 
@@ -44,7 +45,12 @@ class Objective:
     targets: Sequence[Target]
     weights: Sequence[float]
     readouts: Sequence[Readout]
+    measures_all: bool = True
     chunk_elements: int = CHUNK_ELEMENTS
+
+    def counts(self, depth: int) -> bool:
+        """Whether a depth is learned, or measured at least."""
+        return self.measures_all or self.weights[depth] > 0
 
 
 def depth_by_depth(
@@ -63,20 +69,25 @@ def depth_by_depth(
 
 def all_depths(objective: Objective, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
     """What `depth_by_depth` returns, by autograd over all depths at once."""
-    depths = [depth for group in objective.groups for depth in group]
-    losses = []
+    depths = [depth for group in objective.groups for depth in group if objective.counts(depth)]
+    total, nlls = _nothing_yet(objective, states)
     for depth, hidden in zip(depths, objective.compute(states, depths), strict=True):
         weight, target = objective.weights[depth], objective.targets[depth]
         with torch.set_grad_enabled(weight > 0 and torch.is_grad_enabled()):
-            loss, nll = depth_loss(
+            loss, nlls[depth] = depth_loss(
                 hidden.flatten(0, -2),
                 target,
                 objective.readouts[depth],
                 objective.chunk_elements,
             )
-        losses.append((weight * loss, nll))
-    weighted, nlls = zip(*losses, strict=True)
-    return torch.stack(weighted).sum(), torch.stack(nlls)
+        total = total + weight * loss
+    return total, torch.stack(nlls)
+
+
+def _nothing_yet(objective: Objective, states: Sequence[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """A sum of losses, and the nll of every depth, which is not known."""
+    total = states[0].new_zeros((), dtype=torch.float32)
+    return total, [torch.full_like(total, torch.nan)] * len(objective.targets)
 
 
 class _DepthByDepth(torch.autograd.Function):
@@ -110,9 +121,10 @@ class _Work:
 
     def run(self, states: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         objective = self.objective
-        total = states[0].new_zeros((), dtype=torch.float32)
-        nlls: list[Tensor] = [total] * len(objective.targets)
-        for depths in objective.groups:
+        total, nlls = _nothing_yet(objective, states)
+        for group in objective.groups:
+            if not (depths := [depth for depth in group if objective.counts(depth)]):
+                continue
             learns = any(objective.weights[depth] > 0 for depth in depths)
             with torch.set_grad_enabled(learns):
                 hiddens = objective.compute(states, depths)

@@ -26,7 +26,7 @@ class MTPOutput:
     Attributes:
         loss: the weighted sum, a scalar.
         depth_losses: (K+1,) mean of -log p(token) at depths 0…K in nats, detached; also where a
-            depth learns from a teacher.
+            depth learns from a teacher. Not a number where it was not to be measured.
         unembed: computes `logits`.
     """
 
@@ -80,6 +80,7 @@ class JointLoss:
         marginals: Mapping[int, MarginalTarget] | None = None,
         trunk: BackboneOutput | None = None,
         passes: int = 1,
+        measures_all: bool = True,
     ) -> MTPOutput:
         """Of a batch; what is given, and raised, is as in `MTPModel.forward`."""
         objective = objective or ObjectiveConfig()
@@ -108,7 +109,7 @@ class JointLoss:
             )
             for depth, (target, readout) in enumerate(zip(targets, readouts, strict=True))
         ]
-        loss, depth_losses = self._losses(tokens, output, taught, weights, readouts)
+        loss, depth_losses = self._losses(tokens, output, taught, weights, readouts, measures_all)
         loss = loss + self.backbone.auxiliary_loss(output) / passes
         return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
 
@@ -179,6 +180,7 @@ class JointLoss:
         targets: Sequence[Target],
         weights: Sequence[float],
         readouts: Sequence[Readout],
+        measures_all: bool,
     ) -> tuple[Tensor, Tensor]:
         """The weighted loss of all depths, and the unweighted nll of each (K+1,)."""
         layers = (FINAL, *self.layers)
@@ -195,7 +197,7 @@ class JointLoss:
         alone = self.head is None or not self.head.chained
         deeper = range(1, self.depth + 1)
         groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
-        work = Objective(compute, groups, targets, weights, readouts)
+        work = Objective(compute, groups, targets, weights, readouts, measures_all)
         in_order = self.in_order and torch.is_grad_enabled()
         if in_order and not output.call.requires_grad:
             return depth_by_depth(work, states, self._learning_beside_trunk())

@@ -16,9 +16,6 @@ from foretell.training.progress import Progress
 from foretell.training.report import draw_curves
 from foretell.training.trainer import Step, Trainer
 
-FIRST = 10
-"""Steps of a process that are reported one by one, for people to see that it runs."""
-
 
 class Follow:
     """Is told of every step: writes the metrics, reports progress, and has checkpoints written.
@@ -45,7 +42,6 @@ class Follow:
         written = trainer.run.metrics() if trainer.done else []
         self.latest = tuple(written[-1]["depth_losses"]) if written else ()
         self._main = trainer.processes.is_main_process
-        self._began = trainer.done
         self._steps: list[Step] = []  # since the last line
         self._since = self._shown = (trainer.done, time.monotonic())
         self._board = (
@@ -58,7 +54,7 @@ class Follow:
         self._steps.append(step)
         if over or step.number % config.log_every == 0:
             self._write(step)
-        elif step.number - self._began <= FIRST:
+        elif self.trainer.reports(step.number):
             self._show(self._progress(step, [step], self._shown))
         if config.save_every and (over or step.number % config.save_every == 0):
             self.trainer.checkpoint()

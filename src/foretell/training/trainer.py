@@ -42,6 +42,9 @@ from foretell.training.states import StateCache
 
 Batch = dict[str, Tensor]
 
+FIRST = 10
+"""Steps of a process that are reported one by one, for people to see that it runs."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -49,7 +52,8 @@ class Step:
 
     Attributes:
         number: from 1.
-        depth_losses: (K+1,) this process's share of the mean losses of the step, in nats.
+        depth_losses: (K+1,) this process's share of the mean losses of the step, in nats; of a
+            depth that learns nothing they are of the last step that was reported.
         gradient_norm: before it was cut.
         learning_rate: of the heads.
     """
@@ -72,7 +76,8 @@ class Trainer:
         resume: where to go on, if not at the beginning.
 
     Attributes:
-        done: steps done so far, by earlier processes too.
+        begun: steps that earlier processes did.
+        done: steps done so far, those included.
         total_steps: how many there will be; None where only time limits the run.
     """
 
@@ -99,9 +104,10 @@ class Trainer:
         self.device = model.backbone.device
         self.optimizer = make_optimizer(model, config, known)
         self.states = self._state_cache(rows)
-        self.done = 0
+        self.begun = self.done = 0
+        self._last = torch.zeros(model.depth + 1, device=self.device)
         if resume is not None:
-            self.done = resume.step
+            self.begun = self.done = resume.step
             load_snapshot(resume.checkpoint / "learned", model, self.optimizer, is_sharded(model))
 
     def _state_cache(self, rows: int | None) -> StateCache | None:
@@ -189,7 +195,24 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return Step(self.done + 1, torch.stack(losses).sum(0), whole, rate)
+        return Step(self.done + 1, self._known(torch.stack(losses).sum(0)), whole, rate)
+
+    def _known(self, losses: Tensor) -> Tensor:
+        """The depth losses of a step; what learns nothing, and was left out, is as it was last."""
+        if not self.reports(self.done + 1):
+            rests = [weight == 0 for weight in self._weights()]
+            rests[0] |= not self.model.backbone_trains
+            losses = torch.where(torch.tensor(rests, device=losses.device), self._last, losses)
+        self._last = losses
+        return losses
+
+    def _weights(self) -> tuple[float, ...]:
+        """Of the depths, in the step that is next."""
+        return self.objective.at(self.model.depth, self.fraction, self.done)
+
+    def reports(self, step: int) -> bool:
+        """Whether `step` is told of: the first ones one by one, then every `log_every`th."""
+        return step % self.config.log_every == 0 or step - self.begun <= FIRST
 
     def _forward(self, batch: Batch, counts: Tensor) -> MTPOutput:
         """The loss of one pass."""
@@ -204,9 +227,13 @@ class Trainer:
                 )
             if self.states is not None:
                 given["trunk"] = self.states.read(index, *row)
-            weights = objective.at(self.model.depth, self.fraction, self.done)
             output: MTPOutput = self.spread(
-                **given, objective=objective, weights=weights, counts=counts, passes=passes
+                **given,
+                objective=objective,
+                weights=self._weights(),
+                counts=counts,
+                passes=passes,
+                measures_all=self.reports(self.done + 1),
             )
         return output
 
