@@ -94,14 +94,19 @@ class Follow:
     def _progress(self, step: Step, steps: list[Step], since: tuple[int, float]) -> Progress:
         """Where the run stands: the losses of some steps, and the speed since a step and a time."""
         trainer, (number, began) = self.trainer, since
-        own = torch.stack([one.depth_losses for one in steps]).mean(0)
-        losses = tuple(mean_over_processes(own).tolist())
+        measured = list(zip(*(one.measured for one in steps), strict=True))  # by depth
+        every = torch.stack([one.depth_losses for one in steps], dim=1)  # (K+1, S)
+        means = [row[list(which)].mean() for row, which in zip(every, measured, strict=True)]
+        losses = mean_over_processes(torch.stack(means)).tolist()
+        if self.latest:  # what was not measured is as it was
+            parts = zip(losses, measured, self.latest, strict=True)
+            losses = [loss if any(which) else last for loss, which, last in parts]
         tokens = (step.number - number) * trainer.tokens_per_step
         return Progress(
             step=step.number,
             total_steps=trainer.total_steps,
             fraction=trainer.fraction,
-            depth_losses=losses,
+            depth_losses=tuple(losses),
             learning_rate=step.learning_rate,
             tokens_per_second=tokens / max(time.monotonic() - began, 1e-9),
             seconds=trainer.clock.seconds(),

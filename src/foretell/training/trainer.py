@@ -52,14 +52,15 @@ class Step:
 
     Attributes:
         number: from 1.
-        depth_losses: (K+1,) this process's share of the mean losses of the step, in nats; of a
-            depth that learns nothing they are of the last step that was reported.
+        depth_losses: (K+1,) this process's share of the mean losses of the step, in nats.
+        measured: which of them are known: those of depths that learn, and now and then the others.
         gradient_norm: before it was cut.
         learning_rate: of the heads.
     """
 
     number: int
     depth_losses: Tensor
+    measured: tuple[bool, ...]
     gradient_norm: Tensor
     learning_rate: float
 
@@ -105,7 +106,6 @@ class Trainer:
         self.optimizer = make_optimizer(model, config, known)
         self.states = self._state_cache(rows)
         self.begun = self.done = 0
-        self._last = torch.zeros(model.depth + 1, device=self.device)
         if resume is not None:
             self.begun = self.done = resume.step
             load_snapshot(resume.checkpoint / "learned", model, self.optimizer, is_sharded(model))
@@ -195,20 +195,13 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         whole = norm.full_tensor() if isinstance(norm, DTensor) else norm
-        return Step(self.done + 1, self._known(torch.stack(losses).sum(0)), whole, rate)
-
-    def _known(self, losses: Tensor) -> Tensor:
-        """The depth losses of a step; what learns nothing, and was left out, is as it was last."""
-        if not self.reports(self.done + 1):
-            rests = [weight == 0 for weight in self._weights()]
-            rests[0] |= not self.model.backbone_trains
-            losses = torch.where(torch.tensor(rests, device=losses.device), self._last, losses)
-        self._last = losses
-        return losses
+        measured = tuple(self.reports(self.done + 1) or weight > 0 for weight in self._weights())
+        return Step(self.done + 1, torch.stack(losses).sum(0), measured, whole, rate)
 
     def _weights(self) -> tuple[float, ...]:
-        """Of the depths, in the step that is next."""
-        return self.objective.at(self.model.depth, self.fraction, self.done)
+        """Of the depths, in the step that is next; 0 where nothing learns."""
+        own, *others = self.objective.at(self.model.depth, self.fraction, self.done)
+        return (own if self.model.backbone_trains else 0.0, *others)
 
     def reports(self, step: int) -> bool:
         """Whether `step` is told of: the first ones one by one, then every `log_every`th."""
