@@ -15,6 +15,7 @@ import families
 import foretell as ft
 from drafting import reference
 from foretell.data import PackedBlocks
+from foretell.data.vocabulary import coverage_by_size, most_frequent
 from foretell.decoding import TreeShape
 from foretell.decoding.drafters.output import HeadOutput
 from foretell.errors import CheckpointError, InputError
@@ -25,7 +26,7 @@ from foretell.objective import ObjectiveConfig
 from foretell.targets import IGNORE
 from foretell.training import Plan, train
 from foretell.training.config import TrainConfig
-from foretell.training.vocabulary import most_frequent, read_vocabulary
+from foretell.training.vocabulary import read_vocabulary
 from runs import VOCAB, Stop, corpus, metrics, settings, small_model, stop_at
 
 KINDS = {
@@ -203,6 +204,17 @@ def uneven(blocks: int = 24) -> PackedBlocks:
     tokens[~learned] = 11
     tokens[0, 8] = 3  # a rare one
     return PackedBlocks(tokens, np.arange(blocks) * 16, num_bytes=1000, learned=learned)
+
+
+def test_how_much_of_unseen_text_the_frequent_tokens_are() -> None:
+    """Counted in the first and third block, looked for in the second and fourth."""
+    tokens = np.zeros((4, 8), np.int32)
+    tokens[0] = [1, 1, 1, 2, 2, 3, 3, 3]
+    tokens[1] = [1, 1, 3, 5, 5, 5, 2, 2]
+    blocks = PackedBlocks(tokens[:2], np.arange(2) * 8, num_bytes=10)
+    assert coverage_by_size(blocks, 10) == {1: 2 / 8, 2: 3 / 8, 4: 5 / 8, 8: 1.0}
+    assert min(coverage_by_size(blocks, 1000)) == 16
+    assert coverage_by_size(PackedBlocks(tokens[:1], np.zeros(1, int), num_bytes=1), 10) == {}
 
 
 @pytest.mark.parametrize("recipe", ["frozen", "joint"])

@@ -4,8 +4,7 @@ Shapes: V the model's tokens, V' those that are drafted.
 """
 
 import json
-from collections.abc import Collection, Iterator
-from itertools import islice
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +12,10 @@ import torch
 from torch import Tensor
 
 from foretell.data import PackedBlocks, StreamedBlocks
+from foretell.data.vocabulary import coverage, learned_tokens, most_frequent
 from foretell.errors import InputError
 from foretell.files import local_path
 from foretell.model import MTPModel
-
-COUNTED = 1 << 15
-"""Blocks in which tokens are counted, the first ones of a larger corpus."""
 
 
 def choose_vocabulary(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) -> float | None:
@@ -34,33 +31,6 @@ def choose_vocabulary(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) ->
     if vocabulary.is_default:
         vocabulary.choose(most_frequent(counts, len(vocabulary), model.stop_tokens))
     return coverage(counts, vocabulary.tokens.cpu())
-
-
-def learned_tokens(blocks: PackedBlocks | StreamedBlocks, vocab_size: int) -> Tensor:
-    """How often each token is a target in the first `COUNTED` blocks, (V,)."""
-    counts = torch.zeros(vocab_size, dtype=torch.long)
-    rows = islice(blocks, COUNTED) if isinstance(blocks, StreamedBlocks) else _first(blocks)
-    for block in rows:
-        labels = block.get("labels", block["input_ids"])
-        counts += torch.bincount(labels[labels >= 0], minlength=vocab_size)
-    return counts
-
-
-def _first(blocks: PackedBlocks) -> Iterator[dict[str, Tensor]]:
-    return (blocks[row] for row in range(min(len(blocks), COUNTED)))
-
-
-def most_frequent(counts: Tensor, size: int, needed: Collection[int]) -> Tensor:
-    """The `size` tokens that occur most often, with `needed` among them; of equals the first."""
-    wanted = counts.clone()
-    inside = [token for token in needed if 0 <= token < len(counts)]
-    wanted[inside] = int(counts.max()) + 1
-    return wanted.argsort(descending=True, stable=True)[:size].sort().values
-
-
-def coverage(counts: Tensor, tokens: Tensor) -> float:
-    """The share of what was counted (V,) that is of these tokens (V',)."""
-    return float(counts[tokens].sum() / counts.sum().clamp(min=1))
 
 
 def read_vocabulary(path: str | Path, vocab_size: int, needed: Collection[int]) -> Tensor:
