@@ -334,16 +334,16 @@ def test_what_is_measured_says_how_much_is_covered() -> None:
     rng = np.random.default_rng(1)
     tokens = rng.integers(0, families.VOCAB, (2, 24)).astype(np.int32)
     blocks = PackedBlocks(tokens, np.arange(2) * 24, num_bytes=100)
-    rows = {row["depth"]: row for row in measure_heads(model, blocks).rows()}
-    assert "coverage" not in rows[0]
+    rows = {row.depth: row for row in measure_heads(model, blocks).rows()}
+    assert rows[0].coverage.value is None
     inside = model.head.vocabulary.tokens.numpy()
     for depth in (1, 2, 3):
         targets = tokens[:, 1 + depth :]
-        assert rows[depth]["coverage"] == pytest.approx(np.isin(targets, inside).mean())
+        assert rows[depth].coverage.value == pytest.approx(np.isin(targets, inside).mean())
         expected = direct(model, torch.from_numpy(tokens.astype(np.int64)))[depth - 1]
-        assert rows[depth]["nll"] == pytest.approx(expected.item(), rel=1e-4)
+        assert rows[depth].nll.value == pytest.approx(expected.item(), rel=1e-4)
     model.head.draft_only(None)
-    assert "coverage" not in measure_heads(model, blocks).rows()[1]
+    assert measure_heads(model, blocks).rows()[1].coverage.value is None
 
 
 def test_trained_heads_can_be_told_what_to_draft(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from foretell.evaluation import DepthTable
 from foretell.probe.prediction import Prediction
 from foretell.results import Row, select
 from foretell.results.tables import (
+    Coverage,
     Drift,
     Expected,
     Predicted,
@@ -28,6 +29,7 @@ def show_probe(title: str, rows: Sequence[Row], prediction: Prediction) -> None:
     _show_parts("document kind", [(row.document_kind, row) for row in select(rows, ScoredByKind)])
     if layers := select(rows, ScoredByLayer):
         _show_layers(layers, select(rows, Drift))
+    _show_coverage(select(rows, Coverage))
     _show_expected(select(rows, Expected))
     _show_prediction(select(rows, Predicted), prediction)
 
@@ -194,13 +196,24 @@ def shown_share(found: Estimate) -> str:
     return shown(found, 1, 100, " %")
 
 
+def _show_coverage(rows: Sequence[Coverage]) -> None:
+    """How much fewer tokens would cover; nothing where that was not counted."""
+    if rows:
+        lines = [(f"{row.vocabulary:,}", common.percent(row.coverage)) for row in rows]
+        common.table("Draft vocabulary", ("most frequent tokens", "are of unseen text"), lines)
+        common.console.print()
+
+
 def _percent(share: float | None) -> str:
     return "–" if share is None else common.percent(share)
 
 
 def show_depths(found: DepthTable, title: str) -> None:
     """Print a table of depths."""
-    columns = ("depth", "top-1", "top-5", "nats/token", "agrees", "accepted", "covered mass")
+    columns = ["depth", "top-1", "top-5", "nats/token", "agrees", "accepted", "covered mass"]
+    depths = found.rows()
+    limited = any(row.coverage.value is not None for row in depths)
+    columns += ["can be drafted"] * limited
     rows = [
         (
             str(row.depth),
@@ -210,8 +223,9 @@ def show_depths(found: DepthTable, title: str) -> None:
             shown_share(row.agreement),
             shown_share(row.acceptance),
             _percent(row.covered_mass.value),
+            *[shown_share(row.coverage)] * limited,
         )
-        for row in found.rows()
+        for row in depths
     ]
     common.table(f"{title} ({found.positions} positions)", columns, rows)
     if len(rows) > 1:

@@ -1,12 +1,13 @@
 """A whole probe: methods side by side, what each layer knows, and what heads would bring."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
+from foretell.data.vocabulary import coverage_by_size
 from foretell.errors import InputError
 from foretell.model import MTPModel
 from foretell.probe.classes import TokenClasses
@@ -26,6 +27,7 @@ from foretell.probe.rows import depth_rows, expected_rows, part_rows
 from foretell.probe.run import Journal, measure
 from foretell.probe.texts import Texts
 from foretell.results import Row
+from foretell.results.tables import Coverage
 from foretell.tally import Tally
 
 TRAINED_ON = 4
@@ -91,11 +93,13 @@ class ProbeResult:
         tally: means by method, depth, kind of document and class of token, see `measure`.
         layers: by layer; None where none were read.
         prediction: of heads on this machine.
+        coverage: of the text by its most frequent tokens, by how many, see `coverage_by_size`.
     """
 
     tally: Tally
     layers: LayerTable | None
     prediction: Prediction
+    coverage: Mapping[int, float]
 
     def rows(self) -> list[Row]:
         """Those of all tables."""
@@ -107,6 +111,7 @@ class ProbeResult:
             *([] if self.layers is None else [*self.layers.rows(), *self.layers.drift]),
             *self.prediction.costs.rows(),
             *self.prediction.rows(),
+            *(Coverage(vocabulary=size, coverage=share) for size, share in self.coverage.items()),
         ]
 
 
@@ -162,7 +167,8 @@ def probe_model(
     read = None if layers is None or texts.blocks is None else layers.tally
     costs = measure_costs(model, options.depth)
     prediction = predict(tally, read, costs, options.depth, model.backbone.num_layers)
-    return ProbeResult(tally, layers, prediction)
+    covered = coverage_by_size(texts.measured, model.backbone.vocab_size)
+    return ProbeResult(tally, layers, prediction, covered)
 
 
 def _simpler(model: MTPModel, texts: Texts, options: ProbeOptions) -> list[Predictor]:

@@ -122,6 +122,7 @@ class ScoredByDepth(Row, table="depths", title="By depth"):
         acceptance: share of positions where greedy verification would accept all of depths 1…k.
         agreement: where the prediction is the backbone's own choice.
         head: the kind of the heads that predict; None of other methods.
+        coverage: share of targets that heads with a draft vocabulary can draft; `nll` is of these.
         bits_per_byte: of depth 0.
         entropy: of the prediction, in nats.
         speculative: probability that tokens drawn up to this depth all stand.
@@ -140,12 +141,26 @@ class ScoredByDepth(Row, table="depths", title="By depth"):
     agreement: Estimate = UNKNOWN
     positions: int
     head: str | None = None
+    coverage: Estimate = UNKNOWN
     bits_per_byte: float | None = None
     entropy: Estimate = UNKNOWN
     speculative: Estimate = UNKNOWN
     own_agreement: Estimate = UNKNOWN
     own_acceptance: Estimate = UNKNOWN
     own_speculative: Estimate = UNKNOWN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coverage(Row, table="draft-vocabulary", title="Draft vocabulary"):
+    """How much of a text the most frequent tokens of other text are.
+
+    Attributes:
+        vocabulary: how many tokens.
+        coverage: share of the targets that are among them.
+    """
+
+    vocabulary: int
+    coverage: float
 
 
 @dataclass(frozen=True, kw_only=True)
