@@ -1,7 +1,6 @@
 """Two processes on one machine (gloo) do what one process does, with copies or with shards.
 
-They are started once for all runs with copies and once for all with shards: starting takes longer
-than training.
+They are started once for all runs: starting takes longer than training.
 """
 
 import json
@@ -148,42 +147,45 @@ def check(name: str, run: Path, expected: Path, model: ft.MTPModel) -> None:
         )  # fmt: skip
 
 
-SHARDS = pytest.mark.skipif(
-    torch.__version__ < FSDP_NEEDS, reason=f"shards need torch {FSDP_NEEDS}"
-)
+KINDS = [kind for kind in RUNS if kind == "copies" or torch.__version__ >= FSDP_NEEDS]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["copies", pytest.param("shards", marks=SHARDS)])
-def test_two_processes_do_what_one_does(kind: str, tmp_path: Path) -> None:
+def test_two_processes_do_what_one_does(tmp_path: Path) -> None:
     """Whole runs, runs that go on with another number of processes, and the command line."""
-    shared = {"fsdp": kind == "shards"}
-    long = {**RUNS[kind]["plain"], **shared}
-    jobs = [
-        {"out": str(tmp_path / name), "options": {**options, **shared}}
-        for name, options in RUNS[kind].items()
-    ]
-    with pytest.raises(Stop):
-        run(tmp_path / "1 to 2", long, stop_at(5))
-    jobs.append({"out": str(tmp_path / "1 to 2"), "options": long})
-    jobs.append({"out": str(tmp_path / "2 to 1"), "options": long, "stop": 5})
+    jobs = []
+    for kind in KINDS:
+        shared = {"fsdp": kind == "shards"}
+        for name, options in RUNS[kind].items():
+            jobs.append({"out": str(tmp_path / kind / name), "options": {**options, **shared}})
+        long = {**RUNS[kind]["plain"], **shared}
+        with pytest.raises(Stop):
+            run(tmp_path / kind / "1 to 2", long, stop_at(5))
+        jobs.append({"out": str(tmp_path / kind / "1 to 2"), "options": long})
+        jobs.append({"out": str(tmp_path / kind / "2 to 1"), "options": long, "stop": 5})
     (tmp_path / "text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
     command = [
         "foretell", "train", "tiny", "--data", str(tmp_path / "text.py"), "--depth", "1",
         "--steps", "2", "--batch-size", "2", "--block-size", "16", "--save-every", "0",
-        "--set", f"fsdp={kind == 'shards'}", "--device", "cpu", "--out", str(tmp_path / "command"),
+        "--set", f"fsdp={'shards' in KINDS}", "--device", "cpu", "--out", str(tmp_path / "command"),
     ]  # fmt: skip
     said = launch(jobs, command, tmp_path / "output")
-    run(tmp_path / "2 to 1", long)
-
-    for name, options in RUNS[kind].items():
-        model = run(tmp_path / f"{name} alone", options)
-        check(name, tmp_path / name, tmp_path / f"{name} alone", model)
-        if name == "plain":
-            for way in ("1 to 2", "2 to 1"):
-                check(way, tmp_path / way, tmp_path / "plain alone", model)
+    for kind in KINDS:
+        check_kind(kind, tmp_path / kind)
     assert ft.MTPModel.from_pretrained(tmp_path / "command" / "model").depth == 1
     assert said.count("2 steps, 64 tokens") == 1  # heard once
+
+
+def check_kind(kind: str, runs: Path) -> None:
+    """All runs with copies, or with shards, against the same ones alone."""
+    shared = {"fsdp": kind == "shards"}
+    run(runs / "2 to 1", {**RUNS[kind]["plain"], **shared})
+    for name, options in RUNS[kind].items():
+        model = run(runs / f"{name} alone", options)
+        check(name, runs / name, runs / f"{name} alone", model)
+        if name == "plain":
+            for way in ("1 to 2", "2 to 1"):
+                check(way, runs / way, runs / "plain alone", model)
 
 
 def test_a_step_is_divided_evenly() -> None:

@@ -63,11 +63,11 @@ def work(out: Path, options: dict, moments: list[int]) -> None:
 @pytest.mark.parametrize("name", RUNS)
 def test_killed_at_any_moment(name: str, tmp_path: Path) -> None:
     out, options = tmp_path / "run", RUNS[name]
-    moments = [random.Random(name).randrange(1, 90) for _ in range(10)]
+    moments = [random.Random(name).randrange(1, 90) for _ in range(6)]
     command = [sys.executable, __file__, str(out), json.dumps(options), json.dumps(moments)]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-3000:]
-    assert ended.stdout.split().count(str(int(signal.SIGKILL))) >= 5, ended.stderr[-3000:]
+    assert ended.stdout.split().count(str(int(signal.SIGKILL))) >= 3, ended.stderr[-3000:]
     if not (out / "model").exists():
         run(out, options)
     whole = run(tmp_path / "whole", options)
