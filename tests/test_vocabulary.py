@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -20,7 +21,7 @@ from foretell.decoding import TreeShape
 from foretell.decoding.drafters.output import HeadOutput
 from foretell.errors import CheckpointError, InputError
 from foretell.evaluation import measure_heads
-from foretell.formats import layouts_for
+from foretell.formats import export, import_heads, layout, layouts_for
 from foretell.heads import DraftVocabulary
 from foretell.objective import ObjectiveConfig
 from foretell.targets import IGNORE
@@ -324,6 +325,53 @@ def test_layouts_without_such_heads_say_so() -> None:
     model = few("llama", "residual")
     assert "medusa" not in layouts_for(model)
     assert "medusa" in layouts_for(ft.attach(families.build("llama"), "residual", depth=2))
+
+
+def exported_eagle3(where: Path) -> ft.MTPModel:
+    config = layout("eagle3").head(2).replace(vocabulary=9)
+    model = ft.MTPModel(families.build("llama"), config).eval()
+    model.head.vocabulary.choose(torch.arange(5, 50, 5))
+    model.save_pretrained(where / "model")
+    export(where / "model", "eagle3", where / "out")
+    return model
+
+
+def test_eagle3_has_them_as_its_engines_read_them(tmp_path: Path) -> None:
+    model = exported_eagle3(tmp_path)
+    tokens = model.head.vocabulary.tokens
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert (written["d2t"] + torch.arange(9)).tolist() == tokens.tolist()
+    assert written["t2d"].nonzero().squeeze(1).tolist() == tokens.tolist()
+    assert written["t2d"].shape == (families.VOCAB,)
+    assert torch.equal(written["lm_head.weight"], model.backbone.output.weight[tokens])
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["draft_vocab_size"], config["vocab_size"]) == (9, families.VOCAB)
+    found = import_heads(tmp_path / "out", tmp_path / "again", tmp_path / "model")
+    assert found.parameters == sum(p.numel() for p in model.head.parameters())
+    again = ft.MTPModel.from_pretrained(tmp_path / "again")
+    for name, tensor in model.head.state_dict().items():
+        assert torch.equal(again.head.state_dict()[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d2t": None}, "drafts 9 of 101 tokens, and d2t, which says which, is not in it"),
+        ({"d2t": torch.zeros(8, dtype=torch.long)}, "d2t is no map of its 9 drafted tokens"),
+        ({"d2t": torch.arange(9).flip(0) * 5}, "d2t is no map"),
+        ({"t2d": torch.ones(101, dtype=torch.bool)}, "d2t is no map"),
+        ({"d2t": torch.full((9,), 99), "t2d": None}, "lm_head.weight is not the backbone's"),
+        ({"lm_head.weight": torch.zeros(9, 32)}, "lm_head.weight is not the backbone's"),
+    ],
+)
+def test_eagle3_heads_whose_map_is_not_right_are_refused(changes, message, tmp_path: Path) -> None:
+    exported_eagle3(tmp_path)
+    file = tmp_path / "out" / "model.safetensors"
+    tensors = {**load_file(file), **changes}
+    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, file)
+    with pytest.raises(CheckpointError, match=message) as caught:
+        import_heads(tmp_path / "out", tmp_path / "again", tmp_path / "model")
+    assert "\n" not in str(caught.value)
 
 
 # -- measured -----------------------------------------------------------------------------------

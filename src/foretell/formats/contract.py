@@ -21,11 +21,13 @@ class Contract(ABC):
         engine: whose behaviour this is, with the release that was read.
         tap: the hidden state that depth 1 reads, as the backbone has it.
         depths: how many tokens the engine drafts.
+        vocabulary: whether heads can draft some of the tokens alone.
     """
 
     engine: str
     tap: str = "final"
     depths: str
+    vocabulary: bool = False
 
     @abstractmethod
     def head(self, depth: int) -> HeadConfig:
@@ -39,7 +41,7 @@ class Contract(ABC):
             plain_norms: whether the backbone's norms are what `norms="own"` has.
         """
         found = self._differences(config, plain_norms)
-        if config.vocabulary is not None:
+        if config.vocabulary is not None and not self.vocabulary:
             found.append(f"its heads draft any token, and these {config.vocabulary:,} tokens alone")
         return found
 

@@ -3,12 +3,15 @@
 vLLM 0.32, `llama_eagle3.py`: `fc` reads three residual states of the backbone (the streams entering
 the layers that the config names, 2, L//2 and L−3 unless it does); attention reads the normed
 embedding and the normed state side by side; the stream is handed on, before `norm`; an output head
-of its own, here the backbone's.
+of its own, here the backbone's, or its rows of the tokens that can be drafted.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from foretell.errors import CheckpointError
 from foretell.formats.base import EMBEDDING, OUTPUT, Layout, Loaded, chain
@@ -25,6 +28,9 @@ PARTS = {
 """Our names of a module's norms, and theirs."""
 
 FC, TAP = "fc.weight", "tap.projection.weight"
+FROM_DRAFT, KNOWN = "d2t", "t2d"
+"""Where heads draft some of the tokens: by how much the id of each is more than its place among
+them, (V',), and which of all tokens they are, (V,)."""
 
 
 class Eagle3(Layout):
@@ -38,6 +44,7 @@ class Eagle3(Layout):
         tap="fused",
         recycle="stream",
         block="wide",
+        vocabulary=True,
     )
     serve = (
         "vllm serve {model} --speculative-config "
@@ -55,6 +62,14 @@ class Eagle3(Layout):
                 tensors["midlayer." + name.removeprefix("block.")] = tensor
         tensors[FC] = head.state_dict()[TAP]
         tensors[OUTPUT] = model.backbone.output.weight
+        if head.vocabulary is not None:
+            tokens = head.vocabulary.tokens
+            known = torch.zeros(len(tensors[OUTPUT]), dtype=torch.bool, device=tokens.device)
+            tensors |= {
+                OUTPUT: tensors[OUTPUT][tokens],
+                FROM_DRAFT: tokens - torch.arange(len(tokens), device=tokens.device),
+                KNOWN: known.index_fill(0, tokens, True),
+            }
         layers = list(head.layers)
         write_config(
             base,
@@ -72,18 +87,12 @@ class Eagle3(Layout):
 
     def load(self, base: Checkpoint) -> Loaded:
         found = base.tensors(lambda name: True)
-        vocab = base.config.get("vocab_size")
-        if base.config.get("draft_vocab_size") not in (None, vocab) or "t2d" in found:
-            raise CheckpointError(
-                f"{base.directory}: it drafts from a part of the vocabulary, which foretell's "
-                "heads do not; they share the backbone's output head."
-            )
         tensors = {TAP: found[FC]}
         for ours, theirs in PARTS.items():
             if theirs not in found:
                 raise CheckpointError(f"{base.directory}: its EAGLE-3 module lacks {theirs}.")
             tensors[f"chain.0.{ours}"] = found[theirs]
-        taken = {FC, OUTPUT, *PARTS.values(), "embed_tokens.weight", "d2t"}
+        taken = {FC, OUTPUT, *PARTS.values(), "embed_tokens.weight", FROM_DRAFT, KNOWN}
         for name, tensor in found.items():
             if name.startswith("midlayer.") and name not in taken:
                 tensors["chain.0.block." + name.removeprefix("midlayer.")] = tensor
@@ -92,7 +101,38 @@ class Eagle3(Layout):
         shared = {OUTPUT: found[OUTPUT]} if OUTPUT in found else {}
         if "embed_tokens.weight" in found:
             shared[EMBEDDING] = found["embed_tokens.weight"]
-        return Loaded(self.contract.head(1), tensors, shared)
+        head = self.contract.head(1)
+        if (tokens := _drafted(found, base)) is not None:
+            head = head.replace(vocabulary=len(tokens))
+            tensors["vocabulary.tokens"] = tokens
+        return Loaded(head, tensors, shared)
 
     def owns(self, name: str, base: Checkpoint) -> bool:
         return True
+
+
+def _drafted(found: Mapping[str, Tensor], base: Checkpoint) -> Tensor | None:
+    """The tokens (V',) that a module drafts; None: any.
+
+    Raises:
+        CheckpointError: there is no map where the config says that there are fewer, or it is none.
+    """
+    size, vocab = base.config.get("draft_vocab_size"), base.config.get("vocab_size")
+    offsets = found.get(FROM_DRAFT)
+    if offsets is None:
+        if size not in (None, vocab):
+            raise CheckpointError(
+                f"{base.directory}: it drafts {size} of {vocab} tokens, and {FROM_DRAFT}, which "
+                "says which, is not in it."
+            )
+        return None
+    tokens = offsets.long() + torch.arange(len(offsets))
+    if len(tokens) == vocab and not offsets.any():
+        return None
+    known = found.get(KNOWN)
+    alike = known is None or torch.equal(known.bool().nonzero().squeeze(1), tokens)
+    if len(tokens) != size or not alike or bool((tokens.diff() <= 0).any()):
+        raise CheckpointError(
+            f"{base.directory}: {FROM_DRAFT} is no map of its {size} drafted tokens to rising ids."
+        )
+    return tokens

@@ -105,7 +105,7 @@ def import_heads(name: str | Path, out: Path, backbone: str | Path | None = None
             stored = StoredHeads(loaded.head.to_dict(), about, loaded.tensors)
             fill_head(model.require_head(), stored, directory, model.backbone.vocab_size)
             write_heads(work, stored)
-        parameters = sum(tensor.numel() for tensor in loaded.tensors.values())
+        parameters = sum(t.numel() for t in loaded.tensors.values() if t.is_floating_point())
         return Imported(layout, loaded.head.depth, parameters, out)
 
 
@@ -152,6 +152,9 @@ def _check_shared(loaded: Loaded, lm: PreTrainedModel, where: Path) -> None:
     parts = {EMBEDDING: lm.get_input_embeddings(), OUTPUT: lm.get_output_embeddings()}
     for name, tensor in loaded.shared.items():
         own = cast(Tensor, parts[name].weight)
+        drafted = loaded.tensors.get("vocabulary.tokens")
+        if name == OUTPUT and drafted is not None and int(drafted.max()) < len(own):
+            own = own[drafted.to(own.device)]
         if own.shape != tensor.shape or not (own.float() == tensor.float()).all():
             raise CheckpointError(
                 f"{where}: its {name} is not the backbone's, and foretell's heads have none of "
