@@ -21,6 +21,7 @@ from foretell.objective import (
     depth_by_depth,
     depth_loss,
 )
+from foretell.objective.divergences import DIVERGENCES, divergence
 from foretell.objective.loss import chunks
 from foretell.targets import IGNORE
 
@@ -156,6 +157,61 @@ def test_distillation_is_the_divergence_from_the_teacher(chunk: int, share: floa
     q = (hidden @ weight.T / 2).softmax(-1)
     each = (p * (p.log() - q.log())).sum(-1)[labels >= 0]
     torch.testing.assert_close(loss, (1 - share) * text + share * 4 * each.mean())
+
+
+P, Q = torch.tensor([0.5, 0.3, 0.2, 0.0]), torch.tensor([0.1, 0.6, 0.2, 0.1])
+M = (P + Q) / 2
+ALPHA = 0.1 + 0.3 + 0.2
+KL = (P[:3] * (P[:3] / Q[:3]).log()).sum()
+LAMBDA = torch.tensor(-3 * ALPHA).exp()
+DEFINED = {
+    "kl": KL,
+    "jsd": ((P[:3] * (P[:3] / M[:3]).log()).sum() + (Q * (Q / M).log()).sum()) / 2,
+    "tv": torch.tensor(1 - ALPHA),
+    "nla": -torch.tensor(ALPHA).log(),
+    "lk_hybrid": LAMBDA * KL + (1 - LAMBDA) * (1 - ALPHA),
+}
+
+
+@pytest.mark.parametrize("kind", DEFINED)
+def test_divergences_are_what_they_are_called(kind: str) -> None:
+    """Also of a teacher that rules a token out."""
+    found = divergence(kind, P.log().unsqueeze(0), Q.log().unsqueeze(0))
+    torch.testing.assert_close(found, DEFINED[kind].unsqueeze(0))
+    turned = divergence("rkl", Q.log().unsqueeze(0), P.log().unsqueeze(0))
+    torch.testing.assert_close(turned, DEFINED["kl"].unsqueeze(0))
+
+
+@pytest.mark.parametrize("chunk", [VOCAB, 1000 * VOCAB])
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_each_is_learned_exactly_and_falls_to_nothing(kind: str, chunk: int) -> None:
+    """Loss and gradient against the whole at once; and none is left where the two are alike."""
+    torch.manual_seed(3)
+    weight, rows = torch.randn(VOCAB, HIDDEN), torch.randn(2, 5, HIDDEN)
+    labels = torch.tensor([3, IGNORE, 5, 1, 2, 0, 4, 4, 22, IGNORE])
+
+    def unembed(x: Tensor) -> Tensor:
+        return x @ weight.T
+
+    soft = BackboneTarget(rows, 0, unembed, kind=kind)
+    target = Target.of(labels, soft=soft, soft_share=1.0)
+    hidden = torch.randn(10, HIDDEN, requires_grad=True)
+    loss, _ = depth_loss(hidden, target, Readout(unembed, VOCAB), chunk)
+    (gradient,) = torch.autograd.grad(loss, hidden)
+    learned = labels >= 0
+    p, q = (unembed(x[learned]).log_softmax(-1) for x in (rows.flatten(0, 1), hidden))
+    wanted = divergence(kind, p, q).mean()
+    torch.testing.assert_close(loss, wanted)
+    torch.testing.assert_close(gradient, torch.autograd.grad(wanted, hidden)[0])
+    alike, _ = depth_loss(rows.flatten(0, 1), target, Readout(unembed, VOCAB), chunk)
+    assert abs(alike.item()) < 1e-5 < loss.item()
+
+
+def test_a_divergence_needs_a_teacher() -> None:
+    with pytest.raises(InputError, match="divergence 'tv' is one from a teacher"):
+        ObjectiveConfig(divergence="tv")
+    with pytest.raises(InputError, match="divergence"):
+        ObjectiveConfig(distill="marginal", divergence="nla")
 
 
 def test_all_depths_learn_from_the_same_states() -> None:

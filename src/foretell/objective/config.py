@@ -14,11 +14,13 @@ reverse     depths leave one after another, deepest first, over the first `curri
             language models", arXiv 2505.22757)
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from foretell.config import BaseConfig, Count, NotNegative, Number, Positive
+from foretell.errors import InputError
+from foretell.objective.divergences import Divergence
 
 Weights = Literal["sum", "mean", "geometric"]
 Schedule = Literal["constant", "drop", "forward", "reverse"]
@@ -50,6 +52,10 @@ class ObjectiveConfig(BaseConfig):
     numerical marginalization."""
     distill_share: Annotated[Number, Field(ge=0, le=1)] = 1.0
     """Share of a depth's loss that `distill` has, 0…1; the rest is the text's."""
+    divergence: Divergence = "kl"
+    """How far heads are from their teacher in `backbone` distillation: `kl`, `rkl` (reversed) or
+    `jsd` (both); or what aims at acceptance under sampling: `tv` (1 - α), `nla` (-log α) or
+    `lk_hybrid` (from `kl` to `tv` as drafts get better)."""
     temperature: Positive = 1.0
     """Temperature of teacher and student in `backbone` distillation (Hinton et al. 2015)."""
     marginal_width: Count = 8
@@ -61,6 +67,14 @@ class ObjectiveConfig(BaseConfig):
     @classmethod
     def called(cls) -> str:
         return "objective"
+
+    @model_validator(mode="after")
+    def _only_the_backbone_says_more(self) -> Self:
+        if self.divergence != "kl" and self.distill != "backbone":
+            raise InputError(
+                f"divergence {self.divergence!r} is one from a teacher; use distill 'backbone'."
+            )
+        return self
 
     @property
     def skips_depths(self) -> bool:

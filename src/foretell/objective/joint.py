@@ -171,7 +171,13 @@ class JointLoss:
             if vocabulary is None:
                 return marginal
             return replace(marginal, probabilities=marginal.probabilities[:, vocabulary.tokens])
-        return BackboneTarget(output.final.detach(), depth, readout.unembed, objective.temperature)
+        return BackboneTarget(
+            output.final.detach(),
+            depth,
+            readout.unembed,
+            objective.temperature,
+            objective.divergence,
+        )
 
     def _losses(
         self,

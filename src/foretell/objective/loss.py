@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from foretell.objective.divergences import Divergence, divergence
 from foretell.targets import IGNORE, places_ahead
 
 CHUNK_ELEMENTS = 1 << 24
@@ -46,7 +47,7 @@ class SoftTarget(Protocol):
         ...
 
     def divergence(self, logits: Tensor, places: Tensor) -> Tensor:
-        """Sum of KL(teacher ‖ student) over a chunk of positions.
+        """Sum of how far the student is from the teacher, over a chunk of positions.
 
         Args:
             logits: (C, V) float32, the student's.
@@ -112,12 +113,14 @@ class BackboneTarget:
         unembed: its output head.
         temperature: of both distributions; the loss grows with its square (Hinton et al. 2015,
             "Distilling the Knowledge in a Neural Network", section 2).
+        kind: of divergence.
     """
 
     final: Tensor
     distance: int
     unembed: Unembed
     temperature: float = 1.0
+    kind: Divergence = "kl"
     size = None
 
     def divergence(self, logits: Tensor, places: Tensor) -> Tensor:
@@ -126,7 +129,7 @@ class BackboneTarget:
             teacher = self.unembed(self.final.flatten(0, 1)[there]).float()  # (C, V)
             teacher = (teacher / self.temperature).log_softmax(-1)
         student = (logits / self.temperature).log_softmax(-1)
-        return F.kl_div(student, teacher, reduction="sum", log_target=True) * self.temperature**2
+        return divergence(self.kind, teacher, student).sum() * self.temperature**2
 
 
 @dataclass(frozen=True)
