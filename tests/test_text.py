@@ -248,6 +248,51 @@ def test_a_stop_is_found_where_it_is_in_the_whole_text(kind: str, data: st.DataO
     assert given_text == texts[stopped].partition(stop)[0]
 
 
+@every
+@settings(max_examples=40)
+@given(data=st.data())
+def test_a_stop_does_not_depend_on_the_steps(kind: str, data: st.DataObject) -> None:
+    """It is found with the token that completes it in the text as it comes, in every one of them."""
+    model, front = tokenizer(kind), ids_of("a", kind)
+    ids = [token for token in data.draw(spoken(kind)) if token not in model.all_special_ids]
+    text = Detokenizer(model, front)
+    came = "".join(found := [text.add(token) for token in ids])
+    begin = data.draw(st.integers(0, len(came)))
+    stop = came[begin : begin + data.draw(st.integers(1, 8))]
+    assume(stop and stop in decoded(ids_of(stop, kind), kind))
+    complete = next(n for n in range(len(ids) + 1) if stop in "".join(found[:n]))
+    stops, size = StopStrings([stop], model), data.draw(st.integers(1, 6))
+    steps = [(n, ids[n : n + size]) for n in range(0, len(ids), size)]
+    ends = ((n, stops(ids[:n], new)) for n, new in steps)
+    assert complete == next((n + end for n, end in ends if end is not None), None)
+
+
+@pytest.mark.parametrize("kind", FALLBACK)
+def test_a_stop_is_found_behind_half_a_character(kind: str) -> None:
+    """A run of bytes that is not whole yet has more places than characters."""
+    text, stop = "a é🙂🙂🙂éb", "é🙂🙂🙂éb"
+    ids = ids_of(text, kind)
+    for count in range(len(ids)):
+        assert StopStrings([stop], tokenizer(kind))(ids[:count], ids[count:]) == len(ids) - count
+
+
+def test_a_stop_is_found_where_a_clean_up_took_out_a_space_before() -> None:
+    kind = "words, cleaned up"
+    ids = ids_of("a ' t d", kind)
+    assert decoded(ids, kind) == "a't d"
+    for count in range(3):
+        assert StopStrings(["a't"], tokenizer(kind))(ids[:count], ids[count:]) == 3 - count
+
+
+def test_no_stop_is_found_in_the_middle_of_a_word() -> None:
+    """Where what is looked at may begin; a word that begins a text comes with a space."""
+    model = tokenizer("word ends")
+    ids = ids_of("banana" * 4, "word ends")
+    assert " " not in decoded(ids, "word ends")
+    for count in range(len(ids)):
+        assert StopStrings([" a", " n"], model)(ids[:count], ids[count:]) is None
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_stop_may_begin_and_end_with_spaces(kind: str) -> None:
     """Which some tokenizers drop where a text begins or ends."""

@@ -53,6 +53,7 @@ class StopStrings:
         if not self.strings or self._cannot_be_there(before, new):
             return None
         text, seen = self._behind(before)
+        seen = seen[max(0, len(seen) + 1 - self.reach) :]  # its beginning may be no word's
         for place, token in enumerate(new, start=1):
             seen += text.add(token)
             if any(string in seen for string in self.strings):
@@ -74,7 +75,7 @@ class StopStrings:
         text = Detokenizer(self.tokenizer, self.front, special=True)
         last = text.end(before, self.reach)
         seen = text.decode([*self.front, *last])[self.begin :]
-        if UNKNOWN in seen:  # a character that is not whole: token by token, as it came
+        if UNKNOWN in seen or seen.endswith(text.unclean):  # not whole: token by token, as it came
             return text, "".join(map(text.add, last))
         return Detokenizer(self.tokenizer, [*self.front, *last], special=True), seen
 

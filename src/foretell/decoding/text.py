@@ -72,10 +72,18 @@ class Detokenizer:
         while size < len(tokens):
             for start in range(len(tokens) - size, len(tokens) - size + LONGEST):
                 text = self.decode(tokens[start:])
-                if len(text) >= characters and not text.startswith(UNKNOWN):
+                if self._staying(text) >= characters and not text.startswith(UNKNOWN):
                     return list(tokens[start:])
             size *= 2
         return list(tokens)
+
+    def _staying(self, text: str) -> int:
+        """At least so many of its characters stay, whatever follows: bytes of a run that is not
+        whole yet may become fewer, and a clean-up may take out spaces.
+        """
+        stays = text.rstrip("".join(self.unclean))
+        unknown = stays.count(UNKNOWN)
+        return len(stays) - unknown + unknown // LONGEST
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Their text, by the tokenizer alone."""
