@@ -249,10 +249,10 @@ def test_a_stop_is_found_where_it_is_in_the_whole_text(kind: str, data: st.DataO
 
 
 @every
-@settings(max_examples=40)
+@settings(max_examples=25)
 @given(data=st.data())
 def test_a_stop_does_not_depend_on_the_steps(kind: str, data: st.DataObject) -> None:
-    """It is found with the token that completes it in the text as it comes, in every one of them."""
+    """It is found with the token that completes it in the text as it comes."""
     model, front = tokenizer(kind), ids_of("a", kind)
     ids = [token for token in data.draw(spoken(kind)) if token not in model.all_special_ids]
     text = Detokenizer(model, front)
