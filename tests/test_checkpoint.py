@@ -261,7 +261,9 @@ def test_a_foreign_config_is_refused(saved: Path, changes: dict, parts: list[str
     assert listing(saved) == before
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"7", b'"text"', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b"7", b'"text"', b"\xff\xfe", b"null", b"[" * 100_000]
+)
 def test_a_config_that_is_no_json_object_is_refused(saved: Path, content: bytes) -> None:
     (saved / CONFIG_FILE).write_bytes(content)
     one_line(

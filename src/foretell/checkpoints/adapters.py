@@ -215,7 +215,7 @@ def base_of_adapters(where: str) -> str | None:
     try:
         about = json.loads(Path(config).read_text(encoding="utf-8"))
         base, revision = about["base_model_name_or_path"], about.get("revision")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         base = revision = None
     if not isinstance(base, str) or not base:
         raise CheckpointError(

@@ -117,7 +117,7 @@ def read_about(directory: Path) -> StoredHeads:
         trained_on = dict(config.get("trained_on") or {})
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read ({error.strerror}).") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise CheckpointError(
             f"{path}: is not a foretell config ({error}); save the model again."
         ) from None

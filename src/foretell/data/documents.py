@@ -265,12 +265,15 @@ def _line(line: bytes, where: str, source: str) -> Document:
 
 def _parse(line: bytes, where: str) -> dict[str, Any]:
     """One line of JSON; `where` names file and line in an error."""
+    text = decode(line, where)
     try:
-        record = json.loads(decode(line, where))
+        record = json.loads(text)
     except json.JSONDecodeError as error:
         raise InputError(f"{where}: not JSON (column {error.colno}: {error.msg})") from None
     except RecursionError:
         raise InputError(f"{where}: not usable JSON (nested too deeply)") from None
+    except ValueError:  # Python reads no number of more than 4,300 digits
+        raise InputError(f"{where}: not usable JSON (a number of thousands of digits)") from None
     if not isinstance(record, dict):
         raise InputError(f"{where}: expected an object with the field 'text', not {kind(record)}")
     return record

@@ -193,7 +193,7 @@ def _parsed(value: Any) -> Any:
         return value
     try:
         return json.loads(value) if value.strip() else None
-    except ValueError:
+    except (ValueError, RecursionError):
         return value
 
 
