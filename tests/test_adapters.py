@@ -285,6 +285,37 @@ def test_a_backbone_learns_again_when_its_adapters_are_merged() -> None:
     model.adapt(add)  # there are none any more
 
 
+def test_routers_that_are_a_matrix_by_their_class_are_left_out(tmp_path: Path) -> None:
+    """Llama 4's and Phi-3.5-MoE's choose experts: more than a product, to which peft would add."""
+    model = ft.attach(families.build("llama4_text"), depth=1)
+    model.adapt(lambda lm: Adapters.add(lm, rank=2, alpha=4.0, dropout=0.0, targets="all-linear"))
+    adapted = {name for name, p in model.lm.named_parameters() if p.requires_grad}
+    assert not any("router" in name for name in adapted)
+    assert any("shared_expert" in name for name in adapted)
+    assert any("q_proj" in name for name in adapted)
+    model(TOKENS).loss.backward()
+    with torch.no_grad():
+        for parameter in model.lm.parameters():
+            parameter.add_(0.1 * parameter.requires_grad)
+        said = model.lm(TOKENS).logits
+    base = families.build("llama4_text")
+    base.save_pretrained(tmp_path / "base")
+    model.save_pretrained(tmp_path / "heads", backbone_path=tmp_path / "base")
+    again = ft.MTPModel.from_pretrained(tmp_path / "heads")
+    again.merge_adapters()
+    torch.testing.assert_close(again.lm(TOKENS).logits, said, atol=1e-3, rtol=1e-3)
+
+
+def test_a_router_that_is_named_is_refused() -> None:
+    model = ft.attach(families.build("llama4_text"), depth=1)
+    with pytest.raises(InputError, match=r"router, which does more than multiply"):
+        model.adapt(
+            lambda lm: Adapters.add(
+                lm, rank=2, alpha=4.0, dropout=0.0, targets=["router", "q_proj"]
+            )
+        )
+
+
 def test_commands_say_that_they_merged(tmp_path: Path) -> None:
     adapted = peft.get_peft_model(load_causal_lm("tiny"), lora())
     adapted.save_pretrained(tmp_path / "adapters")

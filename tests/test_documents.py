@@ -83,8 +83,10 @@ def test_an_empty_file_among_others_is_left_out(tmp_path: Path) -> None:
         (b'{"text": ', "not JSON"),
         (b"[" * 100_000, "JSON"),
         (b'{"text": "a", "n": ' + b"1" * 5000 + b"}", "a number of thousands of digits"),
-        (b'{"messages": [{"role": "user", "content": "a"}], "tools": "' + b"[" * 100_000 + b'"}',
-         "the field 'tools' must be a list"),
+        (
+            b'{"messages": [{"role": "user", "content": "a"}], "tools": "' + b"[" * 100_000 + b'"}',
+            "the field 'tools' must be a list",
+        ),
         (b'["text"]', "not a list"),
         (b"7", "not a number"),
         (b'{"content": "x"}', "the field 'text' is missing .*'content'"),

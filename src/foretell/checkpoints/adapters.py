@@ -53,17 +53,23 @@ class Adapters:
     ) -> "Adapters":
         """Put new adapters into `model`; from now on they learn, and nothing else of it.
 
+        `all-linear` are all that multiply with a matrix and do no more.
+
         Raises:
-            InputError: peft is not installed, or `targets` name nothing in the model.
+            InputError: peft is not installed, or `targets` name nothing in the model, or what does
+                more than multiply.
         """
-        peft = _peft()
+        peft, doing_more = _peft(), list(_doing_more(model))
         config = peft.LoraConfig(
             r=rank,
             lora_alpha=alpha,
             lora_dropout=dropout,
             target_modules=targets,
+            exclude_modules=doing_more if targets == "all-linear" and doing_more else None,
             task_type="CAUSAL_LM",
         )
+        if targets != "all-linear":
+            _refuse_targets(config, doing_more)
         base, learned = fingerprint(model), _learning(model)
         try:
             with _quiet_peft():
@@ -119,6 +125,33 @@ class Adapters:
     def _learn_again(self) -> None:
         for parameter in self.learned:
             parameter.requires_grad_(True)
+
+
+def _doing_more(model: PreTrainedModel) -> Iterator[str]:
+    """Names of layers that peft takes for a matrix, as their class is derived from one, and that
+    give something else than a vector for a vector: routers that choose experts with it.
+    """
+    for name, layer in model.named_modules():
+        if isinstance(layer, nn.Linear) and type(layer).forward is not nn.Linear.forward:
+            given = torch.ones(2, layer.in_features, dtype=model.dtype, device=layer.weight.device)
+            try:
+                with torch.no_grad():
+                    shape = getattr(layer(given), "shape", None)
+            except Exception:  # it raises whatever it likes
+                shape = None
+            if shape != (2, layer.out_features):
+                yield name
+
+
+def _refuse_targets(config: Any, doing_more: Sequence[str]) -> None:
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    for name in doing_more:
+        if check_target_module_exists(config, name):
+            raise InputError(
+                f"adapters do not fit {name}, which does more than multiply with its matrix; leave "
+                "it out of the targets."
+            )
 
 
 def insert_adapters(backbone: Backbone, make: Callable[[PreTrainedModel], Adapters]) -> Adapters:
