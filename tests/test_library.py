@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -230,6 +231,18 @@ def test_all_that_decodes_is_compared_in_one_call(texts: Path) -> None:
 @pytest.mark.parametrize("text", ["4,2,1", "12", "1"])
 def test_a_tree_is_written_as_it_is_read(text: str) -> None:
     assert str(TreeShape.parse(text)) == text
+
+
+def test_no_prompt_comes_twice_from_one_document(tmp_path: Path) -> None:
+    """It would count twice in every figure of `bench`; stretches from other places do not."""
+    model = ready.load_model("tiny", "cpu")
+    tokenizer, path = ready.tokenizer_of("tiny", model), tmp_path / "a.jsonl"
+    records = [{"prompt": "def main("}, {"text": "x = 1"}, {"text": "y = 2"}]
+    path.write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    assert len(read_prompts(path, tokenizer, 8, 20, 0)) == 3
+    path.write_text(json.dumps({"text": "one two three four five six " * 9}), encoding="utf-8")
+    found = [tuple(prompt[0].tolist()) for prompt in read_prompts(path, tokenizer, 8, 20, 0)]
+    assert 1 < len(found) == len(set(found))
 
 
 def test_a_prompt_from_a_file(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def read_prompts(
     """Up to `count` prompts, (1, T) each, spread over the documents.
 
     A text longer than `length` tokens gives a stretch from a random place, a shorter one is used
-    whole. A conversation, or what is marked as the prompt of token ids, is used whole.
+    whole. A conversation, or what is marked as the prompt of token ids, is used whole. None comes
+    twice from one document, so that there may be fewer than `count`.
 
     Args:
         path: see `read_documents`.
@@ -64,6 +65,7 @@ def read_prompts(
     chosen = torch.randperm(len(documents), generator=order)
     prefix = opening(tokenizer)
     prompts: list[torch.Tensor] = []
+    taken: set[tuple[int, ...]] = set()  # the document's number, and the prompt
     too_long = 0
     for index in chosen.tolist() * max(1, -(-count // max(1, len(documents)))):
         try:
@@ -79,8 +81,9 @@ def read_prompts(
             tokens = text["input_ids"]
             start = int(torch.randint(max(1, len(tokens) - length + 1), (1,), generator=order))
             ids = prefix + tokens[start : start + length] if tokens else []
-        if not ids:
+        if not ids or (index, *ids) in taken:
             continue
+        taken.add((index, *ids))
         prompts.append(torch.tensor([ids]))
         if len(prompts) == count:
             break

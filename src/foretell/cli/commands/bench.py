@@ -22,7 +22,7 @@ class Bench(options.Command):
 
     model: options.Model
     prompts: options.Prompts = "stdlib:held-out"
-    count: Annotated[int, typer.Option(metavar="N", help="Number of prompts.")] = 20
+    count: Annotated[int, typer.Option(metavar="N", help="Number of prompts at most.")] = 20
     prompt_tokens: options.PromptTokens = 64
     max_new_tokens: options.MaxNewTokens = 128
     repeats: Annotated[
