@@ -273,19 +273,33 @@ class Batch:
         self.tokens[places, positions] = tokens
 
 
-def _texts(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
-    """The prompts without padding."""
+def require_rows(prompts: Tensor, attention_mask: Tensor | None) -> None:
+    """Check that the prompts are (B, T), and so is their mask.
+
+    Raises:
+        InputError: they are not.
+    """
     if prompts.ndim != 2 or not prompts.shape[0]:
         raise InputError(
             f"the prompts have shape {tuple(prompts.shape)}; give rows of tokens, (B, T)."
         )
     if attention_mask is None:
-        return list(prompts)
+        return
+    if not isinstance(attention_mask, Tensor):
+        kind = type(attention_mask).__name__
+        raise InputError(f"the attention mask is a {kind}; give a tensor, (B, T).")
     if attention_mask.shape != prompts.shape:
         raise InputError(
             f"the attention mask has shape {tuple(attention_mask.shape)}, the prompts "
             f"{tuple(prompts.shape)}."
         )
+
+
+def _texts(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
+    """The prompts without padding."""
+    require_rows(prompts, attention_mask)
+    if attention_mask is None:
+        return list(prompts)
     seen = attention_mask.bool()
     if bool((seen.int().diff(dim=1).abs().sum(1) > 1).any()):
         raise InputError("the attention mask has gaps; prompts are padded on one side.")

@@ -457,7 +457,9 @@ class Generating(nn.Module):
             return_dict_in_generate: return a `Generation`, which also has what every pass drafted.
             logits_processor: may depend on a row's tokens and logits alone: each is shown one row
                 at a time, and drafted tokens too.
-            stopping_criteria: are asked for one row at a time, token by token, without scores.
+            stopping_criteria: are asked for one row at a time, token by token, without scores. A
+                row that they end is filled up; transformers goes on with it until all have ended,
+                where no token ends texts.
             seed: of the rows that are drawn, one each, or one number for the first, which the
                 others follow; by default from torch's own random numbers (`torch.manual_seed`).
             drafter, draft_length, rule, compiled, pass_width: see `stream`.

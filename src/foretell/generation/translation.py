@@ -28,6 +28,7 @@ from transformers import (
 from transformers.generation.streamers import BaseStreamer
 
 from foretell.decoding import Sampling, Stop, StopTokens
+from foretell.decoding.batch import require_rows
 from foretell.decoding.constraints import DRAWN, undrawn
 from foretell.errors import InputError
 
@@ -273,6 +274,7 @@ def _prompts(config: Any, told: Mapping[str, Any]) -> tuple[Tensor, Tensor | Non
             f"the prompts are a {kind}, not a tensor of token ids: give "
             '**tokenizer(texts, return_tensors="pt").'
         )
+    require_rows(prompts, mask)
     return prompts, mask
 
 
