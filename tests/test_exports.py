@@ -360,3 +360,14 @@ def test_importing_again_leaves_what_others_put_there(tmp_path: Path) -> None:
     (tmp_path / "heads" / "backbone" / "kept").touch()
     import_heads(tmp_path / "plain", tmp_path / "heads")
     assert (tmp_path / "heads" / "backbone" / "kept").exists()
+
+
+@pytest.mark.parametrize("kind", ["sequential", "parallel", "residual"])
+def test_what_was_written_for_the_plugin_is_not_read_back(tmp_path: Path, kind: str) -> None:
+    lm = families.build("qwen3")
+    lm.save_pretrained(tmp_path / "plain")
+    model = ft.MTPModel(load_causal_lm(tmp_path / "plain"), layout("vllm").head(2, kind))
+    model.save_pretrained(tmp_path / "heads", backbone_path=tmp_path / "plain")
+    export(tmp_path / "heads", "vllm", tmp_path / "out")
+    with pytest.raises(ft.CheckpointError, match="go on with the foretell directory"):
+        import_heads(tmp_path / "out", tmp_path / "again", tmp_path / "plain")

@@ -56,7 +56,8 @@ class Medusa(Layout):
         save_tensors(tensors, out / SINGLE)
 
     def recognises(self, base: Checkpoint) -> bool:
-        return base.config.get("model_type") == "medusa"
+        mine = base.config.get("architectures") in (None, ["MedusaModel"])
+        return mine and base.config.get("model_type") == "medusa"
 
     def load(self, base: Checkpoint) -> Loaded:
         found = base.tensors(lambda name: True)

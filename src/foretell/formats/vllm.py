@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foretell.errors import HeadError
+from foretell.engines.vllm import ARCHITECTURES
+from foretell.errors import CheckpointError
 from foretell.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded, require_block
 from foretell.formats.contract import Chain, Contract, SideBySide
 from foretell.formats.eagle import SHAPE
@@ -102,10 +103,13 @@ class Vllm(Layout):
         save_tensors(tensors, out / SINGLE)
 
     def recognises(self, base: Checkpoint) -> bool:
-        return False  # the foretell directory that it was made from is what to go on with
+        return base.config.get("architectures") in [[name] for name in ARCHITECTURES]
 
     def load(self, base: Checkpoint) -> Loaded:
-        raise HeadError(f"{base.directory}: was written for vLLM; use the directory it came from.")
+        raise CheckpointError(
+            f"{base.directory}: was written for vLLM's plugin, and is not read back; go on with "
+            "the foretell directory that it was exported from."
+        )
 
 
 def _method(model: MTPModel) -> str:
