@@ -1,9 +1,11 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
@@ -444,3 +446,36 @@ def test_heads_on_real_weights_make_the_round_trip(data_dir: Path, tmp_path: Pat
     model = ft.attach(load_causal_lm(where), depth=2)
     model.save_pretrained(tmp_path / "heads", backbone_path=str(where))
     assert same_model(model, ft.MTPModel.from_pretrained(tmp_path / "heads"))
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen3_5"])
+def test_a_model_of_another_list_is_given_to_its_heads(tmp_path: Path, family: str) -> None:
+    """AutoModelForCausalLM does not load it, or its text part alone."""
+    text: dict[str, Any] = {
+        "vocab_size": 31, "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16,
+        "bos_token_id": None, "eos_token_id": None, "pad_token_id": None,
+    }  # fmt: skip
+    sees = {"hidden_size": 32, "intermediate_size": 32, "num_attention_heads": 2}
+    if family == "llava":
+        config: Any = transformers.LlavaConfig(
+            text_config=transformers.LlamaConfig(**text),
+            vision_config=transformers.CLIPVisionConfig(**sees, num_hidden_layers=1, image_size=28),
+            image_token_index=30,
+        )
+    else:
+        vision = {"depth": 1, "hidden_size": 32, "num_heads": 2, "out_hidden_size": 32}
+        text["layer_types"] = ["full_attention"] * 2
+        config = transformers.Qwen3_5Config(text_config=text, vision_config=vision)
+    lm = transformers.AutoModelForImageTextToText.from_config(config).eval()
+    model = ft.attach(lm, depth=1).eval()
+    model.save_pretrained(tmp_path / "m")
+    one_line(
+        ft.ForetellError, lambda: ft.MTPModel.from_pretrained(tmp_path / "m"),
+        str(tmp_path / "m"), "load it", "backbone=",
+    )  # fmt: skip
+    own = type(lm).from_pretrained(tmp_path / "m")
+    again = ft.MTPModel.from_pretrained(tmp_path / "m", backbone=own)
+    ids = torch.tensor([[1, 2, 3]])
+    found = [one.decode(ids, max_new_tokens=4).new_tokens for one in (model, again)]
+    assert found[0] == found[1]

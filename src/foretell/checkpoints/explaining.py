@@ -47,7 +47,10 @@ def explained(
     except Exception as error:  # a broken config.json can break transformers anywhere
         reason = " ".join(str(error).split())
         if "Unrecognized configuration class" in reason:
-            raise BackboneError(f"{where}: is not a causal language model.") from None
+            raise BackboneError(
+                f"{where}: is not a causal language model that transformers lists; if it writes "
+                "text all the same, load it by its class and give the model (backbone= for heads)."
+            ) from None
         if "trust_remote_code" in reason:
             raise CheckpointError(
                 f"{where}: {what} brings code of its own, which is not run; only what transformers "

@@ -230,10 +230,13 @@ def _check_fingerprint(
     require_usable(lm)
     found, architecture = fingerprint(lm), type(lm).__name__
     if (found, architecture) != (reference.fingerprint, reference.architecture):
+        remedy = "load the heads onto the backbone they were trained on."
+        if architecture != reference.architecture:  # AutoModelForCausalLM may take the text alone
+            remedy = f"load it as {reference.architecture}, and give that model as backbone=."
         raise CheckpointError(
             f"{where}: its heads belong to a {reference.architecture} with fingerprint "
             f"{reference.fingerprint}, this backbone is a {architecture} with "
-            f"fingerprint {found}; load the heads onto the backbone they were trained on."
+            f"fingerprint {found}; {remedy}"
         )
 
 

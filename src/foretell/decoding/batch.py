@@ -8,6 +8,7 @@ Shapes: B rows, P of them in the passes, T prompt, N drafted tokens, W = N+1 nod
 from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -273,7 +274,7 @@ class Batch:
         self.tokens[places, positions] = tokens
 
 
-def require_rows(prompts: Tensor, attention_mask: Tensor | None) -> None:
+def require_rows(prompts: Tensor, attention_mask: Any) -> None:
     """Check that the prompts are (B, T), and so is their mask.
 
     Raises:
