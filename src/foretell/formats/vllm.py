@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from foretell.engines.vllm import ARCHITECTURES
 from foretell.errors import CheckpointError
 from foretell.formats.base import LLAMA_BLOCK, OUTPUT, QKV_BIAS, Layout, Loaded, require_block
 from foretell.formats.contract import Chain, Contract, SideBySide
@@ -27,7 +26,8 @@ from foretell.model import MTPModel
 QK_NORMS = {"self_attn.q_norm.weight", "self_attn.k_norm.weight"}
 BLOCKS = tuple(LLAMA_BLOCK | a | b for a in (set(), QKV_BIAS) for b in (set(), QK_NORMS))
 
-
+WITH_BLOCKS, STATELESS = "ForetellHeads", "ForetellStatelessHeads"
+"""What the plugin registers (`foretell.engines.vllm`)."""
 ENGINE = "vLLM 0.32 with foretell's plugin"
 SIDE_BY_SIDE: dict[str, Contract] = {
     kind: SideBySide(engine=ENGINE, heads=kind) for kind in ("parallel", "residual")
@@ -78,7 +78,7 @@ class Vllm(Layout):
             return
         fields = {name: source[name] for name in SHAPE if source.get(name) is not None}
         fields |= {
-            "architectures": ["ForetellHeads"],
+            "architectures": [WITH_BLOCKS],
             "model_type": "mtp",
             "n_predict": 1,
             "num_hidden_layers": blocks,
@@ -103,7 +103,7 @@ class Vllm(Layout):
         save_tensors(tensors, out / SINGLE)
 
     def recognises(self, base: Checkpoint) -> bool:
-        return base.config.get("architectures") in [[name] for name in ARCHITECTURES]
+        return base.config.get("architectures") in ([WITH_BLOCKS], [STATELESS])
 
     def load(self, base: Checkpoint) -> Loaded:
         raise CheckpointError(
@@ -124,7 +124,7 @@ def _save_stateless(model: MTPModel, tensors: dict[str, Tensor], out: Path) -> N
     config: Any = model.require_head().config
     backbone = model.backbone
     fields = {
-        "architectures": ["ForetellStatelessHeads"],
+        "architectures": [STATELESS],
         "model_type": "medusa",
         "hidden_size": backbone.hidden_size,
         "vocab_size": backbone.vocab_size,
