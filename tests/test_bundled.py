@@ -19,6 +19,7 @@ from foretell.decoding import NoDrafter
 from foretell.evaluation import loop_start, measure_heads
 from foretell.report.drafts import continuations
 from foretell.report.sources import collect
+from foretell.results.tables import Generated
 
 NAMES = ("tiny", "tiny-mtp")
 MAX_BYTES = 12_000_000
@@ -121,8 +122,8 @@ def test_it_predicts_code_that_it_has_not_seen(name: str) -> None:
     rows = table.rows()
     assert len(rows) == (4 if name == "tiny-mtp" else 1)
     # Deeper is harder, and even the deepest knows more than nothing.
-    assert [row["nll"] for row in rows] == sorted(row["nll"] for row in rows)
-    assert all(row["top1"] > 0.1 for row in rows)
+    assert [row.nll.value for row in rows] == sorted(row.nll.value for row in rows)
+    assert all(row.top1.value > 0.1 for row in rows)
 
 
 def test_greedy_output_is_the_backbones_own() -> None:
@@ -155,7 +156,7 @@ def test_the_demo_ends_with_text_for_its_report(tmp_path: Path) -> None:
     (found,) = continuations([source])
     assert found.title == "tiny-mtp, parallel"
     assert found.summary.startswith("64 tokens in ")
-    assert source.rows[0]["forwards"] < 64
+    assert source.table(Generated)[0].forwards < 64
     texts = [piece.text for piece in found.pieces]
     assert len(texts) == 64
     first = read_prompts("stdlib:held-out", tokenizer("tiny-mtp"), 64, 1, 0)

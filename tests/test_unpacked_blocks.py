@@ -182,8 +182,8 @@ def test_measuring_counts_no_filling() -> None:
     found = measure_heads(model, blocks)
     counts, losses = mean_by_depth(alone(model, TEXTS))
     rows = found.rows()
-    assert [row["positions"] for row in rows] == counts.tolist()
-    assert [row["nll"] for row in rows] == pytest.approx(losses.tolist(), rel=1e-4)
+    assert [row.positions for row in rows] == counts.tolist()
+    assert [row.nll.value for row in rows] == pytest.approx(losses.tolist(), rel=1e-4)
     tokens = sum(len(text) + 1 for text in TEXTS)  # and none of them dropped
     bits = float(losses[0]) / math.log(2) * tokens / sum(map(len, TEXTS))
     assert found.bits_per_byte == pytest.approx(bits, rel=1e-4)
@@ -193,7 +193,7 @@ def test_marginals_read_no_filling() -> None:
     model = MTPModel(families.build("opt"))
     blocks = unpacked(["abcdef", "xy"])  # 7 and 3 tokens
     found = measure_marginals(model, blocks, depth=1, width=2, positions=32)
-    assert [row["positions"] for row in found.rows()] == [6, 6]  # 7 − 2 and 3 − 2 places
+    assert [row.positions for row in found.rows()] == [6, 6]  # 7 − 2 and 3 − 2 places
 
 
 # -- training -----------------------------------------------------------------------------------

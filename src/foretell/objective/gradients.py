@@ -36,8 +36,8 @@ class Objective:
         targets: by depth.
         weights: by depth; one of weight 0 is not learned.
         readouts: by depth, what turns hidden states into logits.
-        measures_all: whether depths of weight 0 are measured all the same; else their nll is nan.
         chunk_elements: how many logits may exist at once.
+        measures_all: whether depths of weight 0 are measured all the same; else their nll is nan.
     """
 
     compute: Compute
@@ -45,8 +45,8 @@ class Objective:
     targets: Sequence[Target]
     weights: Sequence[float]
     readouts: Sequence[Readout]
-    measures_all: bool = True
     chunk_elements: int = CHUNK_ELEMENTS
+    measures_all: bool = True
 
     def counts(self, depth: int) -> bool:
         """Whether a depth is learned, or measured at least."""

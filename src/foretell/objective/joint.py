@@ -203,7 +203,7 @@ class JointLoss:
         alone = self.head is None or not self.head.chained
         deeper = range(1, self.depth + 1)
         groups = [[0], *([k] for k in deeper)] if alone else [[0], list(deeper)]
-        work = Objective(compute, groups, targets, weights, readouts, measures_all)
+        work = Objective(compute, groups, targets, weights, readouts, measures_all=measures_all)
         in_order = self.in_order and torch.is_grad_enabled()
         if in_order and not output.call.requires_grad:
             return depth_by_depth(work, states, self._learning_beside_trunk())
