@@ -382,6 +382,18 @@ def test_held_out_losses_are_measured_beside(tmp_path: Path) -> None:
     )
 
 
+def test_a_resumed_run_measures_where_a_whole_one_does(tmp_path: Path) -> None:
+    """What became due before it was stopped, and would have been measured at the next line, too."""
+    config = settings(evaluate_every=5, log_every=4, save_every=6, steps=12)
+    with pytest.raises(Stop):
+        train(
+            small_model(), corpus(), config, tmp_path / "run", held_out=corpus(6), report=stop_at(7)
+        )
+    train(small_model(), corpus(), config, tmp_path / "run", held_out=corpus(6))
+    measured = {line["step"]: bool(line["held_out_losses"]) for line in metrics(tmp_path / "run")}
+    assert measured == {4: False, 8: True, 12: True}
+
+
 @pytest.mark.usefixtures("pictures")
 def test_the_curves_are_drawn_while_the_run_lasts(tmp_path: Path) -> None:
     config = settings(save_every=5)

@@ -28,7 +28,7 @@ from foretell.targets import IGNORE
 from foretell.training import Plan, train
 from foretell.training.config import TrainConfig
 from foretell.training.vocabulary import read_vocabulary
-from runs import VOCAB, Stop, corpus, metrics, settings, small_model, stop_at
+from runs import VOCAB, Stop, corpus, metrics, settings, small_model, stop_at, stream
 
 KINDS = {
     "parallel": {"kind": "parallel"},
@@ -238,12 +238,28 @@ def test_training_chooses_what_is_frequent_in_what_is_learned(recipe: str, tmp_p
     assert lines[-1]["depth_losses"][1] < lines[0]["depth_losses"][1] < math.log(6) + 1
 
 
-def test_what_was_chosen_before_stays(tmp_path: Path) -> None:
+@pytest.mark.parametrize("chosen", [[20, 22, 30, 31], [0, 1, 2, 3]])
+def test_what_was_chosen_before_stays(chosen: list[int], tmp_path: Path) -> None:
+    """Also where it is what heads draft of which nobody has said so, and from run to run."""
     config = settings(recipe="frozen", head={"kind": "parallel", "vocabulary": 4}, steps=2)
     model = small_model(config.head)
-    model.head.vocabulary.choose(torch.tensor([20, 22, 30, 31]))
-    train(model, uneven(), config, tmp_path / "run")
-    assert model.head.vocabulary.tokens.tolist() == [20, 22, 30, 31]
+    model.head.vocabulary.choose(torch.tensor(chosen))
+    result = train(model, uneven(), config, tmp_path / "run")
+    assert model.head.vocabulary.tokens.tolist() == chosen
+    loaded = ft.MTPModel.from_pretrained(result.directory)
+    train(loaded, uneven(), settings(recipe="native", head="none", steps=1), tmp_path / "more")
+    assert loaded.head.vocabulary.tokens.tolist() == chosen
+
+
+def test_a_stream_whose_tokens_were_counted_knows_what_was_learned(tmp_path: Path) -> None:
+    sketches = []
+    for vocabulary in (None, 40):
+        head = {"kind": "parallel", "depth": 1, "vocabulary": vocabulary}
+        config = settings(recipe="frozen", head=head, streaming=True, steps=1, batch_size=1)
+        blocks = stream()
+        train(small_model(head, vocab=1024), blocks, config, tmp_path / f"run{vocabulary}")
+        sketches.append(len(blocks.sketch))
+    assert sketches[0] == sketches[1] < 20
 
 
 def test_marginals_teach_the_few(tmp_path: Path) -> None:
@@ -406,6 +422,24 @@ def test_trained_heads_can_be_told_what_to_draft(tmp_path: Path) -> None:
     assert torch.equal(again.head.vocabulary.tokens, tokens.flip(0))
     again.head.draft_only(None)
     assert again.head.config == ft.SequentialHeads.Config(depth=2)
+
+
+def test_what_to_draft_is_kept_where_the_head_is_or_refused() -> None:
+    model = few("llama", "parallel").to("meta")
+    model.head.draft_only(torch.arange(4))
+    assert model.head.vocabulary.tokens.device.type == "meta"
+    with pytest.raises(InputError, match="vocabulary is 0; it must be at least 1"):
+        model.head.draft_only(torch.arange(0))
+    assert (model.head.config.vocabulary, len(model.head.vocabulary)) == (4, 4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tokens_that_the_model_has_not_are_no_draft(kind: str) -> None:
+    model = few("llama", kind)
+    for token in (-1, families.VOCAB):
+        model.head.draft_only(torch.tensor([3, token]))
+        with pytest.raises(InputError, match="is not 2 rising token ids of 0…100"):
+            model.decode(families.prompt(1, 5), max_new_tokens=4)
 
 
 def test_a_plan_says_nothing_of_heads_that_draft_any_token() -> None:

@@ -6,6 +6,7 @@ Shapes: T tokens per block.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from itertools import count, islice
 from typing import TYPE_CHECKING, Any
 
@@ -82,6 +83,12 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
         worker = get_worker_info()
         blocks = self._blocks()
         return blocks if worker is None else islice(blocks, worker.id, None, worker.num_workers)
+
+    def beginning(self, number: int) -> Iterator[dict[str, torch.Tensor]]:
+        """The first blocks, looked at and not learned: `sketch` knows nothing of them."""
+        aside = copy(self)
+        aside.sketch = Sketch()
+        return islice(aside, number)
 
     def _blocks(self) -> Iterator[dict[str, torch.Tensor]]:
         for epoch in count():

@@ -4,7 +4,6 @@ Shapes: V the model's tokens, V' some of them.
 """
 
 from collections.abc import Collection, Iterator
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ COUNTED = 1 << 15
 
 def learned_tokens(blocks: PackedBlocks | StreamedBlocks, vocab_size: int) -> Tensor:
     """How often each token is a target in the first `COUNTED` blocks, (V,)."""
-    rows = islice(blocks, COUNTED) if isinstance(blocks, StreamedBlocks) else _rows(blocks)
+    rows = blocks.beginning(COUNTED) if isinstance(blocks, StreamedBlocks) else _rows(blocks)
     return _counted(rows, vocab_size)
 
 

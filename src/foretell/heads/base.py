@@ -168,12 +168,13 @@ class Head(nn.Module, ABC):
 
         Heads read the model's own output head, so that they need no training for it.
         """
-        vocabulary = None if tokens is None else DraftVocabulary(len(tokens.unique()))
-        if vocabulary is not None and tokens is not None:
-            vocabulary.to(tokens.device).choose(tokens)
-        self.vocabulary = vocabulary
-        size = None if vocabulary is None else len(vocabulary)
-        self.config = self.config.replace(vocabulary=size)
+        if tokens is None:
+            self.config, self.vocabulary = self.config.replace(vocabulary=None), None
+            return
+        vocabulary = DraftVocabulary(len(tokens.unique()))
+        vocabulary.choose(tokens)
+        self.config = self.config.replace(vocabulary=len(vocabulary))
+        self.vocabulary = vocabulary.to(next(self.parameters()).device)
 
     @property
     def chained(self) -> bool:

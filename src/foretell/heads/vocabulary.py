@@ -8,6 +8,8 @@ tokens outside have probability 0 in a draft, and the backbone still emits them.
 Shapes: V the model's tokens, V' those that can be drafted.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -18,8 +20,12 @@ from foretell.targets import IGNORE
 class DraftVocabulary(nn.Module):
     """Which V' of the model's tokens can be drafted, in rising order.
 
-    It is a buffer, stored with the head. Until `choose` says others they are the first V', the
+    It is a buffer, stored with the head. Until others are chosen they are the first V', the
     likeliest ones of most tokenizers that merge pairs.
+
+    Attributes:
+        tokens: (V',), which ones.
+        chosen: whether anybody has said so: `choose` did, or they were loaded.
     """
 
     tokens: Tensor
@@ -27,15 +33,11 @@ class DraftVocabulary(nn.Module):
     def __init__(self, size: int) -> None:
         super().__init__()
         self.register_buffer("tokens", torch.arange(size))
+        self.chosen = False
 
     def __len__(self) -> int:
         """V'."""
         return len(self.tokens)
-
-    @property
-    def is_default(self) -> bool:
-        """Whether nobody has chosen other tokens than the first V'."""
-        return bool((self.tokens == torch.arange(len(self), device=self.tokens.device)).all())
 
     def choose(self, tokens: Tensor) -> None:
         """Draft these (V',) from now on.
@@ -47,6 +49,11 @@ class DraftVocabulary(nn.Module):
         if len(chosen) != len(self):
             raise InputError(f"{len(chosen)} different tokens were given; {len(self)} are drafted.")
         self.tokens.copy_(chosen)
+        self.chosen = True
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self.chosen = True
 
     def check(self, vocab_size: int) -> None:
         """Refuse tokens that a model of V tokens has not, or that are not in rising order.

@@ -41,6 +41,7 @@ class Follow:
         self.trainer, self.held_out, self.report = trainer, held_out, report
         written = trainer.run.metrics() if trainer.done else []
         self.latest = tuple(written[-1]["depth_losses"]) if written else ()
+        self._written: int = written[-1]["step"] if written else 0
         self._main = trainer.processes.is_main_process
         self._steps: list[Step] = []  # since the last line
         self._since = self._shown = (trainer.done, time.monotonic())
@@ -70,9 +71,9 @@ class Follow:
     def _write(self, step: Step) -> None:
         """A line of the metrics, of all steps since the last."""
         progress = self._progress(step, self._steps, self._since)
-        progress = replace(progress, held_out_losses=self._measured(self._since[0], step.number))
+        progress = replace(progress, held_out_losses=self._measured(step.number))
         self._since = step.number, time.monotonic()  # measuring is no time of training
-        self._steps, self.latest = [], progress.depth_losses
+        self._steps, self.latest, self._written = [], progress.depth_losses, step.number
         if not all(map(math.isfinite, progress.depth_losses)):
             raise ForetellError(
                 f"the loss is not finite at step {step.number} (by depth "
@@ -84,10 +85,10 @@ class Follow:
             self._draw(line)
         self._show(progress)
 
-    def _measured(self, last: int, now: int) -> tuple[float, ...]:
-        """The held-out loss where it is due between two steps; else empty."""
+    def _measured(self, now: int) -> tuple[float, ...]:
+        """The held-out loss, if it became due after the last line; else empty."""
         every = self.trainer.config.evaluate_every
-        if self.held_out is None or not every or last // every == now // every:
+        if self.held_out is None or not every or self._written // every == now // every:
             return ()
         return self.trainer.measure(self.held_out)
 

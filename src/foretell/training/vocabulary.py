@@ -28,7 +28,7 @@ def choose_vocabulary(model: MTPModel, blocks: PackedBlocks | StreamedBlocks) ->
     if vocabulary is None:
         return None
     counts = learned_tokens(blocks, model.backbone.vocab_size)
-    if vocabulary.is_default:
+    if not vocabulary.chosen:
         vocabulary.choose(most_frequent(counts, len(vocabulary), model.stop_tokens))
     return coverage(counts, vocabulary.tokens.cpu())
 

@@ -18,11 +18,16 @@ class HeadOutput:
 
     Attributes:
         logits: (..., D) → (..., V'), or all V where the heads draft any token.
+
+    Raises:
+        InputError: the model has no such tokens.
     """
 
     def __init__(self, backbone: Backbone, head: Head | None) -> None:
         self.vocabulary = None if head is None else head.vocabulary
         self.vocab_size = backbone.vocab_size
+        if self.vocabulary is not None:
+            self.vocabulary.check(self.vocab_size)
         self.logits: Callable[[Tensor], Tensor] = (
             backbone.unembed
             if self.vocabulary is None
