@@ -19,9 +19,16 @@ from foretell.data import PackedBlocks
 from foretell.data.vocabulary import coverage_by_size, most_frequent
 from foretell.decoding import TreeShape
 from foretell.decoding.drafters.output import HeadOutput
-from foretell.errors import CheckpointError, InputError
+from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.evaluation import measure_heads
-from foretell.formats import export, import_heads, layout, layouts_for
+from foretell.formats import (
+    export,
+    head_for,
+    import_heads,
+    layout,
+    layouts_for,
+    require_layout,
+)
 from foretell.heads import DraftVocabulary
 from foretell.objective import ObjectiveConfig
 from foretell.targets import IGNORE
@@ -341,6 +348,17 @@ def test_layouts_without_such_heads_say_so() -> None:
     model = few("llama", "residual")
     assert "medusa" not in layouts_for(model)
     assert "medusa" in layouts_for(ft.attach(families.build("llama"), "residual", depth=2))
+
+
+def test_heads_for_a_layout_draft_few_tokens_where_it_can_hold_such() -> None:
+    few = {"depth": 2, "vocabulary": 9}
+    told = head_for("eagle3", few)
+    assert (told["vocabulary"], told["block"]) == (9, "wide")
+    with pytest.raises(InputError, match="vocabulary is 9, and --for medusa makes it None"):
+        head_for("medusa", few)
+    config = ft.heads.new_heads({**head_for("medusa", {"depth": 2}), "vocabulary": 9})
+    with pytest.raises(HeadError, match="medusa cannot hold this model: its heads draft any token"):
+        require_layout("medusa", ft.MTPModel(families.build("llama"), config))
 
 
 def exported_eagle3(where: Path) -> ft.MTPModel:
