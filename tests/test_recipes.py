@@ -442,9 +442,13 @@ def test_movement_is_the_relative_change(tmp_path: Path) -> None:
 
 
 def test_tensorboard_gets_the_losses_of_every_depth(tmp_path: Path) -> None:
+    """Once each, also of steps that a resumed run did again."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    train(small_model(), corpus(), settings(tensorboard=True), tmp_path / "run")
+    config = settings(tensorboard=True, log_every=1, save_every=5)
+    with pytest.raises(Stop):
+        train(small_model(), corpus(), config, tmp_path / "run", report=stop_at(8))
+    train(small_model(), corpus(), config, tmp_path / "run")
     events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
     events.Reload()
     lines = metrics(tmp_path / "run")

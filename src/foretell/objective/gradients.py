@@ -134,8 +134,6 @@ class _Work:
                 total = total + objective.weights[depth] * loss
                 if hidden.requires_grad and objective.weights[depth] > 0:
                     outgoing.append((hidden, gradient))
-            if not learns:
-                torch.clear_autocast_cache()  # its casts know no gradient
             if outgoing:
                 ends, gradients = zip(*outgoing, strict=True)
                 self._add(torch.autograd.grad(ends, self.leaves, gradients, allow_unused=True))

@@ -45,9 +45,9 @@ class Follow:
         self._main = trainer.processes.is_main_process
         self._steps: list[Step] = []  # since the last line
         self._since = self._shown = (trainer.done, time.monotonic())
-        self._board = (
-            _tensorboard(trainer.run.path) if trainer.config.tensorboard and self._main else None
-        )
+        self._board = None
+        if trainer.config.tensorboard and self._main:
+            self._board = _tensorboard(trainer.run.path, trainer.done)
 
     def __call__(self, step: Step) -> None:
         """`step` is done."""
@@ -129,10 +129,10 @@ class Follow:
                 self._board.add_scalar(f"{kind}/loss_depth_{depth}", loss, line["step"])
 
 
-def _tensorboard(directory: Path) -> Any:
-    """What writes a run's metrics where TensorBoard reads them."""
+def _tensorboard(directory: Path, done: int) -> Any:
+    """What writes a run's metrics where TensorBoard reads them; it forgets steps after `done`."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise not_installed("tensorboard", "train") from None
-    return SummaryWriter(str(directory / "tensorboard"))
+    return SummaryWriter(str(directory / "tensorboard"), purge_step=done + 1)
