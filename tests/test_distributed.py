@@ -40,19 +40,24 @@ RUNS = {
     "copies": {
         "plain": {"steps": 8},
         "warm-up": {"head": "sequential", "head_warmup": 3},
-        "curriculum": {"recipe": "frozen", "accumulate": 2, "objective": {"schedule": "forward"}},
+        "curriculum": {
+            "recipe": "frozen", "accumulate": 2, "objective": {"schedule": "forward"},
+            "head": {"kind": "parallel", "depth": 2, "vocabulary": 30},
+        },
         "muon": {"recipe": "pretrain", "optimizer": "muon", "precision": "bf16"},
         "streamed": {"streaming": True},
     },
     "shards": {
         "plain": {"steps": 8},
-        "warm-up": {"head": "sequential", "head_warmup": 0.25},
+        "warm-up": {
+            "head_warmup": 0.25, "head": {"kind": "sequential", "depth": 2, "vocabulary": 30},
+        },
         "residual": {"recipe": "frozen", "head": "residual", "accumulate": 2},
         "lora": {"recipe": "lora", "checkpoint_activations": True},
         "mixed": {"precision": "bf16-mixed", "accumulate": 2},
         "muon": {"optimizer": "muon"},
     },
-}
+}  # fmt: skip
 ROUNDED = {"muon": 0.02, "mixed": 0.02}
 """How far losses may be apart where something is computed in bfloat16, which Muon always does."""
 

@@ -33,8 +33,8 @@ class StreamedBlocks(IterableDataset[dict[str, torch.Tensor]]):
     learned from.
 
     Items always have labels, since some of a batch may hold prompts. Worker processes of a
-    `DataLoader` take turns, block by block; which process of a distributed run gets which rows of a
-    batch is for accelerate to say.
+    `DataLoader` take turns, block by block. Every process of a distributed run reads all blocks,
+    and the trainer says which of them are its own.
 
     Args:
         documents: opens the corpus anew.
