@@ -38,7 +38,7 @@ OPTIONS = {"steps": 6, "log_every": 1, "save_every": 4, "recipe": "joint", "head
 
 RUNS = {
     "copies": {
-        "plain": {"steps": 8},
+        "plain": {"steps": 8, "evaluate_every": 2},
         "warm-up": {"head": "sequential", "head_warmup": 3},
         "curriculum": {
             "recipe": "frozen", "accumulate": 2, "objective": {"schedule": "forward"},
@@ -48,7 +48,7 @@ RUNS = {
         "streamed": {"streaming": True},
     },
     "shards": {
-        "plain": {"steps": 8},
+        "plain": {"steps": 8, "evaluate_every": 2},
         "warm-up": {
             "head_warmup": 0.25, "head": {"kind": "sequential", "depth": 2, "vocabulary": 30},
         },
@@ -66,7 +66,7 @@ def run(out: Path, options: dict, report=None) -> ft.MTPModel:
     config = settings(**{**OPTIONS, **options})
     model = small_model(config.head, vocab=1024 if config.streaming else VOCAB)
     blocks = stream() if config.streaming else masked_corpus()
-    train(model, blocks, config, out, report=report)
+    train(model, blocks, config, out, held_out=masked_corpus(), report=report)
     return model
 
 
@@ -142,6 +142,8 @@ def check(name: str, run: Path, expected: Path, model: ft.MTPModel) -> None:
     for ours, theirs in zip(found, wanted, strict=True):
         losses = pytest.approx(theirs["depth_losses"], rel=0, abs=apart)
         assert ours["depth_losses"] == losses, (name, ours["step"])
+        held_out = pytest.approx(theirs["held_out_losses"], rel=0, abs=apart)
+        assert ours["held_out_losses"] == held_out, (name, ours["step"])
         norm = pytest.approx(theirs["gradient_norm"], rel=max(1e-4, 10 * apart))
         assert ours["gradient_norm"] == norm, (name, ours["step"])
     trained = weights(ft.MTPModel.from_pretrained(run / "model"))

@@ -128,6 +128,12 @@ def synchronized(model: nn.Module, wanted: bool) -> Iterator[None]:
             yield
 
 
+def reshard(model: nn.Module) -> None:
+    """Let go of what a pass gathered that no backward pass follows."""
+    if isinstance(model, FSDPModule):
+        model.reshard()
+
+
 def gather_whole(model: nn.Module) -> None:
     """Give the main process the whole parameters of a sharded model, on the CPU.
 

@@ -30,6 +30,7 @@ from foretell.training.plan import total_steps
 from foretell.training.processes import (
     is_sharded,
     mean_over_processes,
+    reshard,
     rows_per_pass,
     spread,
     synchronized,
@@ -271,6 +272,7 @@ class Trainer:
             with self._autocast():
                 sums += self.model(**batch).depth_losses.cpu() * targets
             counts += targets
+        reshard(self.model)
         self.model.train()
         return tuple((sums / counts.clamp(min=1.0)).tolist())
 
