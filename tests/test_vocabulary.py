@@ -16,7 +16,7 @@ import families
 import foretell as ft
 from drafting import reference
 from foretell.data import PackedBlocks
-from foretell.data.vocabulary import coverage_by_size, most_frequent
+from foretell.data.vocabulary import coverage_by_size, learned_tokens, most_frequent
 from foretell.decoding import TreeShape
 from foretell.decoding.drafters.output import HeadOutput
 from foretell.errors import CheckpointError, HeadError, InputError
@@ -223,6 +223,13 @@ def test_how_much_of_unseen_text_the_frequent_tokens_are() -> None:
     assert coverage_by_size(blocks, 10) == {1: 2 / 8, 2: 3 / 8, 4: 5 / 8, 8: 1.0}
     assert min(coverage_by_size(blocks, 1000)) == 16
     assert coverage_by_size(PackedBlocks(tokens[:1], np.zeros(1, int), num_bytes=1), 10) == {}
+
+
+def test_a_large_corpus_is_counted_all_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("foretell.data.vocabulary.COUNTED", 2)
+    tokens = np.repeat(np.arange(6, dtype=np.int32), 4).reshape(6, 4)
+    blocks = PackedBlocks(tokens, np.arange(6) * 4, num_bytes=10)
+    assert learned_tokens(blocks, 6).tolist() == [4, 0, 0, 4, 0, 0]
 
 
 @pytest.mark.parametrize("recipe", ["frozen", "joint"])

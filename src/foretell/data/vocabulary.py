@@ -12,11 +12,12 @@ from foretell.data.packing import PackedBlocks
 from foretell.data.streaming import StreamedBlocks
 
 COUNTED = 1 << 15
-"""Blocks in which tokens are counted, the first ones of a larger corpus."""
+"""Blocks in which tokens are counted, about: of a larger corpus some from all over it, of a stream
+the first."""
 
 
 def learned_tokens(blocks: PackedBlocks | StreamedBlocks, vocab_size: int) -> Tensor:
-    """How often each token is a target in the first `COUNTED` blocks, (V,)."""
+    """How often each token is a target, (V,), in up to about `COUNTED` blocks."""
     rows = blocks.beginning(COUNTED) if isinstance(blocks, StreamedBlocks) else _rows(blocks)
     return _counted(rows, vocab_size)
 
@@ -61,7 +62,9 @@ def coverage_by_size(blocks: PackedBlocks, vocab_size: int) -> dict[int, float]:
 
 
 def _rows(blocks: PackedBlocks, first: int = 0, step: int = 1) -> Iterator[dict[str, Tensor]]:
-    return (blocks[row] for row in range(first, min(len(blocks), COUNTED), step))
+    """Every `step`th block from the `first` on, or fewer where there are too many."""
+    thinned = max(1, len(blocks) // COUNTED)
+    return (blocks[row] for row in range(first, len(blocks), step * thinned))
 
 
 def _counted(rows: Iterator[dict[str, Tensor]], vocab_size: int) -> Tensor:

@@ -13,6 +13,9 @@ nla         -log α
 lk_hybrid   λ kl + (1-λ) tv with λ = exp(-3α), which is not differentiated: the worse a draft is,
             the more it learns by kl
 
+Heads with a draft vocabulary learn from what the teacher says among its tokens; α then is that of
+these.
+
 Shapes: C positions, V vocabulary.
 """
 
@@ -43,8 +46,8 @@ def divergence(kind: Divergence, teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _kl(teacher: Tensor, student: Tensor) -> Tensor:
-    each = teacher.exp() * (teacher - student)
-    return each.masked_fill(teacher == -torch.inf, 0.0).sum(-1)
+    ruled_out = teacher == -torch.inf  # before the product: 0 · ∞ has no gradient
+    return (teacher.exp() * torch.where(ruled_out, 0.0, teacher - student)).sum(-1)
 
 
 def _rkl(teacher: Tensor, student: Tensor) -> Tensor:
