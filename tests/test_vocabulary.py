@@ -398,9 +398,9 @@ def test_eagle3_has_them_as_its_engines_read_them(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"d2t": None}, "drafts 9 of 101 tokens, and d2t, which says which, is not in it"),
-        ({"d2t": torch.zeros(8, dtype=torch.long)}, "d2t is no map of its 9 drafted tokens"),
-        ({"d2t": torch.arange(9).flip(0) * 5}, "d2t is no map"),
-        ({"t2d": torch.ones(101, dtype=torch.bool)}, "d2t is no map"),
+        ({"d2t": torch.zeros(8, dtype=torch.long)}, "d2t does not map its 9 drafted tokens"),
+        ({"d2t": torch.arange(9).flip(0) * 5}, "d2t does not map"),
+        ({"t2d": torch.ones(101, dtype=torch.bool)}, "d2t does not map"),
         ({"d2t": torch.full((9,), 99), "t2d": None}, "lm_head.weight is not the backbone's"),
         ({"lm_head.weight": torch.zeros(9, 32)}, "lm_head.weight is not the backbone's"),
     ],

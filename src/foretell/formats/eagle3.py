@@ -133,6 +133,6 @@ def _drafted(found: Mapping[str, Tensor], base: Checkpoint) -> Tensor | None:
     alike = known is None or torch.equal(known.bool().nonzero().squeeze(1), tokens)
     if len(tokens) != size or not alike or bool((tokens.diff() <= 0).any()):
         raise CheckpointError(
-            f"{base.directory}: {FROM_DRAFT} is no map of its {size} drafted tokens to rising ids."
+            f"{base.directory}: {FROM_DRAFT} does not map its {size} drafted tokens to rising ids."
         )
     return tokens
