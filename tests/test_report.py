@@ -21,7 +21,7 @@ from foretell.report import write_report
 from foretell.report.charts import Chart, charts_of
 from foretell.report.charts.drawing import SERIES, _apart
 from foretell.report.drafts import continuations
-from foretell.report.page import summary
+from foretell.report.page import marked, summary
 from foretell.report.predicted import comparisons
 from foretell.report.sources import Source, collect
 from foretell.report.tables import tables_of
@@ -76,6 +76,12 @@ def test_a_page_begins_with_what_it_shows_and_whether_heads_pay(tmp_path: Path) 
         "float32." in begin
     )
     assert f'<p class="verdict">{says}</p>' in begin
+
+
+def test_what_can_be_typed_is_set_apart() -> None:
+    words = "use `--draft-length 3`, not <b> or `a & b`."
+    wanted = "use <code>--draft-length 3</code>, not &lt;b&gt; or <code>a &amp; b</code>."
+    assert marked(words) == wanted
 
 
 def test_verdicts_on_several_models_are_told_apart(tmp_path: Path) -> None:

@@ -76,6 +76,7 @@ def render(sources: Sources, charts: Sequence[Chart]) -> str:
     )
     environment.filters["text"] = lambda value, field: text(field, value)
     environment.filters["heading"] = title
+    environment.filters["marked"] = marked
     environment.filters["inline"] = lambda chart: Markup(chart.inline())
     style, _, _ = environment.loader.get_source(environment, "style.css")  # type: ignore[union-attr]
     return environment.get_template("page.html").render(
@@ -130,6 +131,12 @@ def verdicts(sources: Sources) -> list[tuple[str, str]]:
     said = [source.result.settings.get("verdicts", {}) for source in sources.results]
     found = ((str(model), str(words)) for of_file in said for model, words in of_file.items())
     return list(dict.fromkeys(found))
+
+
+def marked(words: str) -> Markup:
+    """What stands between backticks, as what can be typed."""
+    parts = enumerate(words.split("`"))
+    return Markup("").join(Markup("<code>{}</code>").format(p) if n % 2 else p for n, p in parts)
 
 
 def summary(sources: Sources) -> list[Fact]:
