@@ -13,7 +13,7 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import DynamicCache, PreTrainedModel
 
 import foretell as ft
 from foretell.backbone.calls import BackboneOutput, BlockCall
@@ -58,21 +58,11 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def one_block() -> LlamaForCausalLM:
-    """As `small_llama`, of one block: tracing takes its time for each."""
-    config = LlamaConfig(
-        vocab_size=48,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=None,
-    )
-    return LlamaForCausalLM(config).eval()
+def one_block(small_llama: PreTrainedModel) -> PreTrainedModel:
+    """`small_llama` with one block: tracing takes its time for each."""
+    config = small_llama.config
+    config.num_hidden_layers = 1
+    return type(small_llama)(config).eval()
 
 
 @pytest.fixture
