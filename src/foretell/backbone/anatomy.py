@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foretell.backbone.products import lay_out, linear
 from foretell.errors import BackboneError
 
 
@@ -163,8 +164,9 @@ class Anatomy:
     def unembed_some(self, tokens: Tensor) -> Callable[[Tensor], Tensor]:
         """`unembed` for some tokens (V',) alone: (..., D) → (..., V').
 
-        Their rows of the output head are copied once where no gradient is to reach them, or else in
-        every call. An output head that is more than a matrix computes all logits.
+        Their rows of the output head are copied once where no gradient is to reach them (see
+        `foretell.backbone.products` where there is none at all), or else in every call. An output
+        head that is more than a matrix computes all logits.
         """
         output = self.output
         if type(output) is not nn.Linear:
@@ -174,11 +176,16 @@ class Anatomy:
             return output.weight[tokens], None if output.bias is None else output.bias[tokens]
 
         learns = torch.is_grad_enabled() and any(p.requires_grad for p in output.parameters())
-        kept = None if learns else rows()
+        kept = None
+        if not learns:
+            with torch.inference_mode(False), torch.no_grad():
+                kept = rows()
+            if not torch.is_grad_enabled():
+                lay_out(kept[:1])
 
         def unembed(final: Tensor) -> Tensor:
             weight, bias = rows() if kept is None else kept
-            return self._scaled(nn.functional.linear(final.to(weight.dtype), weight, bias))
+            return self._scaled(linear(final.to(weight.dtype), weight, bias))
 
         return unembed
 

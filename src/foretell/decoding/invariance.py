@@ -23,7 +23,7 @@ from foretell.backbone import Backbone
 from foretell.backbone.trying import evaluating
 from foretell.decoding.cache import SlottedPast
 from foretell.decoding.cache.slotted import FIXED_SLOTS
-from foretell.decoding.kernels import unplanned
+from foretell.decoding.kernels import Kernels
 from foretell.errors import BackboneError
 
 _found: "WeakKeyDictionary[Any, dict[tuple[int, ...], bool]]" = WeakKeyDictionary()
@@ -71,5 +71,5 @@ def _try_out(backbone: Backbone, rows: int, width: int, capacity: int) -> bool:
             found.append(backbone.unembed(final)[:, :size])
         return torch.cat(found, dim=1)
 
-    with evaluating(backbone.model), unplanned():
+    with evaluating(backbone.model), Kernels(backbone).chosen():
         return torch.equal(logits(width), logits(1))

@@ -1,9 +1,26 @@
-"""Kernels for passes whose shape changes from step to step."""
+"""Kernels for passes over a few tokens, whose shape changes from step to step."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+from foretell.backbone import Backbone
+from foretell.backbone.products import Products
+
+
+class Kernels:
+    """Those of a backbone and of some modules that draft for it."""
+
+    def __init__(self, backbone: Backbone, *drafting: nn.Module) -> None:
+        self.products = Products(backbone.decoder, backbone.output, *drafting)
+
+    @contextmanager
+    def chosen(self) -> Iterator[None]:
+        """Compute with them, within."""
+        with unplanned(), self.products.quick():
+            yield
 
 
 @contextmanager

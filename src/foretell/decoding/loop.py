@@ -18,7 +18,7 @@ from foretell.decoding.cache import takes_masks
 from foretell.decoding.constraints import constraints
 from foretell.decoding.draft import Draft
 from foretell.decoding.drafters import NoDrafter
-from foretell.decoding.kernels import unplanned
+from foretell.decoding.kernels import Kernels
 from foretell.decoding.length import AutoLength
 from foretell.decoding.options import DecodeOptions
 from foretell.decoding.passes import Passes, capacity
@@ -133,10 +133,11 @@ def _decode(
     drafter.start(passes.past, sampler, len(batch), passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
+    kernels = Kernels(passes.backbone, *drafter.modules)
     with passes.backbone.watch(layers), passes.backbone.rotated():
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
-            with unplanned():
+            with kernels.chosen():
                 verified = passes.verify(batch, draft, layers)
             # Accept: a way through the draft, and the backbone's own token after it.
             scores = sampler.scores(verified.logits, draft, batch.prefixes)
@@ -155,7 +156,7 @@ def _decode(
             if length is not None:
                 limit = length.begin(limit)
                 drafter = NoDrafter() if length.resting else drafter
-            with unplanned():
+            with kernels.chosen():
                 proposed = drafter.draft(verified.committed(batch, verdict), limit)
             draft = passes.fitted(batch.within(proposed), min(limit, drafter.longest))
             # Let go of rows that have ended.

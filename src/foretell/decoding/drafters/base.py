@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretell.backbone import Backbone, BackboneOutput
 from foretell.decoding.cache import Past
@@ -99,6 +99,11 @@ class Drafter(Protocol):
     def longest(self) -> int:
         """How deep its drafts go at most."""
         ...
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What it runs beside the backbone, for which fast kernels are then chosen."""
+        return ()
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         """Forget everything; `rows` new rows of up to `capacity` tokens begin.

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from foretell.backbone import Backbone
 from foretell.decoding.cache import Past, new_past, takes_masks
@@ -57,6 +57,10 @@ class ModelDrafter(Drafter):
     @property
     def longest(self) -> int:
         return self.length
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return self.model.decoder, self.model.output
 
     def start(self, past: Past, sampler: Sampler, rows: int, capacity: int) -> None:
         self.sampler = sampler

@@ -55,6 +55,10 @@ class ParallelDrafter(Drafter, of_heads="parallel"):
         self.depths = range(1, length + 1)
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.head,)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return self.head.layers
 

@@ -64,6 +64,10 @@ class ModuleDrafter(Drafter):
         self.backbone, self.head, self.length, self.shape = backbone, head, length, shape
 
     @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        return (self.head,)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         return self.head.layers
 
