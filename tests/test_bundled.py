@@ -1,4 +1,4 @@
-"""The two models in the package. Where they are missing these tests fail: they belong to it."""
+"""The models in the package. Where they are missing these tests fail: they belong to it."""
 
 import re
 from functools import cache
@@ -16,6 +16,7 @@ from foretell.checkpoints import CONFIG_FILE, HEADS_FILE, read_heads
 from foretell.data import Document, PackedBlocks, read_prompts
 from foretell.data.stdlib import HELD_OUT, standard_library
 from foretell.decoding import NoDrafter
+from foretell.errors import CheckpointError
 from foretell.evaluation import loop_start, measure_heads
 from foretell.report.drafts import continuations
 from foretell.report.sources import collect
@@ -81,6 +82,36 @@ def test_only_tiny_mtp_has_heads() -> None:
     stored = read_heads(place("tiny-mtp"))
     assert stored.backbone.fingerprint == fingerprint(loaded("tiny-mtp").lm)
     assert stored.backbone.path is None
+
+
+def test_heads_for_smollm2_are_stored_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = place("smollm2-mtp")
+    assert sum(file.stat().st_size for file in where.rglob("*")) <= MAX_BYTES
+    stored = read_heads(where)
+    config = ft.SequentialHeads.Config.from_dict(stored.head)
+    assert config.vocabulary == len(stored.tensors["vocabulary.tokens"])
+    assert 2 in stored.tensors["vocabulary.tokens"]  # the end of an answer
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=r"make smollm2.*--backbone"):
+        ft.MTPModel.from_pretrained("smollm2-mtp")
+
+
+def test_heads_for_smollm2_draft_what_it_says() -> None:
+    if not Path("models/SmolLM2-135M-Instruct").is_dir():
+        pytest.skip("models/SmolLM2-135M-Instruct is not here: make smollm2")
+    model = ft.MTPModel.from_pretrained("smollm2-mtp", dtype=torch.float32)
+    told = ft.load_tokenizer("smollm2-mtp").apply_chat_template(
+        [{"role": "user", "content": "What is 12 + 30?"}],
+        add_generation_prompt=True,
+        return_tensors="pt",
+        return_dict=True,
+    )
+    plain = model.lm.generate(**told, max_new_tokens=24, do_sample=False)
+    found = model.decode(told["input_ids"], max_new_tokens=24)
+    assert found.sequences.tolist() == plain.tolist()
+    assert found.tokens_per_forward > 1.5
 
 
 def test_both_are_the_same_but_for_their_weights() -> None:

@@ -14,6 +14,7 @@ from foretell.checkpoints.heads import (
     write_heads,
 )
 from foretell.checkpoints.loading import (
+    APART,
     BUNDLED,
     load_causal_lm,
     load_tokenizer,
@@ -27,6 +28,7 @@ from foretell.checkpoints.wording import LOADING
 
 __all__ = [
     "ADAPTERS_DIRECTORY",
+    "APART",
     "BUNDLED",
     "CONFIG_FILE",
     "CONFIG_FILES",

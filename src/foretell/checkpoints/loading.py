@@ -42,14 +42,20 @@ from foretell.checkpoints.reading import GGUF
 from foretell.errors import CheckpointError, InputError
 from foretell.files import local_path
 
-BUNDLED = ("tiny", "tiny-mtp")
+BUNDLED = ("tiny", "tiny-mtp", "smollm2-mtp")
 """Models that come with foretell."""
+
+APART = {
+    "smollm2-mtp": "run `make smollm2` in a clone of foretell and then this command there, or say "
+    "where that model is with --backbone, in Python backbone="
+}
+"""Those of them that are heads alone, and how to come by their backbone."""
 
 
 def resolve(name: str | Path) -> str:
     """The directory of a bundled model, or `name` itself where it is a directory or a Hub id."""
     if isinstance(name, str) and name in BUNDLED and not Path(name).exists():
-        return str(files("foretell") / "bundled" / name)
+        return str(_bundled() / name)
     path = local_path(name)
     if path.is_dir() and str(name):
         return str(path)
@@ -62,6 +68,10 @@ def resolve(name: str | Path) -> str:
         f"model {str(name)!r} {problem}; "
         f"give a directory, a Hub id (owner/name) or {' or '.join(BUNDLED)}."
     )
+
+
+def _bundled() -> Path:
+    return Path(str(files("foretell") / "bundled"))
 
 
 def load_causal_lm(
@@ -247,10 +257,12 @@ def backbone_of_heads(where: str) -> str | None:
     try:
         return resolve(named)
     except InputError as error:
+        remedy = "say where it is now with --backbone, in Python backbone=, or in that file"
+        if Path(where).parent == _bundled():
+            remedy = APART[Path(where).name]
         raise CheckpointError(
             f"{config_file(Path(where))}: its backbone, {named}, is not found "
-            f"({str(error).rstrip('.')}); say where it is now with --backbone, in Python "
-            "backbone=, or in that file."
+            f"({str(error).rstrip('.')}); {remedy}."
         ) from None
 
 

@@ -65,7 +65,8 @@ app = typer.Typer(
     name="foretell",
     help="Multi-token prediction for any Hugging Face causal language model.\n\n"
     "MODEL is a Hub id (owner/name), a local Hugging Face or foretell directory, or one of the "
-    "bundled models: tiny (next-token training only), tiny-mtp (trained with three heads).\n\n"
+    "bundled models: tiny (next-token training only), tiny-mtp (trained with three heads), "
+    "smollm2-mtp (heads for SmolLM2-135M-Instruct, which `make smollm2` brings).\n\n"
     '\b\nExample: foretell generate tiny-mtp --prompt "def main(" --show-drafts',
     pretty_exceptions_enable=False,
     rich_markup_mode=None,

@@ -86,7 +86,7 @@ Model = Annotated[
     str,
     typer.Argument(
         metavar="MODEL",
-        help="Hub id (owner/name), a directory, or a bundled model: tiny or tiny-mtp.",
+        help="Hub id (owner/name), a directory, or a bundled model: tiny, tiny-mtp, smollm2-mtp.",
     ),
 ]
 Data = Annotated[

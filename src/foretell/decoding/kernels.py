@@ -11,9 +11,10 @@ from foretell.backbone.products import Products
 
 
 class Kernels:
-    """Those of a backbone and of some modules that draft for it."""
+    """Those of a backbone and of what drafts for it, if that says which modules it runs."""
 
-    def __init__(self, backbone: Backbone, *drafting: nn.Module) -> None:
+    def __init__(self, backbone: Backbone, drafter: object = None) -> None:
+        drafting: tuple[nn.Module, ...] = getattr(drafter, "modules", ())
         self.products = Products(backbone.decoder, backbone.output, *drafting)
 
     @contextmanager

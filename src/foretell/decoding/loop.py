@@ -133,7 +133,7 @@ def _decode(
     drafter.start(passes.past, sampler, len(batch), passes.capacity)
     sampler.begin(batch.lengths)
     layers = drafter.layers
-    kernels = Kernels(passes.backbone, *drafter.modules)
+    kernels = Kernels(passes.backbone, drafter)
     with passes.backbone.watch(layers), passes.backbone.rotated():
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.

@@ -7,6 +7,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from foretell.backbone import isolates_documents
 from foretell.checkpoints import (
+    APART,
     BUNDLED,
     is_foretell_directory,
     load_causal_lm,
@@ -85,7 +86,7 @@ def _dtype(config: TrainConfig, device: torch.device) -> torch.dtype | None:
 
 def reference(name: str, model: MTPModel) -> str:
     """How heads that are stored alone name the backbone `model`, which was loaded from `name`."""
-    if name in BUNDLED:
+    if name in BUNDLED and name not in APART:
         return name
     name = model.backbone_path or name  # heads may be stored apart from it
     where = Path(resolve(name))
