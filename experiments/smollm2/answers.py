@@ -62,7 +62,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("action", choices=("pack", "unpack"))
     parser.add_argument("model", help="for its tokenizer")
-    parser.add_argument("prompts", type=Path, nargs="+", help="files that prompts.py wrote")
+    parser.add_argument(
+        "prompts",
+        type=Path,
+        nargs="*",
+        help="files that prompts.py wrote; without them, to unpack: what the model asked itself",
+    )
     parser.add_argument("--distilled", type=Path, nargs="+", help="to pack: JSON lines in .xz")
     parser.add_argument("--out", type=Path, help="to unpack: the file to write")
     asked = parser.parse_args()

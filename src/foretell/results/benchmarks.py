@@ -303,3 +303,23 @@ class Compatibility(Row, table="compatibility", title="by environment"):
     passed: int
     failed: int
     skipped: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DraftVocabularySize(Row, table="draft-vocabulary", title="by tokens that can be drafted"):
+    """The same heads, drafting from more or fewer of the model's tokens.
+
+    Attributes:
+        size: V', how many can be drafted; 0: none is, plain decoding.
+        coverage: the share of what the model says that is among them.
+    """
+
+    size: int
+    coverage: float
+    prompts: int
+    identical: int
+    tokens: int
+    forwards: int
+    tokens_per_forward: float
+    tokens_per_second: float
+    speedup: float
