@@ -525,7 +525,7 @@ class Generating(nn.Module):
         filled = [row + [fill] * (longest - len(row)) for row in continuations]
         lengths = zip(seen.bool().sum(1).tolist(), continuations, strict=True)
         return Generation(
-            torch.cat([prompts, prompts.new_tensor(filled)], dim=1),
+            torch.cat([prompts, prompts.new_tensor(filled, dtype=torch.long)], dim=1),
             continuations,
             steps,
             [most is not None and length + len(new) >= most for length, new in lengths],
