@@ -169,10 +169,13 @@ class Generating(nn.Module):
 
         Raises:
             HeadError: `to` moved one of them and not the other.
+            InputError: it drafts tokens that the backbone has no more.
         """
         if self.head is None:
             return
         own, backbone = next(self.head.parameters()), self.backbone
+        if self.head.vocabulary is not None:
+            self.head.vocabulary.check(backbone.vocab_size)
         wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
         if own.device != backbone.device or not wide:
             raise HeadError(

@@ -168,11 +168,21 @@ def translated(lm: PreTrainedModel, told: Mapping[str, Any]) -> Request:
 
 
 def stop_tokens(config: GenerationConfig | None) -> tuple[int, ...]:
-    """The end-of-sequence tokens of a generation config."""
+    """The end-of-sequence tokens of a generation config.
+
+    Raises:
+        InputError: they are no numbers.
+    """
     ids = getattr(config, "eos_token_id", None)
     if ids is None:
         return ()
-    return tuple(torch.as_tensor(ids).flatten().tolist())
+    try:
+        return tuple(torch.as_tensor(ids).flatten().tolist())
+    except (TypeError, ValueError):
+        raise InputError(
+            f"eos_token_id of the generation config is {ids!r}; it must be a token id or a list of "
+            "them."
+        ) from None
 
 
 def filling(padding: int | None, ends: Collection[int]) -> int:

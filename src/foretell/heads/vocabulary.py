@@ -64,7 +64,8 @@ class DraftVocabulary(nn.Module):
         tokens = self.tokens
         if int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size or bool((tokens.diff() <= 0).any()):
             raise InputError(
-                f"the draft vocabulary is not {len(self)} rising token ids of 0…{vocab_size - 1}."
+                f"the draft vocabulary is not {len(self)} rising token ids of 0…{vocab_size - 1}; "
+                "choose others with head.draft_only."
             )
 
     def places(self, tokens: Tensor) -> Tensor:
