@@ -188,6 +188,10 @@ def test_what_drafts_cannot_follow_is_refused(options: dict[str, Any], message: 
         ({"repetition_penalty": "1.2"}, "cannot be obeyed: `penalty` has to be"),
         ({"bad_words_ids": []}, "cannot be obeyed: `bad_words_ids` has to be"),
         ({"suppress_tokens": ["a"]}, "cannot be obeyed"),
+        ({"min_new_tokens": "3"}, "cannot be obeyed"),
+        ({"bad_words_ids": [[500]]}, "NoBadWords.* cannot be obeyed: .* vocabulary size is 101"),
+        ({"sequence_bias": [[[500], 1.0]]}, "SequenceBias.* cannot be obeyed"),
+        ({"forced_eos_token_id": 500}, "ForcedEOS.* cannot be obeyed"),
         ({"eos_token_id": "5"}, "eos_token_id of the generation config is '5'; it must be a token"),
     ],
 )

@@ -180,10 +180,10 @@ def _of_row(
     ends = _ends(row)
     # What `generate` has made of the config by then.
     config.max_length = row.length + row.room
-    if config.min_new_tokens is not None:
-        config.min_length = row.prompt_length + config.min_new_tokens
     config._eos_token_tensor = torch.tensor(sorted(ends), device=prompt.device) if ends else None
     try:
+        if config.min_new_tokens is not None:
+            config.min_length = row.prompt_length + config.min_new_tokens
         found = GenerationMixin._get_logits_processor(
             cast(Any, lm),
             config,
