@@ -64,8 +64,7 @@ class DraftVocabulary(nn.Module):
         tokens = self.tokens
         if int(tokens[0]) < 0 or int(tokens[-1]) >= vocab_size or bool((tokens.diff() <= 0).any()):
             raise InputError(
-                f"the draft vocabulary is not {len(self)} rising token ids of 0…{vocab_size - 1}; "
-                "choose others with head.draft_only."
+                f"the draft vocabulary is not {len(self)} rising token ids of 0…{vocab_size - 1}."
             )
 
     def places(self, tokens: Tensor) -> Tensor:
