@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ import foretell as ft
 from alike import tried_once
 from foretell.cli import main
 from foretell.errors import InputError
-from foretell.training import following, report, train
+from foretell.training import following, report, train, trainer
 from foretell.training.processes import FSDP_NEEDS, is_sharded, rows_per_pass, shards
 from runs import (
     VOCAB,
@@ -193,6 +194,14 @@ def check_kind(kind: str, runs: Path) -> None:
         if name == "plain":
             for way in ("1 to 2", "2 to 1"):
                 check(way, runs / way, runs / "plain alone", model)
+
+
+def test_two_processes_share_one_target(monkeypatch) -> None:
+    """What is rare, such as a token of a small draft vocabulary, weighs as much as for one."""
+    monkeypatch.setattr(trainer, "mean_over_processes", lambda counts: counts / 2)
+    one = SimpleNamespace(_targets_of=lambda batch: batch)
+    passes = [torch.tensor([3.0, 1.0, 0.0]), torch.tensor([3.0, 0.0, 0.0])]
+    assert trainer.Trainer._counts(one, passes).tolist() == [3.0, 0.5, 1.0]
 
 
 def test_a_step_is_divided_evenly() -> None:

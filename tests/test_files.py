@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from command_line import refused
 from foretell import files
-from foretell.errors import CheckpointError
-from foretell.files import replacing
+from foretell.errors import CheckpointError, InputError
+from foretell.files import local_path, replacing
 
 MARK = "foretell.json"
 
@@ -75,7 +76,7 @@ def test_a_save_that_dies_halfway_leaves_no_directory_that_looks_whole(
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from foretell.files import replacing
+from foretell.files import local_path, replacing
 
 with replacing(Path(sys.argv[1]), marks=["foretell.json"]) as work:
     (work / "weights").write_text("half")
@@ -85,7 +86,7 @@ with replacing(Path(sys.argv[1]), marks=["foretell.json"]) as work:
 KILLED_MOVING = """
 import os, signal, sys
 from pathlib import Path
-from foretell.files import replacing
+from foretell.files import local_path, replacing
 
 replace, moved = os.replace, []
 
@@ -229,3 +230,33 @@ def test_nothing_else_in_the_package_moves_files_into_place() -> None:
         if any(mover in path.read_text(encoding="utf-8") for mover in movers)
     }
     assert found == {"files.py", "training/rundir.py"}  # which clears what a killed run left
+
+
+def test_where_nothing_can_lie_is_no_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("circle").symlink_to("circle")
+    for wrong in ("y" * 300, "circle", "circle/in", "a\0b"):
+        with pytest.raises(InputError, match="is no path"):
+            local_path(wrong)
+        with pytest.raises(InputError, match="is no path"), replacing(Path(wrong), marks=[MARK]):
+            pass
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("info", "{}"),
+        ("report", "{}", "--out", "page.html"),
+        ("export", "tiny-mtp", "--to", "vllm", "--out", "{}"),
+        ("train", "tiny", "--data", "{}", "--steps", "1", "--out", "run"),
+        ("train", "tiny", "--data", "text.py", "--steps", "1", "--out", "{}"),
+    ],
+)
+def test_commands_say_so(
+    words: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
+    Path("circle").symlink_to("circle")
+    for wrong in ("y" * 300, "circle"):
+        assert "is no path" in refused(*(word.format(wrong) for word in words))

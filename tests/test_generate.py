@@ -119,6 +119,11 @@ def test_greedy_output_is_that_of_transformers(name: str, drafter: str | None) -
         assert torch.equal(found, own), name
 
 
+def test_the_type_of_token_ids_is_that_of_transformers() -> None:
+    found = model().generate(ROW.int(), max_new_tokens=2)
+    assert found.dtype == theirs(ROW.int(), max_new_tokens=2).dtype == torch.int64
+
+
 def test_processors_are_honoured_on_drafts_too() -> None:
     for own in (NoRepeatNGramLogitsProcessor(1), Never()):
         options: dict[str, Any] = {
@@ -284,6 +289,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str) -> None:
         ({"max_new_tokens": 2, "drafter": "nonsense"}, "model 'nonsense' does not exist"),
         ({"max_new_tokens": 2, "rule": "nonsense"}, "the rule 'nonsense' is unknown"),
         ({"max_new_tokens": 2, "inputs": ROW}, "give one of them"),
+        ({"generation_config": {"max_new_tokens": 2}}, "generation_config is a dict"),
         ({"max_new_tokens": 2, "token_type_ids": torch.ones(1, 9)}, "token_type_ids"),
     ],
 )

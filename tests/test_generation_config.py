@@ -181,6 +181,28 @@ def test_what_drafts_cannot_follow_is_refused(options: dict[str, Any], message: 
         model.decode(ROW, max_new_tokens=2)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"repetition_penalty": 0.0}, "cannot be obeyed: `penalty` has to be"),
+        ({"repetition_penalty": "1.2"}, "cannot be obeyed: `penalty` has to be"),
+        ({"bad_words_ids": []}, "cannot be obeyed: `bad_words_ids` has to be"),
+        ({"suppress_tokens": ["a"]}, "cannot be obeyed"),
+        ({"min_new_tokens": "3"}, "cannot be obeyed"),
+        ({"bad_words_ids": [[500]]}, "NoBadWords.* cannot be obeyed: .* vocabulary size is 101"),
+        ({"sequence_bias": [[[500], 1.0]]}, "SequenceBias.* cannot be obeyed"),
+        ({"forced_eos_token_id": 500}, "ForcedEOS.* cannot be obeyed"),
+        ({"eos_token_id": "5"}, "eos_token_id of the generation config is '5'; it must be a token"),
+    ],
+)
+@pytest.mark.parametrize("way", ["decode", "generate"])
+def test_what_makes_no_sense_is_refused(way: str, options: dict[str, Any], message: str) -> None:
+    """As transformers refuses it, in one line of ours."""
+    model = attached("llama")
+    with asking(model, **options), pytest.raises(InputError, match=message):
+        getattr(model, way)(ROW, max_new_tokens=2)
+
+
 # -- padding --------------------------------------------------------------------------------------
 
 

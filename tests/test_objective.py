@@ -21,7 +21,7 @@ from foretell.objective import (
     depth_by_depth,
     depth_loss,
 )
-from foretell.objective.divergences import DIVERGENCES, divergence
+from foretell.objective.divergences import DIVERGENCES, Divergence, divergence
 from foretell.objective.loss import chunks
 from foretell.targets import IGNORE
 
@@ -180,6 +180,21 @@ def test_divergences_are_what_they_are_called(kind: str) -> None:
     torch.testing.assert_close(found, DEFINED[kind].unsqueeze(0))
     turned = divergence("rkl", Q.log().unsqueeze(0), P.log().unsqueeze(0))
     torch.testing.assert_close(turned, DEFINED["kl"].unsqueeze(0))
+
+
+@pytest.mark.parametrize("kind", DIVERGENCES)
+def test_tokens_that_both_rule_out_count_nothing(kind: Divergence) -> None:
+    """As where a model masks a part of its vocabulary: its heads read the same output head."""
+    found = []
+    for width in (4, 6):
+        logits = torch.full((2, width), -torch.inf)
+        logits[0, :4], logits[1, :4] = Q.flip(0).log(), Q.log()
+        teacher, student = logits.requires_grad_().log_softmax(-1)
+        divergence(kind, teacher.unsqueeze(0), student.unsqueeze(0)).sum().backward()
+        assert logits.grad is not None
+        found.append(logits.grad)
+    narrow, wide = found
+    torch.testing.assert_close(wide, torch.nn.functional.pad(narrow, (0, 2)))
 
 
 @pytest.mark.parametrize("chunk", [VOCAB, 1000 * VOCAB])

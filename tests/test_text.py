@@ -284,6 +284,15 @@ def test_a_stop_is_found_where_a_clean_up_took_out_a_space_before() -> None:
         assert StopStrings(["a't"], tokenizer(kind))(ids[:count], ids[count:]) == 3 - count
 
 
+@pytest.mark.parametrize("word", ["an", "ter", "rev"])
+def test_a_stop_ends_with_its_last_token_where_nothing_can_be_cleaned_up(word: str) -> None:
+    """Its last letter alone does not begin what a clean-up takes out."""
+    for kind in ("metaspace, cleaned up", "word piece, cleaned up"):
+        ids = ids_of(f"a {word}", kind)
+        stops = StopStrings([word], tokenizer(kind))
+        assert stops((), [*ids, *ids_of("a", kind)]) == len(ids), kind
+
+
 def test_no_stop_is_found_in_the_middle_of_a_word() -> None:
     """Where what is looked at may begin; a word that begins a text comes with a space."""
     model = tokenizer("word ends")

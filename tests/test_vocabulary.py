@@ -462,9 +462,17 @@ def test_what_to_draft_is_kept_where_the_head_is_or_refused() -> None:
 def test_tokens_that_the_model_has_not_are_no_draft(kind: str) -> None:
     model = few("llama", kind)
     for token in (-1, families.VOCAB):
-        model.head.draft_only(torch.tensor([3, token]))
+        model.head.draft_only([3, token])
         with pytest.raises(InputError, match="is not 2 rising token ids of 0…100"):
             model.decode(families.prompt(1, 5), max_new_tokens=4)
+
+
+def test_tokens_that_the_model_has_no_more_are_not_learned() -> None:
+    model = few("llama", "parallel")
+    model.head.draft_only([3, 90])
+    model.lm.resize_token_embeddings(60)
+    with pytest.raises(InputError, match="is not 2 rising token ids of 0…59"):
+        model(families.prompt(2, 8) % 60)
 
 
 def test_a_plan_says_nothing_of_heads_that_draft_any_token() -> None:

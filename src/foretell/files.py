@@ -5,6 +5,7 @@ directory likewise (`replacing`). Every path may be a link, `.`, relative, or be
 that cannot be written to is refused in one line that names it (`refusing`).
 """
 
+import errno
 import os
 import shutil
 import tempfile
@@ -26,8 +27,20 @@ before that.
 
 
 def local_path(path: str | Path) -> Path:
-    """`path` with the home directory in place of `~`, which shells leave in `--out=~/runs`."""
-    return Path(os.path.expanduser(path))
+    """`path` with the home directory in place of `~`, which shells leave in `--out=~/runs`.
+
+    Raises:
+        InputError: nothing can lie there: a name is too long, or its links go in a circle.
+    """
+    found = Path(os.path.expanduser(path))
+    try:
+        os.stat(found)
+    except ValueError as error:  # a null byte
+        raise InputError(f"{str(path)!r}: is no path ({error}).") from None
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise InputError(f"{path}: is no path ({error.strerror}).") from None
+    return found
 
 
 @contextmanager

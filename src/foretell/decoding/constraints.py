@@ -180,16 +180,20 @@ def _of_row(
     ends = _ends(row)
     # What `generate` has made of the config by then.
     config.max_length = row.length + row.room
-    if config.min_new_tokens is not None:
-        config.min_length = row.prompt_length + config.min_new_tokens
     config._eos_token_tensor = torch.tensor(sorted(ends), device=prompt.device) if ends else None
-    found = GenerationMixin._get_logits_processor(
-        cast(Any, lm),
-        config,
-        input_ids_seq_length=row.prompt_length,
-        encoder_input_ids=cast(Any, prompt),
-        logits_processor=LogitsProcessorList(given),
-        device=str(prompt.device),
-    )
+    try:
+        if config.min_new_tokens is not None:
+            config.min_length = row.prompt_length + config.min_new_tokens
+        found = GenerationMixin._get_logits_processor(
+            cast(Any, lm),
+            config,
+            input_ids_seq_length=row.prompt_length,
+            encoder_input_ids=cast(Any, prompt),
+            logits_processor=LogitsProcessorList(given),
+            device=str(prompt.device),
+        )
+    except (TypeError, ValueError) as error:  # a penalty of 0
+        reason = " ".join(str(error).split())
+        raise InputError(f"the generation config cannot be obeyed: {reason}") from None
     require_local(found, rows=1)
     return list(found)

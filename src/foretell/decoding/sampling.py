@@ -195,7 +195,7 @@ class Sampler:
                 rows, places = zip(*nodes, strict=True)
                 scores = logits[rows, places]
                 for processor in processors:
-                    scores = processor(cast(Any, tokens), scores)
+                    scores = _scored(processor, tokens, scores)
                 logits[rows, places] = scores
         return self.warped(logits)
 
@@ -227,6 +227,21 @@ class Sampler:
         for processor in self.by_scores:
             flat = processor(cast(Any, None), flat)
         return flat.view(logits.shape)
+
+
+def _scored(processor: LogitsProcessor, tokens: Tensor, scores: Tensor) -> Tensor:
+    """What a processor makes of scores (N, V) behind `tokens` (N, T).
+
+    Raises:
+        InputError: it is transformers' own, and was told of tokens that the model has not.
+    """
+    try:
+        return cast(Tensor, processor(cast(Any, tokens), cast(Any, scores)))
+    except (IndexError, ValueError) as error:
+        if not type(processor).__module__.startswith("transformers."):
+            raise
+        reason = " ".join(str(error).split())
+        raise InputError(f"{type(processor).__name__} cannot be obeyed: {reason}") from None
 
 
 def require_local(processors: Sequence[LogitsProcessor], rows: int) -> None:

@@ -18,9 +18,9 @@ LONGEST = 4
 CONTEXT = 8
 """Tokens before the new ones that are decoded with them, at first."""
 
-UNCLEAN = tuple(" 'nvr")
-"""Behind these `clean_up_tokenization` may still take out a space: they occur in what it replaces,
-other than at the end."""
+UNCLEAN = (" ", "'", " n", " 'v", " 'r")
+"""Behind these `clean_up_tokenization` may still take out a space, or have left one in: they begin
+what it replaces, or may be what it made of " ' ", of which a full stop takes the last space."""
 
 
 class Detokenizer:
@@ -113,7 +113,8 @@ class Detokenizer:
         if text:
             context = self.context
             self.context, self.given = self.pending, self.decode(self.pending)
-            if self.given.startswith(UNKNOWN):  # it begins inside a character
+            # It begins inside a character, or could be cleaned up were it all of the text.
+            if self.given.startswith(UNKNOWN) or self.given.endswith(self.unclean):
                 self.context = [*context, *self.pending]
                 self.given = self.decode(self.context)
             self.pending = []

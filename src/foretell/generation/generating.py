@@ -169,10 +169,13 @@ class Generating(nn.Module):
 
         Raises:
             HeadError: `to` moved one of them and not the other.
+            InputError: it drafts tokens that the backbone has no more.
         """
         if self.head is None:
             return
         own, backbone = next(self.head.parameters()), self.backbone
+        if self.head.vocabulary is not None:
+            self.head.vocabulary.check(backbone.vocab_size)
         wide = torch.promote_types(own.dtype, backbone.dtype) == own.dtype
         if own.device != backbone.device or not wide:
             raise HeadError(
@@ -525,7 +528,7 @@ class Generating(nn.Module):
         filled = [row + [fill] * (longest - len(row)) for row in continuations]
         lengths = zip(seen.bool().sum(1).tolist(), continuations, strict=True)
         return Generation(
-            torch.cat([prompts, prompts.new_tensor(filled)], dim=1),
+            torch.cat([prompts, prompts.new_tensor(filled, dtype=torch.long)], dim=1),
             continuations,
             steps,
             [most is not None and length + len(new) >= most for length, new in lengths],

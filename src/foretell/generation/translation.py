@@ -168,11 +168,21 @@ def translated(lm: PreTrainedModel, told: Mapping[str, Any]) -> Request:
 
 
 def stop_tokens(config: GenerationConfig | None) -> tuple[int, ...]:
-    """The end-of-sequence tokens of a generation config."""
+    """The end-of-sequence tokens of a generation config.
+
+    Raises:
+        InputError: they are no numbers.
+    """
     ids = getattr(config, "eos_token_id", None)
     if ids is None:
         return ()
-    return tuple(torch.as_tensor(ids).flatten().tolist())
+    try:
+        return tuple(torch.as_tensor(ids).flatten().tolist())
+    except (TypeError, ValueError):
+        raise InputError(
+            f"eos_token_id of the generation config is {ids!r}; it must be a token id or a list of "
+            "them."
+        ) from None
 
 
 def filling(padding: int | None, ends: Collection[int]) -> int:
@@ -209,10 +219,15 @@ def _config(lm: PreTrainedModel, told: Mapping[str, Any]) -> Any:
         near = get_close_matches(name, [*fields, *READ, *OURS], 1)
         hint = f"; did you mean {near[0]}?" if near else "."
         raise InputError(f"generate has no argument {name}{hint}")
+    if not isinstance(own := told.get("generation_config"), GenerationConfig | None):
+        raise InputError(
+            f"generation_config is a {type(own).__name__}, not a GenerationConfig of transformers; "
+            "give its values as arguments."
+        )
     given = {name: value for name, value in told.items() if name in fields}
     prepare: Any = GenerationMixin._prepare_generation_config
     try:
-        config, _ = prepare(lm, told.get("generation_config"), **given)
+        config, _ = prepare(lm, own, **given)
     except (ValueError, TypeError) as error:  # what it makes of impossible values
         raise InputError(" ".join(str(error).split())) from None
     return config

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
+import torch
 from pydantic import Field, field_validator, model_validator
 from torch import Tensor, nn
 
@@ -163,7 +164,7 @@ class Head(nn.Module, ABC):
         """K."""
         return self.config.depth
 
-    def draft_only(self, tokens: Tensor | None) -> None:
+    def draft_only(self, tokens: Tensor | Sequence[int] | None) -> None:
         """Draft these (V',) of the model's tokens alone from now on, or any (None).
 
         Heads read the model's own output head, so that they need no training for it.
@@ -171,8 +172,9 @@ class Head(nn.Module, ABC):
         if tokens is None:
             self.config, self.vocabulary = self.config.replace(vocabulary=None), None
             return
-        vocabulary = DraftVocabulary(len(tokens.unique()))
-        vocabulary.choose(tokens)
+        chosen = torch.as_tensor(tokens)
+        vocabulary = DraftVocabulary(len(chosen.unique()))
+        vocabulary.choose(chosen)
         self.config = self.config.replace(vocabulary=len(vocabulary))
         self.vocabulary = vocabulary.to(next(self.parameters()).device)
 

@@ -55,7 +55,9 @@ def _rkl(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def _jsd(teacher: Tensor, student: Tensor) -> Tensor:
-    mixture = torch.logaddexp(teacher, student) - math.log(2.0)
+    ruled_out = torch.maximum(teacher, student) == -torch.inf  # the sum would have no gradient
+    known = (one.masked_fill(ruled_out, 0.0) for one in (teacher, student))
+    mixture = torch.logaddexp(*known) - math.log(2.0)
     return 0.5 * (_kl(teacher, mixture) + _kl(student, mixture))
 
 

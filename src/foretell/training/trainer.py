@@ -239,10 +239,11 @@ class Trainer:
         """By what the losses of each depth are divided, (K+1,).
 
         That is the number of targets in the step over all passes and processes, per process,
-        because DDP and FSDP take the mean of the processes' gradients.
+        because DDP and FSDP take the mean of the processes' gradients; 1 where there is none.
         """
         counts = torch.stack([self._targets_of(batch) for batch in passes]).sum(0)
-        return mean_over_processes(counts).clamp(min=1.0)
+        mean = mean_over_processes(counts)  # half a target, where two processes share one
+        return mean.masked_fill(mean == 0, 1.0)
 
     def _targets_of(self, batch: Batch) -> Tensor:
         labels = batch.get("labels", batch["input_ids"])
