@@ -155,6 +155,20 @@ def marginalization(rows: list[benchmarks.Marginalized]) -> list[list[str]]:
     return table
 
 
+def draft_vocabularies(rows: list[benchmarks.DraftVocabularySize]) -> list[list[str]]:
+    header = ["tokens that can be drafted", "cover", "tokens per forward", "tokens/s", "speed-up"]
+    return [header] + [
+        [
+            f"{row.size:,}" if row.size else "none: plain decoding",
+            f"{100 * row.coverage:.1f} %",
+            f"{row.tokens_per_forward:.2f}",
+            f"{row.tokens_per_second:.1f}",
+            f"{row.speedup:.2f}×",
+        ]
+        for row in rows
+    ]
+
+
 def draws(found: list[benchmarks.Draws]) -> list[list[str]]:
     """p-values of the largest batches, and on how many draws smaller ones agree with them."""
     sizes = sorted({row.batch for row in found}, reverse=True)
@@ -173,6 +187,7 @@ def draws(found: list[benchmarks.Draws]) -> list[list[str]]:
 
 SHOWN: dict[type[Row], Callable[[Any], list[list[str]]]] = {
     benchmarks.ClientLoad: load,
+    benchmarks.DraftVocabularySize: draft_vocabularies,
     benchmarks.Draws: draws,
     benchmarks.Engine: engines,
     benchmarks.EngineSpeed: engine_speed,

@@ -236,9 +236,9 @@ def test_where_nothing_can_lie_is_no_path(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     Path("circle").symlink_to("circle")
     for wrong in ("y" * 300, "circle", "circle/in", "a\0b"):
-        with pytest.raises(InputError, match="is no path"):
+        with pytest.raises(InputError, match="cannot be a path"):
             local_path(wrong)
-        with pytest.raises(InputError, match="is no path"), replacing(Path(wrong), marks=[MARK]):
+        with pytest.raises(InputError, match="cannot be a path"), replacing(Path(wrong), marks=[MARK]):
             pass
 
 
@@ -259,4 +259,4 @@ def test_commands_say_so(
     Path("text.py").write_text("def mean(values):\n    return sum(values)\n" * 99)
     Path("circle").symlink_to("circle")
     for wrong in ("y" * 300, "circle"):
-        assert "is no path" in refused(*(word.format(wrong) for word in words))
+        assert "cannot be a path" in refused(*(word.format(wrong) for word in words))

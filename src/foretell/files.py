@@ -36,10 +36,10 @@ def local_path(path: str | Path) -> Path:
     try:
         os.stat(found)
     except ValueError as error:  # a null byte
-        raise InputError(f"{str(path)!r}: is no path ({error}).") from None
+        raise InputError(f"{str(path)!r}: cannot be a path ({error}).") from None
     except OSError as error:
         if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
-            raise InputError(f"{path}: is no path ({error.strerror}).") from None
+            raise InputError(f"{path}: cannot be a path ({error.strerror}).") from None
     return found
 
 
