@@ -351,3 +351,10 @@ def test_result_files_are_read_without_torch() -> None:
     )
     folder = str(Path(ft.__file__).parent)
     subprocess.run([sys.executable, "-c", code, folder], check=True)
+
+
+def test_a_table_has_one_type_of_rows() -> None:
+    with pytest.raises(TypeError, match="Speed"):
+
+        class Other(Row, table=Speed.table):
+            """Would be read in place of `Speed`."""

@@ -306,7 +306,9 @@ class Compatibility(Row, table="compatibility", title="by environment"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DraftVocabularySize(Row, table="draft-vocabulary", title="by tokens that can be drafted"):
+class DraftVocabularySize(
+    Row, table="draft-vocabulary-sizes", title="by tokens that can be drafted"
+):
     """The same heads, drafting from more or fewer of the model's tokens.
 
     Attributes:

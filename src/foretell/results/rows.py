@@ -46,6 +46,11 @@ class Row:
 
     def __init_subclass__(cls, *, table: str, title: str | None = None) -> None:
         super().__init_subclass__()
+        other = TABLES.get(table)
+        if other is not None and other.__qualname__ != cls.__qualname__:
+            raise TypeError(
+                f"the table {table!r} is one of {other.__qualname__}; name it otherwise."
+            )
         cls.table, cls.title = table, title or table
         TABLES[table] = cls
 
