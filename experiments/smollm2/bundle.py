@@ -3,7 +3,7 @@
     python experiments/smollm2/bundle.py HEADS [--vocabulary 8192]
 
 The tokens are the most frequent ones in `answers.jsonl.xz`, which is what the heads learned from.
-How many is measured by `benchmarks/draft_vocabulary.py`.
+How many is measured by `vocabulary.py`.
 """
 
 import argparse

@@ -2,8 +2,9 @@
 
 A pass over the five tokens of a draft reads the same weights as a pass over one, and reading them
 is what takes the time. PyTorch leaves these products to MKL, which takes two to four times as long
-for five rows as for one all the same. oneDNN, which PyTorch has as well, takes half of that, once
-the weights are laid out for it. The layout is a copy: with it, weights take twice their memory.
+for five rows as for one all the same. oneDNN, which PyTorch has as well, takes half to four fifths
+of that, once the weights are laid out for it (docs/log.md, 2026-11-27). The layout is a copy: with
+it, weights take twice their memory.
 
 Shapes: N rows, D in, E out.
 """
@@ -84,7 +85,7 @@ class Products:
 
     def __init__(self, *modules: nn.Module) -> None:
         found = {
-            module: None
+            module
             for whole in modules
             for module in whole.modules()
             if type(module) is nn.Linear and "forward" not in vars(module) and _gains(module.weight)
