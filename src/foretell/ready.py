@@ -26,6 +26,7 @@ def load_model(
     backbone: str | None = None,
     *,
     by_columns: bool = True,
+    quantized: bool = False,
 ) -> MTPModel:
     """A model on its device, ready to decode.
 
@@ -36,14 +37,18 @@ def load_model(
         backbone: where the backbone of heads lies, if not where they say.
         by_columns: store weights as is fastest for a few rows; passes of one width want them by
             rows, where what is computed for a row does not depend on its place.
+        quantized: round its weights to 8 bits, see `MTPModel.quantize`.
 
     Raises:
         InputError: there is no such model, device or type.
+        BackboneError: see `MTPModel.quantize`.
         CheckpointError: see `MTPModel.from_pretrained`.
     """
     where = pick_device(device)
     weights = pick_dtype(dtype, where)
     model = MTPModel.from_pretrained(name, backbone=backbone, dtype=weights, device=where)
+    if quantized:
+        model.quantize()
     if by_columns:
         store_by_columns(model)
     return model

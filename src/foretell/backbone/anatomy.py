@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from foretell.backbone.int8 import Int8Linear
 from foretell.backbone.products import lay_out, linear
 from foretell.errors import BackboneError
 
@@ -169,6 +170,9 @@ class Anatomy:
         head that is more than a matrix computes all logits.
         """
         output = self.output
+        if isinstance(output, Int8Linear):
+            some = output.some(tokens)
+            return lambda final: self._scaled(some(final.to(output.weight.dtype)))
         if type(output) is not nn.Linear:
             return lambda final: self.unembed(final)[..., tokens]
 

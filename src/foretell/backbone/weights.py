@@ -85,10 +85,10 @@ def is_plain(parameter: Tensor) -> bool:
 def packed(model: PreTrainedModel) -> dict[str, Tensor]:
     """The tensors with packed weights, by name: parameters, or buffers of a quantised model."""
     found: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if not is_plain(p)}
+    small = {torch.int8}  # of `foretell.backbone.int8`
     if getattr(model.config, "quantization_config", None) is not None:
-        small = (torch.int8, torch.uint8, torch.int16, torch.int32)
-        found |= {n: b for n, b in model.named_buffers() if b.dtype in small}
-    return found
+        small |= {torch.uint8, torch.int16, torch.int32}
+    return found | {n: b for n, b in model.named_buffers() if b.dtype in small}
 
 
 def packed_by(model: PreTrainedModel) -> str | None:

@@ -10,6 +10,7 @@ from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
 from foretell.backbone import fingerprint
+from foretell.backbone.int8 import is_quantized
 from foretell.backbone.weights import adapters_inside, packed_by
 from foretell.checkpoints.adapters import Adapters
 from foretell.checkpoints.heads import (
@@ -60,6 +61,11 @@ class Assembled:
             raise CheckpointError(
                 f"{name} was given adapters ({kind}) that are not saved with heads: put them in "
                 "with MTPModel.adapt, or merge or remove them with the library that made them."
+            )
+        if any(part is not None and is_quantized(part) for part in (self.lm, self.head)):
+            raise CheckpointError(
+                f"the weights of {name} were rounded to 8 bits (`quantize`), which is for decoding "
+                "alone; train and save it without."
             )
         if backbone_path is not None:
             return

@@ -27,8 +27,9 @@ from foretell.results.tables import Speed, near_ties
 def bench(asked: Bench) -> None:
     """Do what `asked` says."""
     loaded = common.load_model(
-        asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
-    )
+        asked.model, asked.device, asked.dtype, asked.backbone,
+        by_columns=asked.pass_width is None, quantize=asked.quantize,
+    )  # fmt: skip
     tokenizer = tokenizer_of(asked.model, loaded)
     bad, sketch = Bad(asked.skip_bad), Sketch()
     prompts = prompts_with_room(
@@ -76,6 +77,7 @@ def bench(asked: Bench) -> None:
         "pass_width": asked.pass_width,
         "draft_model": asked.draft_model,
         "compile": asked.compiled,
+        "quantize": asked.quantize,
         "prompt_lookup": PROMPT_LOOKUP,
         "loops": "included" if asked.include_loops else "excluded",
         "looped": found.looped,

@@ -37,10 +37,13 @@ def load_model(
     backbone: str | None = None,
     *,
     by_columns: bool = True,
+    quantize: str | None = None,
 ) -> MTPModel:
     """`ready.load_model`, with what the user should know of it on stderr."""
     quiet_transformers()
-    model = ready.load_model(name, device, dtype, backbone, by_columns=by_columns)
+    model = ready.load_model(
+        name, device, dtype, backbone, by_columns=by_columns, quantized=quantize is not None
+    )
     say_merged(model.backbone_path or name)
     warn_slow(model.backbone.dtype, model.backbone.device, "leave --dtype at auto")
     return model

@@ -28,7 +28,9 @@ def evaluate(asked: Evaluate) -> None:
     if asked.lm_eval is not None:
         require_harness()
     beside = [] if asked.baselines is None else probed_baselines(asked.baselines, asked.data)
-    loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
+    loaded = common.load_model(
+        asked.model, asked.device, asked.dtype, asked.backbone, quantize=asked.quantize
+    )
     bad = Bad(asked.skip_bad)
     found = _measure(asked.model, loaded, asked.data, asked.block_size, asked.blocks, bad)
     common.show_bad(bad, asked.data)
@@ -49,7 +51,7 @@ def evaluate(asked: Evaluate) -> None:
     verdict = " ".join(filter(None, said))
     settings = {
         **asked.told("data", "block_size", "blocks", "against", "baselines"),
-        **asked.told("lm_eval", "lm_eval_limit", "skip_bad"),
+        **asked.told("lm_eval", "lm_eval_limit", "skip_bad", "quantize"),
         "bad_records": len(bad.found),
         "seen_in_training": seen,
         "verdicts": {asked.model: verdict} if verdict else {},

@@ -42,8 +42,9 @@ def generate(asked: Generate) -> None:
         repetition_penalty=asked.repetition_penalty,
     )
     loaded = common.load_model(
-        asked.model, asked.device, asked.dtype, asked.backbone, by_columns=asked.pass_width is None
-    )
+        asked.model, asked.device, asked.dtype, asked.backbone,
+        by_columns=asked.pass_width is None, quantize=asked.quantize,
+    )  # fmt: skip
     tokenizer = tokenizer_of(asked.model, loaded)
     chats = bool(tokenizer.chat_template and document.text) and _typed(asked) and not asked.raw
     if chats:
@@ -113,6 +114,7 @@ def generate(asked: Generate) -> None:
         "min_p": asked.min_p,
         "repetition_penalty": asked.repetition_penalty,
         "generation_config": obeyed(loaded.lm),
+        "quantize": asked.quantize,
         "rule": asked.rule or "speculative",
         "lossless": accept.lossless,
         "text": "".join(piece for step in shown for piece in step["pieces"]),

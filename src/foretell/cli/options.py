@@ -72,6 +72,12 @@ def _checked_seed(seed: int | None) -> int | None:
     return seed
 
 
+def _checked_quantize(name: str | None) -> str | None:
+    if name not in (None, "int8"):
+        raise InputError(f"--quantize {name}: weights can be rounded to int8 only.")
+    return name
+
+
 def _checked_result(path: Path | None) -> Path | None:
     """Refuse a path that cannot be written to at once, and not when the work is done."""
     if path is not None and path != STDOUT:
@@ -145,6 +151,16 @@ Dtype = Annotated[
         metavar="TYPE",
         help="Type of the weights: float32, bfloat16, float16, or auto (float32 on a CPU, "
         "otherwise as stored; from Python it is as stored everywhere).",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        "--quantize",
+        metavar="TYPE",
+        help="Round the weights first, which on a CPU makes passes faster and the model a little "
+        "worse: int8 (heads too; products are exact, so that drafts are as lossless as ever).",
+        callback=_checked_quantize,
     ),
 ]
 

@@ -31,7 +31,9 @@ def serve(asked: Serve) -> None:
     api_key = _api_key(asked)
     origins = [_origin(each) for each in asked.cors or ()]
     with serving.listen(asked.host, asked.port) as listening:
-        loaded = common.load_model(asked.model, asked.device, asked.dtype, asked.backbone)
+        loaded = common.load_model(
+            asked.model, asked.device, asked.dtype, asked.backbone, quantize=asked.quantize
+        )
         name = drafting.drafter_name(asked.drafter, loaded)
         service = serving.Service(
             loaded,
@@ -63,6 +65,7 @@ def serve(asked: Serve) -> None:
             draft_length=length,
         )
         settings = {"url": f"{where}/v1", "page": f"{where}/", "cors": origins, **limits.to_dict()}
+        settings["quantize"] = asked.quantize
         common.save_json(asked.json, "serve", loaded, None, settings, [row])
         try:
             running.run(sockets=[listening])

@@ -65,4 +65,5 @@ class Bench(options.Command):
     backbone: options.Backbone = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    quantize: options.Quantize = None
     json: options.Json = None

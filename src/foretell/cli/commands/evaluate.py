@@ -52,4 +52,5 @@ class Evaluate(options.Command):
     backbone: options.Backbone = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    quantize: options.Quantize = None
     json: options.Json = None

@@ -61,4 +61,5 @@ class Generate(options.Command):
     backbone: options.Backbone = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    quantize: options.Quantize = None
     json: options.Json = None

@@ -69,4 +69,5 @@ class Serve(options.Command):
     backbone: options.Backbone = None
     device: options.Device = "auto"
     dtype: options.Dtype = "auto"
+    quantize: options.Quantize = None
     json: options.Json = None

@@ -1,0 +1,176 @@
+"""Weights of 8 bits, for decoding on a CPU.
+
+What a pass over a few tokens costs there is reading the weights. Each output's weights share a
+scale (LLM.int8's vector-wise quantisation, Dettmers et al. 2022, arXiv 2208.07339, without its
+outliers), and products are sums of integers (`torch._int_mm`). Inputs are given in two bytes, each
+row by a scale of its own, since with one byte SmolLM2-135M predicts noticeably worse
+(docs/log.md, 2026-11-27):
+
+    x ≈ s (a + b/254),   W ≈ t q,   W x ≈ s t (q a + q b/254),   a, b, q integers up to 127
+
+Sums of integers are exact in any order: what is computed for a row is the same, bit by bit,
+whatever else a pass holds. So a draft of four tokens is verified with the very products of four
+single passes, at little more than the price of one.
+
+Shapes: N rows, D in, E out.
+"""
+
+from collections.abc import Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from foretell.backbone.weights import is_plain
+from foretell.errors import BackboneError
+
+SMALLEST = 1 << 12
+"""Numbers in a matrix that is quantised: not the gates of experts and the like."""
+
+FEWEST = 0.5
+"""Share of a model's weights, but for its input embedding, that must be quantised to gain by it."""
+
+
+@cache
+def largest() -> int:
+    """The largest integer that weights are rounded to.
+
+    127, or 63 where the CPU's products are not exact for larger ones: without VNNI they add pairs
+    in 16 bits.
+    """
+    ones = torch.full((4, 64), 127, dtype=torch.int8)
+    exact = bool((torch._int_mm(ones, ones[:1].repeat(16, 1).t()) == 64 * 127 * 127).all())
+    return 127 if exact else 63
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with weights of 8 bits.
+
+    Args:
+        weight: (E, D), rounded to the nearest of its row's values.
+        bias: (E,) or None.
+
+    Attributes:
+        weight: what it stands for, (E, D): shape and type, and no numbers.
+        integers: (E, D) in int8.
+        scales: (E,) in float32.
+        bias: (E,) or None.
+    """
+
+    integers: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+    @torch.no_grad()
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        numbers = weight.detach().float()
+        scales = (numbers.abs().amax(1) / largest()).clamp(min=TINY)
+        integers = (numbers / scales.unsqueeze(1)).round().to(torch.int8)
+        self.weight = weight.detach().to("meta")
+        self.register_buffer("integers", integers.contiguous())
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", None if bias is None else bias.detach())
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """(…, D) → (…, E).
+
+        Raises:
+            BackboneError: a gradient is to pass through it.
+        """
+        if rows.requires_grad and torch.is_grad_enabled():
+            raise BackboneError("weights of 8 bits are for decoding: no gradient passes.")
+        product = multiply(rows.reshape(-1, rows.shape[-1]), self.integers, self.scales)
+        product = product.to(rows.dtype).view(*rows.shape[:-1], -1)
+        return product if self.bias is None else product + self.bias
+
+    def some(self, outputs: Tensor) -> "Int8Linear":
+        """The same with these (E',) of its outputs alone."""
+        one = Int8Linear.__new__(Int8Linear)
+        nn.Module.__init__(one)
+        one.weight = self.weight[: len(outputs)]
+        one.register_buffer("integers", self.integers[outputs])
+        one.register_buffer("scales", self.scales[outputs])
+        one.register_buffer("bias", None if self.bias is None else self.bias[outputs])
+        return one
+
+    def extra_repr(self) -> str:
+        """Its shape."""
+        outputs, inputs = self.weight.shape
+        return f"in_features={inputs}, out_features={outputs}, bits=8"
+
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def multiply(rows: Tensor, integers: Tensor, scales: Tensor) -> Tensor:
+    """Rows (N, D) times what `integers` (E, D) and `scales` (E,) stand for: (N, E) in float32."""
+    rows = rows.float()
+    own = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=TINY)  # (N, 1)
+    scaled = rows / own
+    coarse = scaled.round()
+    fine = ((scaled - coarse) * 254).round()
+    both = torch.cat([coarse, fine]).to(torch.int8)  # (2N, D)
+    products = torch._int_mm(both, integers.t()).float()  # (2N, E)
+    return (products[: len(rows)] + products[len(rows) :] / 254) * (own * scales)
+
+
+def quantize(model: PreTrainedModel) -> None:
+    """Give the matrices of a model weights of 8 bits, in place; once more changes nothing.
+
+    Its input embedding keeps its numbers, of which a pass reads few. Nothing in it learns any more.
+
+    Raises:
+        BackboneError: the model is not on a CPU, or most of its weights are in nothing that can be
+            quantised; then it is as it was.
+    """
+    name = type(model).__name__
+    if (device := next(model.parameters()).device).type != "cpu":
+        raise BackboneError(
+            f"{name} is on {device}, and weights of 8 bits are for CPUs here; load a checkpoint "
+            "that is quantised for that device."
+        )
+    if is_quantized(model):
+        return
+    embedding = model.get_input_embeddings().weight
+    matrices: set[Any] = {part.weight for part in model.modules() if _serves(part)}
+    served = sum(weight.numel() for weight in matrices - {embedding})
+    whole = sum(p.numel() for p in model.parameters() if p is not embedding)
+    if served < FEWEST * whole:
+        raise BackboneError(
+            f"{name} has {served / whole:.0%} of its weights in linear layers, which alone can be "
+            "quantised here, and that is too few to gain by it."
+        )
+    quantize_within(model)
+
+
+def is_quantized(module: nn.Module) -> bool:
+    """Whether anything in it has weights of 8 bits."""
+    return any(isinstance(part, Int8Linear) for part in module.modules())
+
+
+def quantize_within(module: nn.Module) -> None:
+    """The same for any module, whatever share of it that is."""
+    made: dict[Any, Int8Linear] = {}
+    for parent in list(module.modules()):
+        children: Iterable[tuple[str, Any]] = list(parent.named_children())
+        for name, part in children:
+            if _serves(part):
+                if part not in made:
+                    weight = part.weight.t() if isinstance(part, Conv1D) else part.weight
+                    made[part] = Int8Linear(weight, part.bias)
+                setattr(parent, name, made[part])
+    module.requires_grad_(False)
+
+
+def _serves(module: Any) -> bool:
+    return (
+        type(module) in (nn.Linear, Conv1D)
+        and is_plain(module.weight)
+        and module.weight.numel() >= SMALLEST
+        and min(module.weight.shape) > 1  # `torch._int_mm` is wrong there
+        and "forward" not in vars(module)
+    )
