@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from foretell import demo, hardware
-from foretell.cli import common
+from foretell.cli import common, watching
 
 CPU = torch.device("cpu")
 
@@ -43,3 +43,14 @@ def test_the_demo_trains_in_what_the_machine_computes_fast(emulated, monkeypatch
     hardware.slowdown.cache_clear()
     monkeypatch.setattr(hardware, "_seconds", lambda dtype: 1)
     assert demo.training_config(1.0, 0).precision == "bf16-mixed"
+
+
+def test_a_run_in_float32_is_told_of_a_faster_type(emulated, monkeypatch):
+    assert watching.describe_precision(CPU) is None
+    hardware.slowdown.cache_clear()
+    monkeypatch.setattr(hardware, "_seconds", lambda dtype: 4 if dtype == torch.float32 else 1)
+    assert watching.describe_precision(torch.device("cuda")) is None
+    assert watching.describe_precision(CPU) == (
+        "This CPU multiplies matrices 4.0 times as fast in bfloat16 as in float32: --precision "
+        "bf16-mixed is likely to train faster."
+    )

@@ -12,6 +12,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 SLOW = 3.0
 """Times as long as float32 from which a type is called slow: emulated ones take 10 to 100."""
+QUICK = 0.67
+"""Times as long as float32 up to which a type is worth a try in its place."""
 _SIZE = 256
 _TRIES = 3
 
@@ -65,6 +67,11 @@ def slowdown(dtype: torch.dtype, device_type: str = "cpu") -> float:
 def is_slow(dtype: torch.dtype, device_type: str = "cpu") -> bool:
     """Whether training and wide passes in `dtype` would better be done in float32 there."""
     return slowdown(dtype, device_type) > SLOW
+
+
+def is_quick(dtype: torch.dtype, device_type: str = "cpu") -> bool:
+    """Whether training in `dtype` is likely to be faster than in float32 there."""
+    return slowdown(dtype, device_type) < QUICK
 
 
 def _seconds(dtype: torch.dtype) -> float:
