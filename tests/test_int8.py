@@ -193,5 +193,6 @@ def test_commands_can_be_told() -> None:
         json.loads(fine(*asked, "--quantize", "int8", *more)) for more in ([], ["--plain"])
     )
     assert drafted["settings"]["quantize"] == "int8"
+    assert drafted["provenance"]["dtype"] == "int8"
     assert drafted["settings"]["token_ids"] == plain["settings"]["token_ids"]
     assert "weights can be rounded to int8 only" in refused(*asked, "--quantize", "int3")

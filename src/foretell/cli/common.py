@@ -18,6 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from foretell import ready
+from foretell.backbone.int8 import is_quantized
 from foretell.checkpoints import base_of_adapters, resolve
 from foretell.cli.options import STDOUT
 from foretell.data import REFUSED, Bad, PackedBlocks
@@ -118,7 +119,8 @@ def save_json(
     """Write a result file, where one was asked for; its settings tell which backbone it is."""
     if path is None:
         return
-    origin = provenance(seed, model.backbone.device, model.backbone.dtype)
+    dtype = "int8" if is_quantized(model.lm) else model.backbone.dtype
+    origin = provenance(seed, model.backbone.device, dtype)
     save_result(path, command, {**settings, "backbone": model.fingerprint()}, rows, origin)
 
 
