@@ -109,13 +109,13 @@ TINY = torch.finfo(torch.float32).tiny
 def multiply(rows: Tensor, integers: Tensor, scales: Tensor) -> Tensor:
     """Rows (N, D) times what `integers` (E, D) and `scales` (E,) stand for: (N, E) in float32."""
     rows = rows.float()
-    own = (rows.abs().amax(1, keepdim=True) / 127).clamp(min=TINY)  # (N, 1)
+    own = rows.abs().amax(1, keepdim=True).clamp_(min=TINY).div_(127)  # (N, 1)
     scaled = rows / own
     coarse = scaled.round()
-    fine = ((scaled - coarse) * 254).round()
+    fine = scaled.sub_(coarse).mul_(254).round_()
     both = torch.cat([coarse, fine]).to(torch.int8)  # (2N, D)
-    products = torch._int_mm(both, integers.t()).float()  # (2N, E)
-    return (products[: len(rows)] + products[len(rows) :] / 254) * (own * scales)
+    high, low = torch._int_mm(both, integers.t()).float().chunk(2)  # (N, E) each
+    return high.add_(low, alpha=1 / 254).mul_(own).mul_(scales)
 
 
 def quantize(model: PreTrainedModel) -> None:
