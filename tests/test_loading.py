@@ -353,7 +353,9 @@ def test_a_gguf_file_is_no_model(tmp_path: Path) -> None:
     )
 
 
-def test_a_backbone_that_moved_is_named_with_the_option_that_helps(tmp_path: Path) -> None:
+def test_a_backbone_that_moved_is_named_with_the_option_that_helps(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     lm = families.build("llama")
     lm.save_pretrained(tmp_path / "before")
     ft.attach(lm, depth=1).save_pretrained(tmp_path / "heads", backbone_path=tmp_path / "before")
@@ -365,8 +367,8 @@ def test_a_backbone_that_moved_is_named_with_the_option_that_helps(tmp_path: Pat
     assert model.tokenizer_path == str(tmp_path / "now")
     one_line(CheckpointError, lambda: load_tokenizer(tmp_path / "heads"), *parts)
     families.build("llama", seed=1).save_pretrained(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="fingerprint"):
-        ft.MTPModel.from_pretrained(tmp_path / "heads", backbone=tmp_path / "other")
+    ft.MTPModel.from_pretrained(tmp_path / "heads", backbone=tmp_path / "other")
+    assert "fewer drafts may be accepted" in caplog.text
     with pytest.raises(InputError, match="no heads to put on"):
         ft.MTPModel.from_pretrained(tmp_path / "now", backbone=tmp_path / "other")
 

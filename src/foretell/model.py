@@ -226,7 +226,8 @@ class MTPModel(Generating):
         Args:
             path: a directory, a Hub id, or the name of a bundled model.
             backbone: put the heads on this model, or the one that lies there, instead of the one
-                they refer to; it must be the same one, by fingerprint.
+                they refer to. Where it is not the same one, by fingerprint, a warning is logged:
+                the output is its own, and fewer drafts may be accepted.
             dtype: of the weights; "auto" is the type they are stored in, often bfloat16, which
                 many CPUs compute slowly; the commands take float32 on a CPU. A backbone that is
                 given has its own already.

@@ -1,5 +1,6 @@
 """Opening a foretell directory, or a plain checkpoint: what is in it, checked and loaded."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,8 @@ from foretell.checkpoints.wording import (
 )
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.heads import Head, HeadConfig, head_class
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def open_checkpoint(
     loading = Loading.of("from_pretrained", path, options, backbone)
     where, wanted, device = loading.where, loading.dtype, loading.device
     stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-    source, rounded = where, False
+    source, rounded, given = where, False, backbone is not None
     if backbone is None or isinstance(backbone, (str, Path)):
         source = _backbone_of(where, stored, backbone)
         backbone = loading.load(source)
@@ -141,7 +144,7 @@ def open_checkpoint(
     if stored is not None:
         other = rounded and fingerprint(backbone) != stored.backbone.fingerprint
         checked = load_causal_lm(source) if other else backbone
-        _check_fingerprint(checked, stored.backbone, where)
+        _check_backbone(checked, stored.backbone, where, given=given)
     if device is not None:
         backbone.to(device)  # type: ignore[arg-type]
     return Opened(where, source, backbone, stored)
@@ -224,20 +227,35 @@ def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | N
     return found
 
 
-def _check_fingerprint(
-    lm: PreTrainedModel, reference: BackboneReference, where: str | Path
+def _check_backbone(
+    lm: PreTrainedModel, reference: BackboneReference, where: str | Path, *, given: bool
 ) -> None:
+    """Refuse a backbone that heads were not trained on, or warn of one that somebody has `given`.
+
+    Its output stays its own whatever heads draft. With adapters that belong to another it would
+    not.
+    """
     require_usable(lm)
     found, architecture = fingerprint(lm), type(lm).__name__
-    if (found, architecture) != (reference.fingerprint, reference.architecture):
-        remedy = "load the heads onto the backbone they were trained on."
-        if architecture != reference.architecture:  # AutoModelForCausalLM may take the text alone
-            remedy = f"load it as {reference.architecture}, and give that model as backbone=."
-        raise CheckpointError(
-            f"{where}: its heads belong to a {reference.architecture} with fingerprint "
-            f"{reference.fingerprint}, this backbone is a {architecture} with "
-            f"fingerprint {found}; {remedy}"
+    if (found, architecture) == (reference.fingerprint, reference.architecture):
+        return
+    problem = (
+        f"{where}: its heads belong to a {reference.architecture} with fingerprint "
+        f"{reference.fingerprint}, this backbone is a {architecture} with fingerprint {found}"
+    )
+    if architecture != reference.architecture:  # AutoModelForCausalLM may take the text alone
+        remedy = f"load it as {reference.architecture}, and give that model as backbone=."
+    elif reference.adapted:
+        remedy = "their adapters change what it says; load them onto the backbone they belong to."
+    elif not given:
+        remedy = (
+            "load the heads onto the backbone they were trained on, or name this one with "
+            "--backbone, in Python backbone=, to draft for it all the same."
         )
+    else:
+        log.warning("%s; its text stays its own, fewer drafts may be accepted.", problem)
+        return
+    raise CheckpointError(f"{problem}; {remedy}")
 
 
 def _shape(tensor: Tensor | None) -> str:
