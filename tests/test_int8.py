@@ -71,7 +71,7 @@ def test_a_layer_gives_nearly_what_it_gave(bias: bool) -> None:
     layer = nn.Linear(96, 80, bias=bias)
     rows = torch.randn(2, 7, 96)
     rows[..., 5] *= 100  # of single bytes nothing but this would be left
-    given, expected = Int8Linear(layer.weight, layer.bias)(rows), layer(rows).detach()
+    given, expected = Int8Linear.of(layer.weight, layer.bias)(rows), layer(rows).detach()
     assert given.shape == expected.shape
     assert float((given - expected).norm() / expected.norm()) < 0.01
     assert not torch.equal(given, expected)
@@ -79,7 +79,7 @@ def test_a_layer_gives_nearly_what_it_gave(bias: bool) -> None:
 
 def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
     torch.manual_seed(0)
-    layer = Int8Linear(torch.randn(80, 96), None)
+    layer = Int8Linear.of(torch.randn(80, 96), None)
     rows = torch.randn(40, 96)
     together = layer(rows)
     for count in (1, 2, 3, 5, 8, 33):
@@ -87,14 +87,14 @@ def test_a_row_has_the_same_bits_whatever_is_beside_it() -> None:
 
 
 def test_rows_of_zeros_give_zeros_and_what_is_no_number_stays_none() -> None:
-    layer = Int8Linear(torch.randn(80, 96), None)
+    layer = Int8Linear.of(torch.randn(80, 96), None)
     assert (layer(torch.zeros(2, 96)) == 0).all()
     assert layer(torch.full((2, 96), torch.nan)).isnan().all()
 
 
 def test_some_outputs_are_those_of_all() -> None:
     torch.manual_seed(0)
-    layer, rows = Int8Linear(torch.randn(80, 96), torch.randn(80)), torch.randn(3, 96)
+    layer, rows = Int8Linear.of(torch.randn(80, 96), torch.randn(80)), torch.randn(3, 96)
     places = torch.tensor([3, 7, 50])
     assert torch.equal(layer.some(places)(rows), layer(rows)[:, places])
 
@@ -102,9 +102,10 @@ def test_some_outputs_are_those_of_all() -> None:
 def test_a_module_in_two_places_stays_one() -> None:
     shared = nn.Linear(64, 64)
     model = nn.ModuleDict({"a": shared, "b": nn.Sequential(shared), "c": Conv1D(64, 96)})
+    model["d"] = shared
     expected = model["c"](torch.ones(96))
     quantize_within(model)
-    assert model["a"] is model["b"][0]
+    assert model["a"] is model["b"][0] is model["d"]
     assert isinstance(model["a"], Int8Linear)
     torch.testing.assert_close(model["c"](torch.ones(96)), expected, rtol=0.02, atol=0.02)
 

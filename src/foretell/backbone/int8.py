@@ -15,9 +15,8 @@ single passes, at little more than the price of one.
 Shapes: N rows, D in, E out.
 """
 
-from collections.abc import Iterable
 from functools import cache
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +31,9 @@ SMALLEST = 1 << 12
 
 FEWEST = 0.5
 """Share of a model's weights, but for its input embedding, that must be quantised to gain by it."""
+
+TINY = torch.finfo(torch.float32).tiny
+"""In place of a scale of 0, where all numbers are 0."""
 
 
 @cache
@@ -50,30 +52,41 @@ class Int8Linear(nn.Module):
     """A linear layer with weights of 8 bits.
 
     Args:
-        weight: (E, D), rounded to the nearest of its row's values.
+        integers: (E, D) in int8.
+        scales: (E,) in float32, what one of each output's integers stands for.
         bias: (E,) or None.
+        dtype: of the weights that they stand for.
 
     Attributes:
-        weight: what it stands for, (E, D): shape and type, and no numbers.
-        integers: (E, D) in int8.
-        scales: (E,) in float32.
-        bias: (E,) or None.
+        weight: shape and type of the weights that it stands for, and no numbers.
     """
 
     integers: Tensor
     scales: Tensor
     bias: Tensor | None
 
-    @torch.no_grad()
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+    def __init__(
+        self, integers: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
+    ) -> None:
         super().__init__()
+        self.weight = torch.empty(integers.shape, dtype=dtype, device="meta")
+        self.register_buffer("integers", integers)
+        self.register_buffer("scales", scales)
+        self.register_buffer("bias", bias)
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, weight: Tensor, bias: Tensor | None) -> Self:
+        """Weights (E, D), each rounded to the nearest of its output's values."""
         numbers = weight.detach().float()
         scales = (numbers.abs().amax(1) / largest()).clamp(min=TINY)
-        integers = (numbers / scales.unsqueeze(1)).round().to(torch.int8)
-        self.weight = weight.detach().to("meta")
-        self.register_buffer("integers", integers.contiguous())
-        self.register_buffer("scales", scales)
-        self.register_buffer("bias", None if bias is None else bias.detach())
+        integers = (numbers / scales.unsqueeze(1)).round().to(torch.int8).contiguous()
+        return cls(integers, scales, None if bias is None else bias.detach(), weight.dtype)
+
+    def some(self, outputs: Tensor) -> Self:
+        """The same with these (E',) of its outputs alone."""
+        bias = None if self.bias is None else self.bias[outputs]
+        return type(self)(self.integers[outputs], self.scales[outputs], bias, self.weight.dtype)
 
     def forward(self, rows: Tensor) -> Tensor:
         """(…, D) → (…, E).
@@ -87,23 +100,10 @@ class Int8Linear(nn.Module):
         product = product.to(rows.dtype).view(*rows.shape[:-1], -1)
         return product if self.bias is None else product + self.bias
 
-    def some(self, outputs: Tensor) -> "Int8Linear":
-        """The same with these (E',) of its outputs alone."""
-        one = Int8Linear.__new__(Int8Linear)
-        nn.Module.__init__(one)
-        one.weight = self.weight[: len(outputs)]
-        one.register_buffer("integers", self.integers[outputs])
-        one.register_buffer("scales", self.scales[outputs])
-        one.register_buffer("bias", None if self.bias is None else self.bias[outputs])
-        return one
-
     def extra_repr(self) -> str:
         """Its shape."""
         outputs, inputs = self.weight.shape
         return f"in_features={inputs}, out_features={outputs}, bits=8"
-
-
-TINY = torch.finfo(torch.float32).tiny
 
 
 def multiply(rows: Tensor, integers: Tensor, scales: Tensor) -> Tensor:
@@ -156,12 +156,12 @@ def quantize_within(module: nn.Module) -> None:
     """The same for any module, whatever share of it that is."""
     made: dict[Any, Int8Linear] = {}
     for parent in list(module.modules()):
-        children: Iterable[tuple[str, Any]] = list(parent.named_children())
-        for name, part in children:
+        for name, part in list(parent._modules.items()):
             if _serves(part):
                 if part not in made:
-                    weight = part.weight.t() if isinstance(part, Conv1D) else part.weight
-                    made[part] = Int8Linear(weight, part.bias)
+                    layer: Any = part
+                    weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
+                    made[part] = Int8Linear.of(weight, layer.bias)
                 setattr(parent, name, made[part])
     module.requires_grad_(False)
 
