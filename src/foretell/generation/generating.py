@@ -41,6 +41,7 @@ from foretell.decoding import (
     rule_named,
 )
 from foretell.decoding.drafters import DRAFT_LENGTH, NAMED, require_trees
+from foretell.decoding.turns import turn_of
 from foretell.errors import HeadError, InputError
 from foretell.generation.draft_models import require_same_tokens, resize_vocabulary
 from foretell.generation.options import UNSET, GenerateOptions, StreamOptions
@@ -250,14 +251,15 @@ class Generating(nn.Module):
         """
         if max_new_tokens is UNSET:
             raise InputError(LENGTH.format("stream"))
-        options = self.options(
-            sampling=sampling,
-            drafter=drafter,
-            draft_length=draft_length,
-            rule=rule,
-            pass_width=pass_width,
-            compiled=compiled,
-        )
+        with turn_of(self.lm):
+            options = self.options(
+                sampling=sampling,
+                drafter=drafter,
+                draft_length=draft_length,
+                rule=rule,
+                pass_width=pass_width,
+                compiled=compiled,
+            )
         ends = self.stop_tokens if stop_tokens is None else stop_tokens
         strings = self.stop_strings if stop_strings is None else stop_strings
         if strings and tokenizer is None:
@@ -269,8 +271,9 @@ class Generating(nn.Module):
             stops.append(StopStrings(strings, tokenizer))
         if attention_mask is None:
             attention_mask = inferred_mask(input_ids, self._padding, ends or self.stop_tokens)
-        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
-        return self.run(batch, options)
+        with turn_of(self.lm):  # what is not known of the model yet is tried on it
+            batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
+            return self.run(batch, options)
 
     def decode(
         self,
@@ -492,16 +495,17 @@ class Generating(nn.Module):
         """
         request = translated(self.lm, told)
         ours = {name: told[name] for name in OURS if name in told and name != "seed"}
-        options = self.options(sampling=request.sampling, config=request.config, **ours)
-        batch = Batch(
-            self.backbone,
-            request.input_ids,
-            request.attention_mask,
-            request.max_new_tokens,
-            request.stops,
-            request.row_stops,
-        )
-        return request, batch, self.run(batch, options)
+        with turn_of(self.lm):  # what is not known of the model yet is tried on it
+            options = self.options(sampling=request.sampling, config=request.config, **ours)
+            batch = Batch(
+                self.backbone,
+                request.input_ids,
+                request.attention_mask,
+                request.max_new_tokens,
+                request.stops,
+                request.row_stops,
+            )
+            return request, batch, self.run(batch, options)
 
     def finish(
         self, request: Request, batch: Batch, stream: Iterator[tuple[Step, ...]]
