@@ -267,6 +267,14 @@ def test_a_stop_does_not_depend_on_the_steps(kind: str, data: st.DataObject) -> 
     assert complete == next((n + end for n, end in ends if end is not None), None)
 
 
+def test_one_string_is_one_stop() -> None:
+    """And not each of its letters."""
+    ids = ids_of("a b ab", "byte level")
+    found = StopStrings("ab", tokenizer("byte level"))
+    assert found.strings == ["ab"]
+    assert found((), ids) == len(ids)
+
+
 @pytest.mark.parametrize("kind", FALLBACK)
 def test_a_stop_is_found_behind_half_a_character(kind: str) -> None:
     """A run of bytes that is not whole yet has more places than characters."""

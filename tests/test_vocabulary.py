@@ -461,6 +461,26 @@ def test_what_to_draft_is_kept_where_the_head_is_or_refused() -> None:
     assert (model.head.config.vocabulary, len(model.head.vocabulary)) == (4, 4)
 
 
+@pytest.mark.parametrize(
+    "tokens",
+    [[5.5], ["a"], [[1], [2, 3]], torch.arange(101) > 90, torch.tensor([1.0, 2.0])],
+    ids=str,
+)
+def test_what_are_no_token_ids_is_not_drafted(tokens) -> None:
+    """A mask over the vocabulary would be read as the tokens 0 and 1."""
+    model = few("llama", "residual")
+    with pytest.raises(InputError, match="are no token ids; give a list of whole numbers"):
+        model.head.draft_only(tokens)
+    model.head.draft_only({7, 3})
+    assert model.head.vocabulary.tokens.tolist() == [3, 7]
+
+
+def test_a_file_need_not_list_an_end_that_the_model_has_no_token_for(tmp_path: Path) -> None:
+    """Some configs name one behind their vocabulary."""
+    (tmp_path / "tokens.json").write_text("[3, 7]")
+    assert read_vocabulary(tmp_path / "tokens.json", 50, [7, 5000]).tolist() == [3, 7]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_tokens_that_the_model_has_not_are_no_draft(kind: str) -> None:
     model = few("llama", kind)

@@ -23,7 +23,7 @@ def turn_of(model: nn.Module) -> Any:
 
 
 def in_turns(model: nn.Module, steps: Generator[Made, None, None]) -> Iterator[Made]:
-    """What `steps` yields, each made while no other thread runs `model`; between them others may."""
+    """What `steps` yields, each made while no other thread runs `model`; then others may."""
     turn, over = turn_of(model), object()
     try:
         while True:
