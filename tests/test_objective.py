@@ -558,3 +558,23 @@ def test_what_is_not_learned_need_not_be_measured(kind: str, in_order: bool) -> 
     assert torch.equal(part.depth_losses[1::2], whole.depth_losses[1::2])
     assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
     assert all(not expected[name].any() for name in expected.keys() - gradients.keys())
+
+
+class Deaf(nn.Linear):
+    """As an output head that quantises its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.detach()).detach()
+
+
+@pytest.mark.parametrize("depth_by_depth", [True, False])
+def test_heads_do_not_learn_through_an_output_head_without_gradients(depth_by_depth: bool) -> None:
+    model = ft.attach(families.build("llama"), "residual", depth=2)
+    model.lm.lm_head.__class__ = Deaf
+    model.freeze_backbone()
+    model.depth_by_depth = depth_by_depth
+    tokens = families.prompt(2, 9)
+    with torch.no_grad():
+        assert model(tokens).loss > 0
+    with pytest.raises(ft.BackboneError, match="output head passes no gradients on"):
+        model(tokens).loss.backward()
