@@ -176,7 +176,8 @@ class MTPModel(Generating):
 
         Raises:
             HeadError: see `require_fit`.
-            InputError: not one weight per depth, or no marginals where they are distilled.
+            InputError: not one weight per depth, no marginals where they are distilled, or what is
+                given is not of the same rows.
         """
         self.require_fit()
         loss = JointLoss(self.backbone, self.head, self.backbone_trains, self.depth_by_depth)
