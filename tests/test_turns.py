@@ -1,5 +1,6 @@
 """Several threads ask one model: each gets what it would get alone."""
 
+import copy
 from collections import Counter
 from threading import Thread
 
@@ -8,6 +9,7 @@ import torch
 
 import families
 import foretell as ft
+import rotating
 
 
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
@@ -47,3 +49,22 @@ def test_a_stream_that_waits_holds_nobody_up() -> None:
     assert model.decode(ids, max_new_tokens=16).continuations == done[0].continuations
     stream.close()
     assert not any(module._forward_hooks for module in model.lm.modules())
+
+
+@pytest.mark.parametrize("kind", ["parallel", "sequential"])
+@pytest.mark.parametrize("family", ["llama", "phi3"])
+def test_a_copy_does_not_follow_the_streams_of_its_original(family: str, kind: str) -> None:
+    """Nor do these follow it."""
+    lm = families.build("llama") if family == "llama" else rotating.build("phi3")
+    model = ft.attach(lm, kind, depth=2)
+    prompts = [families.prompt(1, length) for length in (rotating.SWITCH - 2, rotating.SWITCH + 6)]
+    alone = [model.decode(ids, max_new_tokens=12, stop_tokens=()).continuations for ids in prompts]
+    for ids, expected in zip(prompts, alone, strict=True):
+        stream = model.stream(ids, max_new_tokens=12, stop_tokens=())
+        tokens = list(next(stream)[0].tokens)
+        other = copy.deepcopy(model)
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in other.lm.modules())
+        for again, found in zip(prompts, alone, strict=True):
+            assert other.decode(again, max_new_tokens=12, stop_tokens=()).continuations == found
+        tokens += [token for (step,) in stream for token in step.tokens]
+        assert [tokens] == expected
