@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast as Fast
 
 from conftest import SHARED_DATA
 from foretell.decoding import Detokenizer, Step, StopStrings
+from foretell.errors import InputError
 from foretell.generation.steps import shown_steps
 from foretell.serve.text import Writer
 
@@ -273,6 +274,11 @@ def test_one_string_is_one_stop() -> None:
     found = StopStrings("ab", tokenizer("byte level"))
     assert found.strings == ["ab"]
     assert found((), ids) == len(ids)
+
+
+def test_half_a_character_is_no_stop() -> None:
+    with pytest.raises(InputError, match="has half of a character in it"):
+        StopStrings(["a\ud800"], tokenizer("byte level"))
 
 
 @pytest.mark.parametrize("kind", FALLBACK)

@@ -39,6 +39,8 @@ class StopStrings:
         self.strings = [strings] if isinstance(strings, str) else list(strings)
         self.tokenizer = tokenizer
         for string in self.strings:
+            if any("\ud800" <= letter <= "\udfff" for letter in string):
+                raise InputError(f"stop string {string!r} has half of a character in it.")
             # Inside a text too: some tokenizers drop the spaces at its ends.
             texts = tokenizer([string, f"a{string}a"], add_special_tokens=False)["input_ids"]
             if not string or not any(string in tokenizer.decode(list(ids)) for ids in texts):
