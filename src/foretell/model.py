@@ -83,8 +83,8 @@ class MTPModel(Generating):
         """Put adapters into the backbone, made by `make`; they are saved beside the heads.
 
         Raises:
-            InputError: there are some already, or they adapt the embedding or the output head,
-                which heads read directly.
+            InputError: there are some already, they adapt the embedding or the output head, which
+                heads read directly, or are no part of the model's layers (prompt tuning).
         """
         self.adapters = insert_adapters(self.backbone, make)
 
