@@ -351,3 +351,15 @@ def test_adapters_beside_the_tokens_are_not_put_in(kind: type) -> None:
         model.adapt(make)
     assert model.adapters is None
     assert [parameter.requires_grad for parameter in model.lm.parameters()] == learned
+
+
+def test_adapters_that_cannot_be_merged_are_named(tmp_path: Path, monkeypatch) -> None:
+    def merge(self: PeftModel) -> None:
+        raise ValueError("the base layer has no bias.")
+
+    where, _ = saved(tmp_path, lora())
+    monkeypatch.setattr(peft.tuners.tuners_utils.BaseTuner, "merge_and_unload", merge)
+    with pytest.raises(ft.CheckpointError) as caught:
+        ft.MTPModel.from_pretrained(where)
+    found = f"{where}: adapters cannot be merged (the base layer has no bias)."
+    assert str(caught.value) == found

@@ -2,6 +2,7 @@
 
 import copy
 from collections import Counter
+from itertools import zip_longest
 from threading import Thread
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import families
 import foretell as ft
 import rotating
+from foretell.decoding import LookupDrafter, ModelDrafter, TreeShape, drafter_for
 
 
 @pytest.mark.parametrize("kind", ["parallel", "sequential"])
@@ -68,3 +70,38 @@ def test_a_copy_does_not_follow_the_streams_of_its_original(family: str, kind: s
             assert other.decode(again, max_new_tokens=12, stop_tokens=()).continuations == found
         tokens += [token for (step,) in stream for token in step.tokens]
         assert [tokens] == expected
+
+
+@pytest.mark.parametrize("name", ["sequential", "parallel", "tree", "model", "lookup"])
+def test_streams_may_share_a_drafter(name: str) -> None:
+    """Whether they take turns, one is given up, or threads read them."""
+    kind = name if name in ("sequential", "parallel") else "parallel"
+    model = ft.attach(families.build("llama"), kind, depth=2)
+    shape = TreeShape((2, 1)) if name == "tree" else None
+    drafter = drafter_for(model.backbone, model.require_head(), shape=shape)
+    if name == "model":
+        draft = ft.MTPModel(families.moved(families.build("llama"), 0.1))
+        drafter = ModelDrafter(model.backbone, draft.backbone)
+    elif name == "lookup":
+        drafter = LookupDrafter()
+    prompts = [families.prompt(1, 8 + 3 * n, seed=n) for n in range(3)]
+    told = {"max_new_tokens": 16, "stop_tokens": ()}
+    expected = [model.decode(ids, **told, drafter="none").new_tokens for ids in prompts]
+    found: list[list[int]] = [[] for _ in prompts]
+    for steps in zip_longest(*(model.stream(ids, **told, drafter=drafter) for ids in prompts)):
+        for tokens, step in zip(found, steps, strict=True):
+            tokens += step[0].tokens if step else ()
+    assert found == expected
+    given_up = model.stream(prompts[0], **told, drafter=drafter)
+    next(given_up)
+
+    def ask(number: int) -> None:
+        found[number] = model.decode(prompts[number], **told, drafter=drafter).new_tokens
+
+    threads = [Thread(target=ask, args=(number,)) for number in range(3)]
+    found = [[] for _ in prompts]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == expected

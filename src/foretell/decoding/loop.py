@@ -23,7 +23,7 @@ from foretell.decoding.length import AutoLength
 from foretell.decoding.options import DecodeOptions
 from foretell.decoding.passes import Passes, capacity
 from foretell.decoding.sampling import Sampler
-from foretell.decoding.turns import in_turns, turn_of
+from foretell.decoding.turns import alone, in_turns, turn_of
 
 
 @dataclass(frozen=True)
@@ -133,13 +133,13 @@ def _decode(
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
-    drafter, rule = options.drafter, options.rule
+    rule = options.rule
     draft = Draft.nothing(len(batch), batch.device)
-    drafter.start(passes.past, sampler, len(batch), passes.capacity)
     sampler.begin(batch.lengths)
-    layers = drafter.layers
-    kernels = Kernels(passes.backbone, drafter)
-    with passes.backbone.watch(layers), passes.backbone.rotated():
+    backbone, layers = passes.backbone, options.drafter.layers
+    with alone(options.drafter) as drafter, backbone.watch(layers), backbone.rotated():
+        drafter.start(passes.past, sampler, len(batch), passes.capacity)
+        kernels = Kernels(backbone, drafter)
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
             with kernels.chosen():

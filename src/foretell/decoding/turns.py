@@ -4,6 +4,8 @@ A pass is watched by hooks on the model, which every pass of it sets off, whoeve
 """
 
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from copy import copy
 from threading import Lock, RLock
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -14,6 +16,8 @@ Made = TypeVar("Made")
 
 _turns: "WeakKeyDictionary[nn.Module, Any]" = WeakKeyDictionary()
 _making = Lock()
+_busy: set[int] = set()
+"""Those that `alone` has given away, by identity."""
 
 
 def turn_of(model: nn.Module) -> Any:
@@ -35,3 +39,17 @@ def in_turns(model: nn.Module, steps: Generator[Made, None, None]) -> Iterator[M
     finally:
         with turn:  # it takes its hooks off the model
             steps.close()
+
+
+@contextmanager
+def alone(drafter: Made) -> Iterator[Made]:
+    """The drafter, or a copy of it while it drafts for another stream: it keeps what it has read of
+    the rows that it drafts for.
+    """
+    with _making:
+        mine = copy(drafter) if id(drafter) in _busy else drafter
+        _busy.add(id(mine))
+    try:
+        yield mine
+    finally:
+        _busy.discard(id(mine))
