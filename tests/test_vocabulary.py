@@ -469,7 +469,7 @@ def test_what_to_draft_is_kept_where_the_head_is_or_refused() -> None:
 def test_what_are_no_token_ids_is_not_drafted(tokens) -> None:
     """A mask over the vocabulary would be read as the tokens 0 and 1."""
     model = few("llama", "residual")
-    with pytest.raises(InputError, match="are no token ids; give a list of whole numbers"):
+    with pytest.raises(InputError, match="are not token ids; give a list of whole numbers"):
         model.head.draft_only(tokens)
     model.head.draft_only({7, 3})
     assert model.head.vocabulary.tokens.tolist() == [3, 7]

@@ -237,5 +237,5 @@ def _token_ids(tokens: Tensor | Collection[int]) -> Tensor:
     except (TypeError, ValueError, RuntimeError):  # texts, or lists of several lengths
         ids = None
     if ids is None or ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
-        raise InputError("what is to be drafted are no token ids; give a list of whole numbers.")
+        raise InputError("the tokens to draft are not token ids; give a list of whole numbers.")
     return ids
