@@ -150,8 +150,8 @@ class JointLoss:
             found = labels[labels != IGNORE]
             if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < size:
                 raise InputError(
-                    f"labels have token ids outside the model's vocabulary of {size}; where there is "
-                    f"nothing to predict, give {IGNORE}."
+                    f"labels have token ids outside the model's vocabulary of {size}; where there "
+                    f"is nothing to predict, give {IGNORE}."
                 )
 
     def targets(self, labels: Tensor, position_ids: Tensor | None) -> list[Tensor]:
