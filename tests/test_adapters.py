@@ -334,3 +334,32 @@ def test_commands_say_that_they_merged(tmp_path: Path) -> None:
     assert (ran.status, ran.err) == (0, said)
     assert "did not move" not in ran.out
     assert ft.MTPModel.from_pretrained(tmp_path / "run" / "model").depth == 1
+
+
+@pytest.mark.parametrize("kind", [PrefixTuningConfig, peft.PromptTuningConfig])
+def test_adapters_beside_the_tokens_are_not_put_in(kind: type) -> None:
+    """They would be saved, but neither be heard nor loaded again."""
+    model = ft.attach(families.build("llama"), "residual", depth=1)
+    learned = [parameter.requires_grad for parameter in model.lm.parameters()]
+
+    def make(lm: PreTrainedModel) -> Adapters:
+        own = tuple(p for p in lm.parameters() if p.requires_grad)
+        config = kind(num_virtual_tokens=2, task_type="CAUSAL_LM")
+        return Adapters(peft.get_peft_model(lm, config), "base", own)
+
+    with pytest.raises(InputError, match="cannot become part of weights, and the model says"):
+        model.adapt(make)
+    assert model.adapters is None
+    assert [parameter.requires_grad for parameter in model.lm.parameters()] == learned
+
+
+def test_adapters_that_cannot_be_merged_are_named(tmp_path: Path, monkeypatch) -> None:
+    def merge(self: PeftModel) -> None:
+        raise ValueError("the base layer has no bias.")
+
+    where, _ = saved(tmp_path, lora())
+    monkeypatch.setattr(peft.tuners.tuners_utils.BaseTuner, "merge_and_unload", merge)
+    with pytest.raises(ft.CheckpointError) as caught:
+        ft.MTPModel.from_pretrained(where)
+    found = f"{where}: adapters cannot be merged (the base layer has no bias)."
+    assert str(caught.value) == found

@@ -48,7 +48,7 @@ from foretell.decoding import (
     drafter_for,
     passes,
 )
-from foretell.decoding.cache import SlottedPast, takes_masks
+from foretell.decoding.cache import SlottedPast, slotted, takes_masks
 from foretell.decoding.cache.slotted import SlottedLayer
 from pairing import pairs
 
@@ -459,6 +459,39 @@ def test_slots_are_set_aside_for_drafts_of_rows_that_have_ended(monkeypatch, spa
     )
     assert not result.steps[-1][0].tokens
     assert bool(grown) == grows
+
+
+@pytest.mark.parametrize("name", ["none", "parallel", "sequential", "tree"])
+def test_slots_are_added_as_texts_grow(monkeypatch, name: str) -> None:
+    """Of rows that differ in length, behind drafts too; no text is to fill its row to the end."""
+    model = attached("llama", "parallel" if name == "tree" else name)
+    tokens = pad(torch.tensor([prompt(29)]), (0, 0, 0, 1))
+    tokens[1, :13] = torch.tensor(prompt(13))
+    mask = torch.ones_like(tokens)
+    mask[1, 13:] = 0
+
+    def found() -> list[list[int]]:
+        shape = TreeShape((2, 2)) if name == "tree" else None
+        drafter = drafter_for(model.backbone, model.head, shape=shape) if model.head else None
+        given = {"drafter": drafter, "max_new_tokens": 40, "stop_tokens": ()}
+        return model.decode(tokens, mask, **given).continuations
+
+    whole, grown, grow = found(), [], SlottedLayer.grow
+    monkeypatch.setattr(slotted, "AT_FIRST", 4)
+    monkeypatch.setattr(slotted, "FIXED_SLOTS", 1)
+    monkeypatch.setattr(SlottedLayer, "grow", lambda *told: grown.append(told[1]) or grow(*told))
+    assert found() == whole
+    assert grown
+
+
+def test_a_text_may_be_as_long_as_anybody_says() -> None:
+    """Where it ends by itself, room for a billion tokens is never used."""
+    model = attached("llama", "sequential")
+    tokens = torch.tensor([prompt(9)])
+    short = model.decode(tokens, max_new_tokens=24, stop_tokens=(11, 12, 13)).continuations
+    for most in (10**9, 10**15):
+        found = model.decode(tokens, max_new_tokens=most, stop_tokens=short[0][5:6])
+        assert found.continuations == [short[0][:6]]
 
 
 def test_wide_passes_need_no_more_slots_than_were_set_aside(monkeypatch) -> None:

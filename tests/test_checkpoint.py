@@ -494,3 +494,66 @@ def test_a_model_of_another_list_is_given_to_its_heads(tmp_path: Path, family: s
     ids = torch.tensor([[1, 2, 3]])
     found = [one.decode(ids, max_new_tokens=4).new_tokens for one in (model, again)]
     assert found[0] == found[1]
+
+
+# -- what cannot be saved -------------------------------------------------------------------------
+
+
+def _more_tokens(model: ft.MTPModel) -> None:
+    model.lm.set_output_embeddings(torch.nn.Linear(32, 50, bias=False))
+
+
+def _one_mlp_for_two(model: ft.MTPModel) -> None:
+    model.lm.model.layers[1].mlp = model.lm.model.layers[0].mlp
+
+
+UNSAVABLE: dict[str, tuple[Callable[[ft.MTPModel], object], str]] = {
+    "what draws, greedily": (
+        lambda model: model.generation_config.update(temperature=0.5),
+        "`temperature`: `do_sample` is not set",
+    ),
+    "no padding token": (
+        lambda model: model.generation_config.update(pad_token_id=-1),
+        "`pad_token_id` should be positive",
+    ),
+    "no JSON": (lambda model: model.config.update({"odd": object()}), "not JSON serializable"),
+    "how to draw, in the model's config": (
+        lambda model: model.config.update({"top_p": 0.5}),
+        "generation parameters are set in the model config",
+    ),
+    "a bias that the class has not": (
+        lambda model: model.lm.set_output_embeddings(torch.nn.Linear(32, 48)),
+        "not loaded again: it is more than its config describes (lm_head.bias)",
+    ),
+    "another shape": (_more_tokens, "lm_head.weight has the shape (50, 32), by its config (48, 32"),
+    "a part too few": (
+        lambda model: delattr(model.lm.model.layers[1].mlp, "up_proj"),
+        "it is without a part of what its config describes (model.layers.1.mlp.up_proj.weight)",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNSAVABLE)
+def test_what_could_not_be_saved_or_loaded_again_is_refused(
+    small_llama, tmp_path: Path, case: str
+) -> None:
+    """Before training: otherwise a run would end with nothing."""
+    change, problem = UNSAVABLE[case]
+    model = ft.MTPModel(small_llama, SHAPES["residual"])
+    change(model)
+    for ask in (model.require_savable, lambda: model.save_pretrained(tmp_path / "saved")):
+        one_line(CheckpointError, ask, problem)
+    assert not (tmp_path / "saved").exists()
+
+
+def test_weights_that_transformers_does_not_write_are_refused_in_one_line(
+    small_llama, tmp_path: Path
+) -> None:
+    model = ft.MTPModel(small_llama, SHAPES["residual"])
+    _one_mlp_for_two(model)
+    one_line(
+        CheckpointError,
+        lambda: model.save_pretrained(tmp_path / "saved"),
+        "LlamaForCausalLM cannot be saved: The weights trying to be saved contained shared tensors",
+    )
+    assert not (tmp_path / "saved").exists()

@@ -3,10 +3,12 @@
 import inspect
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -26,7 +28,8 @@ from transformers.generation.streamers import BaseStreamer
 import families
 import foretell as ft
 from foretell.checkpoints import load_tokenizer
-from foretell.decoding import Generation, NoDrafter, Sampler
+from foretell.decoding import Generation, NoDrafter, Sampler, Sampling
+from foretell.errors import InputError
 from foretell.generation import GenerateOptions
 from foretell.generation.translation import SEARCHES, UNREAD, translated
 
@@ -485,3 +488,64 @@ def test_types_are_complete_in_an_editor(tmp_path: Path) -> None:
     wrong = [n for n, line in enumerate(PROGRAM.splitlines(), 1) if line.endswith("# error")]
     found = {int(line.split(":")[1]) for line in ran.stdout.splitlines() if ": error:" in line}
     assert found == set(wrong), ran.stdout + ran.stderr
+
+
+ODD: dict[str, tuple[dict[str, object], str]] = {
+    "half a token": ({"max_new_tokens": 2.5}, "max_new_tokens is 2.5; give a whole number"),
+    "no length": ({"max_new_tokens": None}, "max_new_tokens is None; give a whole number"),
+    "text": ({"max_new_tokens": "5"}, "max_new_tokens is '5'; give a whole number"),
+    "half a draft": ({"draft_length": 1.5}, "draft_length is 1.5; give a whole number"),
+    "a draft of text": ({"draft_length": "x"}, "draft_length is 'x'; give a whole number"),
+    "a drafter's number": ({"drafter": 5}, "drafter is 5; give one, or its name"),
+    "a rule's number": ({"rule": 5}, "rule is 5; give an acceptance rule"),
+    "half a width": ({"pass_width": 2.5}, "pass_width is 2.5; give a whole number"),
+    "text that ends": ({"stop_tokens": ["a"]}, "stop_tokens is 'a'; give a whole number"),
+    "a dictionary": ({"sampling": {"temperature": 1}}, "sampling is .* give a foretell.decoding"),
+}
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_what_decode_cannot_read_is_refused_in_one_line(case: str) -> None:
+    told, problem = ODD[case]
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(InputError, match=problem) as caught:
+        model.decode(families.prompt(2, 5), **{"max_new_tokens": 4, **told})
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"temperature": "1"}, {"top_k": 1.5}, {"top_p": True}, {"seeds": 1.5}, {"seeds": ["a"]}],
+)
+def test_sampling_is_told_numbers(told: dict) -> None:
+    with pytest.raises(InputError, match=r"; give a (whole )?number"):
+        Sampling(**told)
+
+
+def test_numbers_of_numpy_and_torch_are_numbers() -> None:
+    model = ft.MTPModel(families.build("llama"))
+    ids, sampled = families.prompt(2, 5), Sampling(temperature=1.0, seeds=3)
+    plain = model.decode(ids, max_new_tokens=4, stop_tokens=(7,), sampling=sampled).continuations
+    for number in (np.int64, torch.tensor):
+        told = {"max_new_tokens": number(4), "stop_tokens": number(7)}
+        sampling = replace(sampled, seeds=[number(3), number(4)])
+        assert model.decode(ids, **told, sampling=sampling).continuations == plain
+    assert replace(sampled, seeds=np.int64(3)).seeds == 3
+
+
+@pytest.mark.parametrize(
+    "told", [{"stop_strings": []}, {"is_assistant": False}, {"max_new_tokens": 3.5}], ids=str
+)
+def test_what_asks_for_nothing_is_heard(told: dict) -> None:
+    model, ids = ft.MTPModel(families.build("llama")), families.prompt(2, 5)
+    model.generation_config.is_assistant = True  # for a draft model of transformers
+    expected = model.lm.generate(ids, is_assistant=False, do_sample=False, max_new_tokens=4)
+    assert torch.equal(
+        model.generate(ids, **{"max_new_tokens": 4, "do_sample": False, **told}), expected
+    )
+
+
+def test_fewer_texts_than_one_are_refused() -> None:
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(InputError, match="num_return_sequences is -1; ask for at least 1"):
+        model.generate(families.prompt(), max_new_tokens=4, do_sample=True, num_return_sequences=-1)

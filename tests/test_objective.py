@@ -558,3 +558,60 @@ def test_what_is_not_learned_need_not_be_measured(kind: str, in_order: bool) -> 
     assert torch.equal(part.depth_losses[1::2], whole.depth_losses[1::2])
     assert all(torch.equal(gradients[name], expected[name]) for name in gradients)
     assert all(not expected[name].any() for name in expected.keys() - gradients.keys())
+
+
+class Deaf(nn.Linear):
+    """As an output head that quantises its input."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input.detach()).detach()
+
+
+@pytest.mark.parametrize("depth_by_depth", [True, False])
+def test_heads_do_not_learn_through_an_output_head_without_gradients(depth_by_depth: bool) -> None:
+    model = ft.attach(families.build("llama"), "residual", depth=2)
+    model.lm.lm_head.__class__ = Deaf
+    model.freeze_backbone()
+    model.depth_by_depth = depth_by_depth
+    tokens = families.prompt(2, 9)
+    with torch.no_grad():
+        assert model(tokens).loss > 0
+    with pytest.raises(ft.BackboneError, match="output head passes no gradients on"):
+        model(tokens).loss.backward()
+
+
+ROWS = families.prompt(2, 9)
+APART: dict[str, tuple[dict[str, object], str]] = {
+    "labels of shorter rows": ({"labels": ROWS[:, :5]}, r"labels has the shape \(2, 5\)"),
+    "labels of one row": ({"labels": ROWS[0]}, r"labels has the shape \(9,\)"),
+    "labels that are no tokens": ({"labels": ROWS.float()}, "labels are torch.float32; give token"),
+    "labels behind the vocabulary": (
+        {"labels": ROWS + 1000},
+        "outside the model's vocabulary of 101",
+    ),
+    "labels below it": ({"labels": ROWS - 200}, "outside the model's vocabulary of 101"),
+    "a row alone": ({"input_ids": ROWS[0]}, r"input_ids have the shape \(9,\)"),
+    "no tokens": ({"input_ids": ROWS[:, :0]}, r"input_ids have the shape \(2, 0\)"),
+    "no rows": ({"input_ids": ROWS[:0]}, r"input_ids have the shape \(0, 9\)"),
+    "positions of one row": ({"position_ids": torch.arange(9)}, r"position_ids has the shape"),
+    "a mask of shorter rows": (
+        {"attention_mask": ROWS[:, 1:] > 0},
+        r"attention_mask has the shape",
+    ),
+    "too few counts": ({"counts": torch.ones(2)}, "2 counts were given; depths 0 to 2 take one"),
+}
+
+
+@pytest.mark.parametrize("case", APART)
+def test_what_is_not_of_the_same_rows_is_refused(case: str) -> None:
+    """Labels of rows of another length gave a loss, and a wrong one."""
+    told, problem = APART[case]
+    model = ft.attach(families.build("llama"), "residual", depth=2)
+    with pytest.raises(InputError, match=problem) as caught:
+        model(**{"input_ids": ROWS, **told})
+    assert "\n" not in str(caught.value)
+
+
+def test_labels_may_be_of_any_whole_type() -> None:
+    model = ft.attach(families.build("llama"), "residual", depth=2)
+    assert torch.equal(model(ROWS, labels=ROWS.int()).loss, model(ROWS).loss)

@@ -252,7 +252,8 @@ def refused(answer: httpx.Response, status: int, message: str, param: str | None
         ({"prompt": "x = 1\n" * 200}, "tokens; at most 200 are taken", None),
         ({"prompt": None}, "prompt", "prompt"),
         ({"stop": ""}, "stop", "stop"),
-        ({"stop": ["a"] * 17}, "stop", "stop"),
+        ({"stop": ["a"] * 17}, "stop: List should have at most 16 items", "stop"),
+        ({"stop": [5]}, "stop.0: Input should be a valid string", "stop"),
         (
             {"stream_options": {"include_usage": True}},
             "stream_options are for streams",
@@ -265,6 +266,20 @@ def test_what_cannot_be_done_is_refused(
     running: Running, change: dict[str, Any], message: str, param: str | None
 ) -> None:
     refused(running.post("/v1/completions", **{**GREEDY, **change}), 400, message, param)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\x1f\x8b\x08", b'{"prompt": "caf\xe9"}', b"[" * 5000, b'{"seed": ' + b"9" * 5000 + b"}"],
+)
+def test_a_body_that_cannot_be_read_is_refused_with_the_reason(
+    running: Running, body: bytes
+) -> None:
+    headers = {"Content-Type": "application/json"}
+    answer = httpx.post(f"{running.url}/v1/completions", content=body, headers=headers)
+    refused(
+        answer, 400, "the body is not JSON in UTF-8, or has more in it than JSON is read for", None
+    )
 
 
 NEUTRAL: dict[str, Any] = {

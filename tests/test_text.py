@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerFast as Fast
 
 from conftest import SHARED_DATA
 from foretell.decoding import Detokenizer, Step, StopStrings
+from foretell.errors import InputError
 from foretell.generation.steps import shown_steps
 from foretell.serve.text import Writer
 
@@ -265,6 +266,19 @@ def test_a_stop_does_not_depend_on_the_steps(kind: str, data: st.DataObject) -> 
     steps = [(n, ids[n : n + size]) for n in range(0, len(ids), size)]
     ends = ((n, stops(ids[:n], new)) for n, new in steps)
     assert complete == next((n + end for n, end in ends if end is not None), None)
+
+
+def test_one_string_is_one_stop() -> None:
+    """And not each of its letters."""
+    ids = ids_of("a b ab", "byte level")
+    found = StopStrings("ab", tokenizer("byte level"))
+    assert found.strings == ["ab"]
+    assert found((), ids) == len(ids)
+
+
+def test_half_a_character_is_no_stop() -> None:
+    with pytest.raises(InputError, match="has half of a character in it"):
+        StopStrings(["a\ud800"], tokenizer("byte level"))
 
 
 @pytest.mark.parametrize("kind", FALLBACK)

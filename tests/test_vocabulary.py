@@ -297,9 +297,12 @@ def test_a_map_that_cannot_be_is_refused(tmp_path: Path) -> None:
         broken.head.vocabulary.tokens[place] = value
         if value == 5:
             broken.head.vocabulary.tokens[1] = value
-        broken.save_pretrained(tmp_path / f"broken{place}{value}")
+        with pytest.raises(CheckpointError, match="cannot be saved: the draft vocabulary is not"):
+            broken.save_pretrained(tmp_path / "broken")
+        assert not (tmp_path / "broken").exists()
+        save_file(broken.head.state_dict(), tmp_path / "heads" / "heads.safetensors")
         with pytest.raises(CheckpointError, match="draft vocabulary is not 20 rising") as caught:
-            ft.MTPModel.from_pretrained(tmp_path / f"broken{place}{value}")
+            ft.MTPModel.from_pretrained(tmp_path / "heads")
         assert "\n" not in str(caught.value)
 
 
@@ -456,6 +459,26 @@ def test_what_to_draft_is_kept_where_the_head_is_or_refused() -> None:
     with pytest.raises(InputError, match="vocabulary is 0; it must be at least 1"):
         model.head.draft_only(torch.arange(0))
     assert (model.head.config.vocabulary, len(model.head.vocabulary)) == (4, 4)
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[5.5], ["a"], [[1], [2, 3]], torch.arange(101) > 90, torch.tensor([1.0, 2.0])],
+    ids=str,
+)
+def test_what_are_no_token_ids_is_not_drafted(tokens) -> None:
+    """A mask over the vocabulary would be read as the tokens 0 and 1."""
+    model = few("llama", "residual")
+    with pytest.raises(InputError, match="are not token ids; give a list of whole numbers"):
+        model.head.draft_only(tokens)
+    model.head.draft_only({7, 3})
+    assert model.head.vocabulary.tokens.tolist() == [3, 7]
+
+
+def test_a_file_need_not_list_an_end_that_the_model_has_no_token_for(tmp_path: Path) -> None:
+    """Some configs name one behind their vocabulary."""
+    (tmp_path / "tokens.json").write_text("[3, 7]")
+    assert read_vocabulary(tmp_path / "tokens.json", 50, [7, 5000]).tolist() == [3, 7]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -84,8 +84,8 @@ class MTPModel(Generating):
         """Put adapters into the backbone, made by `make`; they are saved beside the heads.
 
         Raises:
-            InputError: there are some already, or they adapt the embedding or the output head,
-                which heads read directly.
+            InputError: there are some already, they adapt the embedding or the output head, which
+                heads read directly, or are no part of the model's layers (prompt tuning).
         """
         self.adapters = insert_adapters(self.backbone, make)
 
@@ -190,7 +190,8 @@ class MTPModel(Generating):
 
         Raises:
             HeadError: see `require_fit`.
-            InputError: not one weight per depth, or no marginals where they are distilled.
+            InputError: not one weight per depth, no marginals where they are distilled, or what is
+                given is not of the same rows.
         """
         self.require_fit()
         loss = JointLoss(self.backbone, self.head, self.backbone_trains, self.depth_by_depth)

@@ -116,6 +116,19 @@ def traced(blocks: nn.ModuleList, layers: set[int]) -> Iterator[Trace]:
             handle.remove()
 
 
+def unwatch(model: nn.Module) -> None:
+    """Take the hooks of `traced` off a copy of a model that was watched when it was copied."""
+    for module in model.modules():
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):
+            for number in [n for n, hook in hooks.items() if _is_ours(hook)]:
+                del hooks[number]
+                module._forward_pre_hooks_with_kwargs.pop(number, None)
+
+
+def _is_ours(hook: Any) -> bool:
+    return getattr(hook, "__module__", None) == __name__
+
+
 @dataclass
 class Recorder:
     """Keeps the last call that a stand-in received, and knows how the family's blocks answer.

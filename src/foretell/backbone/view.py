@@ -30,6 +30,7 @@ from foretell.backbone.calls import (
     cache_keyword,
     hidden_of,
     traced,
+    unwatch,
     with_stand_ins,
 )
 from foretell.backbone.context import room, stated, warn_longer
@@ -66,6 +67,14 @@ class Backbone(Anatomy):
         self._open: list[Trace] = []
         with evaluating(model):
             self._prove(found)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Of a copy, which nobody watches, whatever streams there are here."""
+        return {**vars(self), "_open": [], "_rehearsed": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        unwatch(self.model)
 
     def _prove(self, found: Discovery) -> None:
         """On the pass that it was learned from: the view must give the model's own logits."""

@@ -88,8 +88,8 @@ class Adapters:
         peft, base, learned = _peft(), fingerprint(model), _learning(model)
         with _explained(path):
             kind = peft.PeftConfig.from_pretrained(str(path))
-            if kind.is_prompt_learning or kind.is_adaption_prompt:
-                raise ValueError(f"{kind.peft_type.value} cannot become part of weights")
+            if (beside := _beside_weights(kind)) is not None:
+                raise ValueError(f"{beside} cannot become part of weights")
             with _quiet_peft():
                 loaded = peft.PeftModel.from_pretrained(model, str(path), is_trainable=True)
                 # Again, for what it says: tensors without a place are passed over in silence.
@@ -115,16 +115,23 @@ class Adapters:
                 self.peft_model.merge_and_unload()
         except Exception as error:
             raise CheckpointError(f"adapters cannot be merged ({_one_line(error)}).") from None
-        self._learn_again()
+        self.release()
 
     def remove(self) -> None:
         """Take them out of the model, which is as it was before."""
         self.peft_model.unload()
-        self._learn_again()
+        self.release()
 
-    def _learn_again(self) -> None:
+    def release(self) -> None:
+        """Have the model's own parameters learn again, as they did before."""
         for parameter in self.learned:
             parameter.requires_grad_(True)
+
+
+def _beside_weights(config: Any) -> str | None:
+    """The kind of adapters where they are put beside the tokens; None where a layer holds them."""
+    beside = config.is_prompt_learning or config.is_adaption_prompt
+    return str(config.peft_type.value) if beside else None
 
 
 def _doing_more(model: PreTrainedModel) -> Iterator[str]:
@@ -158,7 +165,8 @@ def insert_adapters(backbone: Backbone, make: Callable[[PreTrainedModel], Adapte
     """Put adapters, made by `make`, into a backbone that heads read.
 
     Raises:
-        InputError: there are some already, or they adapt the embedding or the output head.
+        InputError: there are some already, they adapt the embedding or the output head, or are no
+            part of the model's layers.
     """
     lm = backbone.model
     if adapters_inside(lm) is not None:
@@ -168,6 +176,13 @@ def insert_adapters(backbone: Backbone, make: Callable[[PreTrainedModel], Adapte
         )
     read = (backbone.embedding, backbone.output)
     adapters = make(lm)
+    kinds = getattr(adapters.peft_model, "peft_config", {}).values()
+    if (beside := next(filter(None, map(_beside_weights, kinds)), None)) is not None:
+        adapters.release()
+        raise InputError(
+            f"{beside} cannot become part of weights, and the model says what it said without it; "
+            "use adapters that can."
+        )
     if (backbone.embedding, backbone.output) != read:
         adapters.remove()
         raise InputError(

@@ -153,7 +153,10 @@ def _merged(
     fit_vocabulary(model, Path(where))
     adapters = Adapters.load(model, Path(where))
     adapted = _some_logits(model.eval())
-    adapters.merge()
+    try:
+        adapters.merge()
+    except CheckpointError as error:
+        raise CheckpointError(f"{where}: {error}") from None
     if not torch.allclose(_some_logits(model), adapted, atol=1e-3 * float(adapted.abs().max())):
         raise CheckpointError(
             f"{where}: merging the adapters changes what the model says, as where they adapt an "

@@ -1,11 +1,14 @@
 """Saving a backbone, its head and its adapters together: to a directory, or to the Hub."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import torch
 from huggingface_hub import HfApi
 from transformers import PreTrainedModel
 
@@ -67,6 +70,12 @@ class Assembled:
                 f"the weights of {name} were rounded to 8 bits (`quantize`), which is for decoding "
                 "alone; train and save it without."
             )
+        if self.head is not None and self.head.vocabulary is not None:
+            output: Any = self.lm.get_output_embeddings()
+            try:
+                self.head.vocabulary.check(len(output.weight))
+            except InputError as error:
+                raise CheckpointError(f"the heads cannot be saved: {error}") from None
         if backbone_path is not None:
             return
         if kind is not None:
@@ -80,6 +89,12 @@ class Assembled:
                 f"the packed weights of {name} ({packer}) cannot be saved beside heads: name the "
                 "path that the backbone is loaded from."
             )
+        if not packer:
+            _require_its_class(self.lm)
+        with TemporaryDirectory() as place, _in_one_line(name):
+            self.lm.config.save_pretrained(place)
+            if self.lm.can_generate():
+                self.lm.generation_config.save_pretrained(place)
 
     def save(
         self,
@@ -98,7 +113,8 @@ class Assembled:
         with replacing(path, superseded, marks=CONFIG_FILES) as work:
             if backbone_path is None:
                 store_by_rows(self.lm)  # others cannot be written
-                self.lm.save_pretrained(work, **more)
+                with _in_one_line(type(self.lm).__name__):
+                    self.lm.save_pretrained(work, **more)
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
             if self.head is not None:
@@ -147,3 +163,42 @@ def _full_path(backbone_path: str | Path | None) -> str | None:
         return None
     path = local_path(backbone_path)
     return str(path.absolute()) if path.is_dir() else str(backbone_path)
+
+
+def _require_its_class(lm: PreTrainedModel) -> None:
+    """See to it that loading makes a place for each of a model's parameters, and no other.
+
+    Raises:
+        CheckpointError: it does not.
+    """
+    try:
+        with torch.device("meta"):
+            made = dict(type(lm)(deepcopy(lm.config)).named_parameters(remove_duplicate=False))
+    except Exception:  # a class may want more than its config
+        return
+    own = dict(lm.named_parameters(remove_duplicate=False))
+    for name in sorted({*made, *own}):
+        if name not in made or name not in own:
+            much = "more than" if name in own else "without a part of what"
+            problem = f"it is {much} its config describes ({name})"
+        elif made[name].shape != own[name].shape:
+            shapes = f"{tuple(own[name].shape)}, by its config {tuple(made[name].shape)}"
+            problem = f"{name} has the shape {shapes}"
+        else:
+            continue
+        raise CheckpointError(
+            f"{type(lm).__name__} could be saved and not loaded again: {problem}; name the path "
+            "that the backbone is loaded from, or change the config with the model."
+        )
+
+
+@contextmanager
+def _in_one_line(name: str) -> Iterator[None]:
+    """Turn what transformers raises of a model that it does not save into one line."""
+    try:
+        yield
+    except OSError:  # of the disk: whoever writes the directory says it better
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).rstrip(".")
+        raise CheckpointError(f"{name} cannot be saved: {reason}.") from None

@@ -29,7 +29,7 @@ from foretell.cli.commands.probe import Probe
 from foretell.cli.commands.report import Report
 from foretell.cli.commands.serve import Serve
 from foretell.cli.commands.train import Train
-from foretell.errors import ForetellError
+from foretell.errors import ForetellError, InputError
 
 COMMANDS: dict[str, tuple[type[options.Command], str]] = {
     "demo": (Demo, "foretell.cli.demo:demo"),
@@ -155,6 +155,7 @@ def main() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     try:
         words = sys.argv[1:] or ["--help"]
+        _require_text(words)
         status = _parser()(words, prog_name="foretell", standalone_mode=False)
     except ForetellError as error:
         print(f"foretell: {_printable(str(error))}", file=sys.stderr)
@@ -170,6 +171,17 @@ def main() -> None:
         print("foretell: interrupted", file=sys.stderr)
     if status:
         sys.exit(status)
+
+
+def _require_text(words: list[str]) -> None:
+    """Refuse bytes that are no text, which neither tokenizers nor result files take."""
+    for word in words:
+        try:
+            word.encode()
+        except UnicodeEncodeError:
+            raise InputError(
+                f"{word[:100]!r} is not UTF-8; write it in that, or rename what it names."
+            ) from None
 
 
 def _printable(message: str) -> str:

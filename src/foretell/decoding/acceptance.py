@@ -241,7 +241,7 @@ class MinimumBlock(AcceptanceRule, name="minimum-block", number=1):
 
 def whole(number: float | None) -> int:
     """A rule's number where it has to be whole; else ValueError."""
-    if number is None or number != int(number):
+    if number is None or number != int(number) or abs(number) >= 1 << 63:
         raise ValueError(number)
     return int(number)
 

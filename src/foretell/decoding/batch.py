@@ -16,6 +16,7 @@ from torch import Tensor
 from foretell.backbone import Backbone, warn_longer
 from foretell.decoding.acceptance import Verdict
 from foretell.decoding.draft import Draft
+from foretell.decoding.numbers import are_several, wholes
 from foretell.decoding.stops import Stop, stopped_at
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
@@ -308,7 +309,9 @@ def _texts(prompts: Tensor, attention_mask: Tensor | None) -> list[Tensor]:
 
 
 def _each(max_new_tokens: int | Sequence[int], rows: int) -> list[int]:
-    limits = [max_new_tokens] * rows if isinstance(max_new_tokens, int) else list(max_new_tokens)
+    limits = wholes("max_new_tokens", max_new_tokens)
+    if not are_several(max_new_tokens):
+        limits *= rows
     if len(limits) != rows:
         raise InputError(
             f"max_new_tokens has {len(limits)} numbers for {rows} rows; give one each."

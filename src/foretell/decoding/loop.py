@@ -5,7 +5,7 @@ Plain decoding is the same loop with a drafter that proposes nothing.
 Shapes: B rows, T prompt.
 """
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from foretell.decoding.length import AutoLength
 from foretell.decoding.options import DecodeOptions
 from foretell.decoding.passes import Passes, capacity
 from foretell.decoding.sampling import Sampler
+from foretell.decoding.turns import alone, in_turns, turn_of
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def decode(
 
     What is asked for is checked at once, before the first step. Rows of a backbone that cannot tell
     them apart are continued one after another, and so are those of which one has to be read anew.
-    The first compiled pass takes its minutes.
+    Steps that several threads ask of one model are made one after another. The first compiled pass
+    takes its minutes.
 
     Args:
         backbone: that reads and verifies.
@@ -92,10 +94,13 @@ def decode(
         options: how they are continued.
         length: chooses how far every draft goes, in place of what `options` says.
     """
-    options.require_trees(backbone, batch)
-    histories = constraints(backbone.model, batch, options.sampling, options.config)
-    sampler = Sampler(options.sampling, len(batch), backbone.device, histories)
-    return _rows(backbone, batch, options, sampler, length or options.lengths(backbone, batch))
+    model = backbone.model
+    with turn_of(model):
+        options.require_trees(backbone, batch)
+        histories = constraints(model, batch, options.sampling, options.config)
+        sampler = Sampler(options.sampling, len(batch), backbone.device, histories)
+        length = length or options.lengths(backbone, batch)
+    return in_turns(model, _rows(backbone, batch, options, sampler, length))
 
 
 def _rows(
@@ -104,7 +109,7 @@ def _rows(
     options: DecodeOptions,
     sampler: Sampler,
     length: AutoLength | None,
-) -> Iterator[tuple[Step, ...]]:
+) -> Generator[tuple[Step, ...]]:
     """All rows at once, or one after another."""
     width, compiled = options.pass_width, options.compiled
     together = takes_masks(backbone, capacity(batch, width)) and not batch.rereads
@@ -128,13 +133,13 @@ def _decode(
     sampler: Sampler,
     length: AutoLength | None,
 ) -> Iterator[tuple[Step, ...]]:
-    drafter, rule = options.drafter, options.rule
+    rule = options.rule
     draft = Draft.nothing(len(batch), batch.device)
-    drafter.start(passes.past, sampler, len(batch), passes.capacity)
     sampler.begin(batch.lengths)
-    layers = drafter.layers
-    kernels = Kernels(passes.backbone, drafter)
-    with passes.backbone.watch(layers), passes.backbone.rotated():
+    backbone, layers = passes.backbone, options.drafter.layers
+    with alone(options.drafter) as drafter, backbone.watch(layers), backbone.rotated():
+        drafter.start(passes.past, sampler, len(batch), passes.capacity)
+        kernels = Kernels(backbone, drafter)
         while True:
             # Verify: one pass over what the backbone has not read yet, and the draft behind it.
             with kernels.chosen():

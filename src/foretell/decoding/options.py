@@ -10,6 +10,7 @@ from foretell.decoding.batch import Batch
 from foretell.decoding.cache import takes_masks
 from foretell.decoding.drafters import Drafter, NoDrafter
 from foretell.decoding.length import AutoLength, Measured
+from foretell.decoding.numbers import whole
 from foretell.decoding.passes import capacity
 from foretell.decoding.sampling import WIDEST, Sampling
 from foretell.errors import BackboneError, InputError
@@ -30,7 +31,7 @@ class DecodeOptions:
         config: whose penalties, suppressed and forced tokens are obeyed; None: the model's own.
 
     Raises:
-        InputError: passes cannot be that wide.
+        InputError: passes cannot be that wide, or something is none of these.
     """
 
     sampling: Sampling = field(default_factory=Sampling)
@@ -42,7 +43,13 @@ class DecodeOptions:
     config: GenerationConfig | None = None
 
     def __post_init__(self) -> None:
-        if self.pass_width is not None and not 1 <= self.pass_width <= WIDEST:
+        if not isinstance(self.sampling, Sampling):
+            raise InputError(f"sampling is {self.sampling!r}; give a foretell.decoding.Sampling.")
+        if not callable(getattr(self.drafter, "draft", None)):
+            raise InputError(f"drafter is {self.drafter!r}; give one, or its name.")
+        if not callable(self.rule):
+            raise InputError(f"rule is {self.rule!r}; give an acceptance rule, or its name.")
+        if self.pass_width is not None and not 1 <= whole("pass_width", self.pass_width) <= WIDEST:
             raise InputError(
                 f"pass_width is {self.pass_width}; a pass is 1 to {WIDEST} tokens wide."
             )

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from foretell.decoding.draft import Draft
+from foretell.decoding.numbers import are_several, require_number, whole, wholes
 from foretell.decoding.transfer import to_device
 from foretell.errors import InputError
 
@@ -76,6 +77,12 @@ class Sampling:
     seeds: int | Sequence[int] = 0
 
     def __post_init__(self) -> None:
+        for name in ("temperature", "top_p", "min_p"):
+            require_number(name, getattr(self, name))
+        whole("top_k", self.top_k)
+        wholes("seeds", self.seeds)
+        if self.repetition_penalty is not None:
+            require_number("repetition_penalty", self.repetition_penalty)
         if not 0 <= self.temperature < float("inf"):
             raise InputError(f"temperature is {self.temperature}; it must be 0 or more.")
         if 0 < self.temperature < COLDEST:
@@ -114,8 +121,9 @@ class Sampler:
         by_history: Sequence[Sequence[LogitsProcessor]] = (),
     ) -> None:
         self.greedy, self.device, self.given = sampling.greedy, device, bool(sampling.processors)
-        seeds = sampling.seeds
-        seeds = [seeds + row for row in range(rows)] if isinstance(seeds, int) else list(seeds)
+        seeds = wholes("seeds", sampling.seeds)
+        if not are_several(sampling.seeds):
+            seeds = [seeds[0] + row for row in range(rows)]
         if len(seeds) != rows:
             raise InputError(f"{len(seeds)} seeds were given for {rows} rows; give one each.")
         self.seeds = seeds

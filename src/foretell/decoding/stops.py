@@ -35,9 +35,12 @@ class StopStrings:
         InputError: a string is empty, or the tokenizer cannot write it.
     """
 
-    def __init__(self, strings: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.strings, self.tokenizer = list(strings), tokenizer
+    def __init__(self, strings: str | Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
+        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        self.tokenizer = tokenizer
         for string in self.strings:
+            if any("\ud800" <= letter <= "\udfff" for letter in string):
+                raise InputError(f"stop string {string!r} has half of a character in it.")
             # Inside a text too: some tokenizers drop the spaces at its ends.
             texts = tokenizer([string, f"a{string}a"], add_special_tokens=False)["input_ids"]
             if not string or not any(string in tokenizer.decode(list(ids)) for ids in texts):

@@ -41,6 +41,8 @@ from foretell.decoding import (
     rule_named,
 )
 from foretell.decoding.drafters import DRAFT_LENGTH, NAMED, require_trees
+from foretell.decoding.numbers import whole, wholes
+from foretell.decoding.turns import turn_of
 from foretell.errors import HeadError, InputError
 from foretell.generation.draft_models import require_same_tokens, resize_vocabulary
 from foretell.generation.options import UNSET, GenerateOptions, StreamOptions
@@ -203,8 +205,8 @@ class Generating(nn.Module):
         attention_mask: Tensor | None = None,
         *,
         max_new_tokens: int | Sequence[int] = UNSET,
-        stop_tokens: Collection[int] | None = None,
-        stop_strings: Sequence[str] | None = None,
+        stop_tokens: int | Collection[int] | None = None,
+        stop_strings: str | Sequence[str] | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         sampling: Sampling | None = None,
         drafter: Drafter | str | None = None,
@@ -226,10 +228,10 @@ class Generating(nn.Module):
                 transformers infers: padded where the generation config's padding token stands,
                 unless that ends texts too.
             max_new_tokens: how many tokens to emit, per row.
-            stop_tokens: end after the first of these; by default the end-of-sequence tokens of the
-                model's generation config. `()` ends nowhere earlier.
-            stop_strings: end after the token with which one of these is complete; by default those
-                of the model's generation config.
+            stop_tokens: end after this one, or the first of these; by default the end-of-sequence
+                tokens of the model's generation config. `()` ends nowhere earlier.
+            stop_strings: end after the token with which this one, or one of these, is complete; by
+                default those of the model's generation config.
             tokenizer: for `stop_strings`.
             sampling: how tokens are chosen; greedily by default.
             drafter: what proposes tokens, or its name (see `drafter_named`); by default the model's
@@ -250,16 +252,19 @@ class Generating(nn.Module):
         """
         if max_new_tokens is UNSET:
             raise InputError(LENGTH.format("stream"))
-        options = self.options(
-            sampling=sampling,
-            drafter=drafter,
-            draft_length=draft_length,
-            rule=rule,
-            pass_width=pass_width,
-            compiled=compiled,
-        )
+        with turn_of(self.lm):
+            options = self.options(
+                sampling=sampling,
+                drafter=drafter,
+                draft_length=draft_length,
+                rule=rule,
+                pass_width=pass_width,
+                compiled=compiled,
+            )
         ends = self.stop_tokens if stop_tokens is None else stop_tokens
+        ends = wholes("stop_tokens", ends)
         strings = self.stop_strings if stop_strings is None else stop_strings
+        strings = (strings,) if isinstance(strings, str) else strings
         if strings and tokenizer is None:
             raise InputError(
                 f"stop strings ({', '.join(map(repr, strings))}) need the tokenizer too."
@@ -269,8 +274,9 @@ class Generating(nn.Module):
             stops.append(StopStrings(strings, tokenizer))
         if attention_mask is None:
             attention_mask = inferred_mask(input_ids, self._padding, ends or self.stop_tokens)
-        batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
-        return self.run(batch, options)
+        with turn_of(self.lm):  # what is not known of the model yet is tried on it
+            batch = Batch(self.backbone, input_ids, attention_mask, max_new_tokens, stops)
+            return self.run(batch, options)
 
     def decode(
         self,
@@ -299,7 +305,8 @@ class Generating(nn.Module):
         if "max_new_tokens" not in options:
             raise InputError(LENGTH.format("decode"))
         if attention_mask is None:
-            ends = options.get("stop_tokens") or self.stop_tokens
+            ends = options.get("stop_tokens") or ()
+            ends = wholes("stop_tokens", ends) or self.stop_tokens
             attention_mask = inferred_mask(input_ids, self._padding, ends)
         steps = list(self.stream(input_ids, attention_mask, **options))
         fill = filling(self._padding, self.stop_tokens)
@@ -321,7 +328,7 @@ class Generating(nn.Module):
         The arguments are those of `stream`, and of `DecodeOptions`.
         """
         auto = draft_length == "auto"
-        length = None if draft_length == "auto" else draft_length
+        length = None if auto or draft_length is None else whole("draft_length", draft_length)
         if drafter is None:
             drafter, length = ("none", None) if self.head is None else ("heads", length)
         if isinstance(drafter, str):
@@ -492,16 +499,17 @@ class Generating(nn.Module):
         """
         request = translated(self.lm, told)
         ours = {name: told[name] for name in OURS if name in told and name != "seed"}
-        options = self.options(sampling=request.sampling, config=request.config, **ours)
-        batch = Batch(
-            self.backbone,
-            request.input_ids,
-            request.attention_mask,
-            request.max_new_tokens,
-            request.stops,
-            request.row_stops,
-        )
-        return request, batch, self.run(batch, options)
+        with turn_of(self.lm):  # what is not known of the model yet is tried on it
+            options = self.options(sampling=request.sampling, config=request.config, **ours)
+            batch = Batch(
+                self.backbone,
+                request.input_ids,
+                request.attention_mask,
+                request.max_new_tokens,
+                request.stops,
+                request.row_stops,
+            )
+            return request, batch, self.run(batch, options)
 
     def finish(
         self, request: Request, batch: Batch, stream: Iterator[tuple[Step, ...]]

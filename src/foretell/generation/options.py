@@ -19,8 +19,8 @@ class StreamOptions(TypedDict, total=False):
     """Of `MTPModel.stream` and `MTPModel.decode`, which explains them."""
 
     max_new_tokens: Required[int | Sequence[int]]
-    stop_tokens: Collection[int] | None
-    stop_strings: Sequence[str] | None
+    stop_tokens: int | Collection[int] | None
+    stop_strings: str | Sequence[str] | None
     tokenizer: PreTrainedTokenizerBase | None
     sampling: Sampling | None
     drafter: Drafter | str | None

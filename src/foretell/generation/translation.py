@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import signature
+from math import ceil
 from typing import Any, cast
 
 import torch
@@ -30,6 +31,7 @@ from transformers.generation.streamers import BaseStreamer
 from foretell.decoding import Sampling, Stop, StopTokens
 from foretell.decoding.batch import require_rows
 from foretell.decoding.constraints import DRAWN, undrawn
+from foretell.decoding.numbers import whole
 from foretell.errors import InputError
 
 _ONE = "drafts continue each text in one way"
@@ -51,6 +53,7 @@ SEARCHES = {
 UNREAD = {
     "assistant_model": 'name a draft model, drafter="owner/name" or its directory',
     "assistant_tokenizer": "a draft model needs the same vocabulary",
+    "is_assistant": "nobody asks here how sure each token was",
     "assistant_early_exit": 'the heads draft; drafter="none" for no drafts',
     "prompt_lookup_num_tokens": 'say drafter="lookup" and draft_length',
     "use_mtp": "the heads draft anyway",
@@ -151,6 +154,8 @@ def translated(lm: PreTrainedModel, told: Mapping[str, Any]) -> Request:
     if mask is None:
         mask = inferred_mask(prompts, padding, ends)
     times = config.num_return_sequences or 1
+    if whole("num_return_sequences", times) < 1:
+        raise InputError(f"num_return_sequences is {times}; ask for at least 1.")
     rows = prompts.repeat_interleave(times, dim=0)
     criteria = _criteria(lm, config, told)
     return Request(
@@ -296,7 +301,8 @@ def _prompts(config: Any, told: Mapping[str, Any]) -> tuple[Tensor, Tensor | Non
 def _new_tokens(lm: PreTrainedModel, config: Any, told: Mapping[str, Any], length: int) -> int:
     """How many tokens follow a prompt of `length`, padding counted, as transformers reckons."""
     if config.max_new_tokens is not None:
-        return int(config.max_new_tokens)
+        most: float = config.max_new_tokens
+        return ceil(most)
     own, model = told.get("generation_config"), getattr(lm, "generation_config", None)
     stated = (told.get("max_length"), *(getattr(each, "max_length", None) for each in (own, model)))
     longest = int(config.max_length)
@@ -326,6 +332,7 @@ def _criteria(
         raise InputError(f"stop strings ({shown}) need the tokenizer too.")
     rest = deepcopy(config)
     rest.max_length = rest._eos_token_tensor = None
+    rest.is_assistant, rest.stop_strings = False, strings or None
     given = StoppingCriteriaList(told.get("stopping_criteria") or ())
     found = GenerationMixin._get_stopping_criteria(cast(Any, lm), rest, given, tokenizer)
     return found or None

@@ -9,7 +9,7 @@ Shapes: B batch, T time, K depths, D hidden.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, Protocol, Self
 
@@ -164,15 +164,18 @@ class Head(nn.Module, ABC):
         """K."""
         return self.config.depth
 
-    def draft_only(self, tokens: Tensor | Sequence[int] | None) -> None:
+    def draft_only(self, tokens: Tensor | Collection[int] | None) -> None:
         """Draft these (V',) of the model's tokens alone from now on, or any (None).
 
         Heads read the model's own output head, so that they need no training for it.
+
+        Raises:
+            InputError: they are no token ids.
         """
         if tokens is None:
             self.config, self.vocabulary = self.config.replace(vocabulary=None), None
             return
-        chosen = torch.as_tensor(tokens)
+        chosen = _token_ids(tokens)
         vocabulary = DraftVocabulary(len(chosen.unique()))
         vocabulary.choose(chosen)
         self.config = self.config.replace(vocabulary=len(vocabulary))
@@ -223,3 +226,16 @@ class Head(nn.Module, ABC):
             run: runs a block.
             depths: which of 1…K, in rising order.
         """
+
+
+def _token_ids(tokens: Tensor | Collection[int]) -> Tensor:
+    given: Any = tokens if isinstance(tokens, Tensor) else list(tokens)
+    if len(given) == 0:
+        return torch.empty(0, dtype=torch.long)
+    try:
+        ids = torch.as_tensor(given)
+    except (TypeError, ValueError, RuntimeError):  # texts, or lists of several lengths
+        ids = None
+    if ids is None or ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+        raise InputError("the tokens to draft are not token ids; give a list of whole numbers.")
+    return ids

@@ -151,7 +151,7 @@ class _Work:
         for start, stop in chunks(len(flat), readout.size, width, limit):
             part = flat[start:stop].requires_grad_()
             with torch.set_grad_enabled(weight > 0):
-                piece, piece_nll = target.losses(readout.unembed(part), start)
+                piece, piece_nll = target.losses(readout(part), start)
             loss, nll = loss + piece.detach(), nll + piece_nll
             if weight > 0:
                 wanted = [part, *self.leaves]

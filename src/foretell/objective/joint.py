@@ -91,9 +91,11 @@ class JointLoss:
             )
         if not self.backbone_learns:
             weights[0] = 0.0
+        self._require_alike(tokens, labels, position_ids, attention_mask, counts)
         if labels is None:
             seen = attention_mask
             labels = tokens if seen is None else tokens.masked_fill(seen == 0, IGNORE)
+        labels = labels.long()
         # Before the pass, so that a GPU is not waited for when it is busy with it.
         targets = [
             Target.of(target.flatten(), None if counts is None else counts[depth])  # (B·T,)
@@ -112,6 +114,45 @@ class JointLoss:
         loss, depth_losses = self._losses(tokens, output, taught, weights, readouts, measures_all)
         loss = loss + self.backbone.auxiliary_loss(output) / passes
         return MTPOutput(loss, depth_losses, partial(self.backbone.unembed, output.final))
+
+    def _require_alike(
+        self,
+        tokens: Tensor,
+        labels: Tensor | None,
+        position_ids: Tensor | None,
+        attention_mask: Tensor | None,
+        counts: Tensor | None,
+    ) -> None:
+        """Refuse a batch whose parts do not go together, of which some would give a wrong loss."""
+        if tokens.dim() != 2 or not tokens.numel():
+            shape = tuple(tokens.shape)
+            raise InputError(f"input_ids have the shape {shape}; give rows of tokens, (B, T).")
+        beside = {"labels": labels, "position_ids": position_ids, "attention_mask": attention_mask}
+        for name, given in beside.items():
+            wanted = (
+                [tokens.shape, (1, tokens.shape[1])] if given is position_ids else [tokens.shape]
+            )
+            if given is not None and given.shape not in wanted:
+                raise InputError(
+                    f"{name} has the shape {tuple(given.shape)}, input_ids {tuple(tokens.shape)}; "
+                    "give both alike."
+                )
+        if counts is not None and len(counts) != self.depth + 1:
+            raise InputError(
+                f"{len(counts)} counts were given; depths 0 to {self.depth} take one each."
+            )
+        if labels is None:
+            return
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise InputError(f"labels are {labels.dtype}; give token ids, whole numbers.")
+        if labels.device.type == "cpu":  # to look at those of a GPU would wait for it
+            size = self.backbone.vocab_size
+            found = labels[labels != IGNORE]
+            if found.numel() and not 0 <= int(found.min()) <= int(found.max()) < size:
+                raise InputError(
+                    f"labels have token ids outside the model's vocabulary of {size}; where there "
+                    f"is nothing to predict, give {IGNORE}."
+                )
 
     def targets(self, labels: Tensor, position_ids: Tensor | None) -> list[Tensor]:
         """What depths 0…K have to predict, (B, T) each: `IGNORE` where there is nothing.

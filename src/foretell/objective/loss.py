@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from foretell.errors import BackboneError
 from foretell.objective.divergences import Divergence, divergence
 from foretell.targets import IGNORE, places_ahead
 
@@ -36,6 +37,21 @@ class Readout:
 
     unembed: Unembed
     size: int
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """(N, D) → (N, V).
+
+        Raises:
+            BackboneError: heads cannot learn through the output head.
+        """
+        logits = self.unembed(hidden)
+        if torch.is_grad_enabled() and hidden.requires_grad and not logits.requires_grad:
+            raise BackboneError(
+                "the model's output head passes no gradients on, as where it quantises what it "
+                "reads, so that heads cannot learn; leave it unquantised, or quantise its weights "
+                "alone."
+            )
+        return logits
 
 
 class SoftTarget(Protocol):
@@ -185,7 +201,7 @@ def depth_loss(
     """
 
     def piece(part: Tensor, start: int) -> tuple[Tensor, Tensor]:
-        return target.losses(readout.unembed(part), start)
+        return target.losses(readout(part), start)
 
     hidden = hidden[target.places]
     stretches = list(chunks(len(hidden), readout.size, hidden.shape[-1], chunk_elements))

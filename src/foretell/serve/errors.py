@@ -64,6 +64,8 @@ def add_handlers(app: FastAPI) -> None:
 
     async def refused(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)
+        if error.detail == UNREADABLE:
+            error.detail = "the body is not JSON in UTF-8, or has more in it than JSON is read for."
         return refusal(error)
 
     async def invalid(request: Request, error: Exception) -> JSONResponse:
@@ -78,14 +80,16 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, failed)
 
 
+UNREADABLE = "There was an error parsing the body"
+"""What FastAPI says of other bytes, of JSON in JSON without end, and of endless numbers."""
 NO_OBJECT = ("missing", "model_type", "model_attributes_type")
 """What pydantic says of a body that is none."""
 
 
 def _invalid(found: Sequence[Mapping[str, Any]]) -> ApiError:
     """What pydantic found wrong, in one line."""
-    # Of all that a value could have been, what it is nearest to.
-    nearest = max(found, key=lambda each: len(each["loc"]))
+    # Of all that a value could have been, what it is nearest to: in place, then in type.
+    nearest = max(found, key=lambda each: (len(each["loc"]), not each["type"].endswith("_type")))
     place, kind, facts = nearest["loc"], nearest["type"], nearest.get("ctx", {})
     if kind == "json_invalid":
         return ApiError(400, f"the body is not JSON (character {place[-1]}: {facts['error']}).")

@@ -54,6 +54,6 @@ def read_vocabulary(path: str | Path, vocab_size: int, needed: Collection[int]) 
         raise InputError(f"{path}: must be a list of token ids.")
     if outside := [token for token in tokens if not 0 <= token < vocab_size]:
         raise InputError(f"{path}: the model has no token {outside[0]}; it has {vocab_size}.")
-    if missing := sorted(set(needed) - set(tokens)):
+    if missing := sorted({token for token in needed if 0 <= token < vocab_size} - set(tokens)):
         raise InputError(f"{path}: leaves out {missing[0]}, which ends a text; add it.")
     return torch.tensor(sorted(set(tokens)))

@@ -34,6 +34,9 @@ MASKED = ("eager", "sdpa")
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this for passes of one width, which look at all of them: so
 few shapes occur. Where more are needed than were set aside, so many are added."""
+AT_FIRST = 1024
+"""Slots per row that are set aside at first, and doubled whenever they are used up: few texts
+become as long as they may."""
 STAGES = {"cpu": (16, 16), "cuda": (256, 4)}
 """A compiled pass sees a multiple of so many slots, by device, or of that part of them where there
 are many: attention over slots that nobody has written costs as much as over others, and each new
@@ -84,7 +87,7 @@ class SlottedPast:
     Args:
         backbone: whose cache it is.
         rows: B.
-        capacity: S, slots per row to begin with.
+        capacity: S, slots that a row is expected to need at most.
         fixed: every pass looks at all slots, so that passes of one width have one shape.
         compiled: what runs over its passes is compiled; unless `fixed`, they look at few empty
             slots, in stages.
@@ -99,8 +102,8 @@ class SlottedPast:
         fixed: bool = False,
         compiled: bool = False,
     ) -> None:
-        if fixed:
-            capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS
+        self.expected = capacity
+        capacity = -(-capacity // FIXED_SLOTS) * FIXED_SLOTS if fixed else min(capacity, AT_FIRST)
         self.fixed, self.compiled, self.staged = fixed or compiled, compiled, compiled and not fixed
         capacity += self.staged  # one that no pass sees: torch would compile "all slots" apart
         self.rows, self.slots, self.device = rows, Slots(capacity), backbone.device
@@ -200,7 +203,8 @@ class SlottedPast:
 
     def _reserve(self, slots: int) -> None:
         if slots > self.slots.capacity:
-            self.slots.capacity = slots + FIXED_SLOTS
+            twice = min(2 * self.slots.capacity, self.expected + self.staged)
+            self.slots.capacity = max(slots + FIXED_SLOTS, twice)
             for layer in self.layers:
                 layer.grow(self.slots.capacity)
 
