@@ -98,7 +98,7 @@ class Patch:
         mask = request.attention_mask
         if mask is None or bool(mask.all()):
             return True
-        # The original goes on behind padding on the right, and shows padding to its processors.
+        # The original goes on after padding on the right, and shows padding to its processors.
         shown = any(constraints(self.model, batch, Sampling(), request.config))
         return bool(mask[:, -1].all()) and not shown
 

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 GROUPS = 1000
-"""Documents are drawn in so many groups at most, which bounds memory for any corpus."""
+"""Documents are drawn in at most this many groups, which bounds memory for any corpus."""
 DRAWS = 1000
 CONFIDENCE = 0.95
 

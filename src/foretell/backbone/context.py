@@ -1,7 +1,7 @@
 """How long a text can be: by tables of positions, and by what a config says.
 
 Rotary embeddings can be computed for any position. Learned positions, and some that are computed
-once, are rows of a table: behind its end there is nothing. Which table that is no name tells, so a
+once, are rows of a table: after its end there is nothing. Which table that is no name tells, so a
 small pass with peculiar positions is watched for lookups at just these places.
 
 Shapes: T positions.

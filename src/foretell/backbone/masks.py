@@ -22,7 +22,7 @@ class Sight:
     """How far back a kind of attention layers sees.
 
     Attributes:
-        window: so many tokens, each itself included; None: any number.
+        window: this many tokens, each itself included; None: any number.
         chunk: not beyond the last multiple of this; None: anywhere.
     """
 

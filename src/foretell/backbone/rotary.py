@@ -45,7 +45,7 @@ class Call:
         original: the module that the decoder calls.
         module: a copy of it, to be asked what it would answer in other passes.
         args, kwargs: of the call.
-        switch: in passes of up to so many tokens it answers alike.
+        switch: in passes of up to this many tokens it answers alike.
         grows: whether it answers otherwise in every longer one; else alike in all of them.
     """
 
@@ -124,7 +124,7 @@ class Rotary:
 
     Attributes:
         calls: of them.
-        switch: passes of up to so many tokens are alike.
+        switch: passes of up to this many tokens are alike.
     """
 
     def __init__(self, calls: Sequence[Call]) -> None:
@@ -258,11 +258,11 @@ def reads_again(parts: Anatomy, switch: int, keyword: str) -> bool:
     """Whether transformers' `generate` reads a row anew once it is longer than `switch`.
 
     Phi-3 does, other families go on with keys rotated as in shorter passes. Its own method is
-    asked, with a cache that says that it holds so many tokens.
+    asked, with a cache that says that it holds this many tokens.
     """
 
     def keeps(length: int) -> bool:
-        """Whether a row of so many tokens goes on with the cache of all but its last."""
+        """Whether a row of this many tokens goes on with the cache of all but its last."""
         layer = DynamicLayer()
         layer.get_seq_length = lambda: length - 1  # type: ignore[method-assign]
         given = {keyword: Cache(layers=[layer]), "attention_mask": None, "use_cache": True}

@@ -92,7 +92,7 @@ class Backbone(Anatomy):
     def max_length(self) -> int | None:
         """The longest text that the model can read, in tokens; None where no end was found.
 
-        Learned positions end; rotary ones go on behind the `context` that the model was built for.
+        Learned positions end; rotary ones go on after the `context` that the model was built for.
         """
         return room(self)
 
@@ -103,11 +103,11 @@ class Backbone(Anatomy):
         return min(named, default=None)
 
     def require_room(self, length: int, what: str) -> None:
-        """See to it that `what`, of so many tokens each, can be read; say so where it is longer
+        """See to it that `what`, of this many tokens each, can be read; say so where it is longer
         than what the model was built for, as transformers does.
 
         Raises:
-            InputError: the model has no positions for so many.
+            InputError: the model has no positions for that many.
         """
         if self.max_length is not None and length > self.max_length:
             raise InputError(
@@ -181,7 +181,7 @@ class Backbone(Anatomy):
 
     @cached_property
     def reread_behind(self) -> int | None:
-        """The length behind which `generate` reads a row anew, every token rotated as in a longer
+        """The length after which `generate` reads a row anew, every token rotated as in a longer
         text; None where it never does.
         """
         if self.rotary is None:
@@ -208,7 +208,7 @@ class Backbone(Anatomy):
 
     @staticmethod
     def _places(tokens: Tensor, cache: Cache | None, position_ids: Tensor | None) -> Tensor:
-        """(B, T) or (1, T): where none are given, those behind the cache."""
+        """(B, T) or (1, T): where none are given, those after the cache."""
         if position_ids is not None:
             return position_ids
         places = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
@@ -241,7 +241,7 @@ class Backbone(Anatomy):
         attention_mask: Any = None,
         rotation: Rotation | None = None,
     ) -> BlockCall:
-        """How the model would call its last block on `tokens` (B, T) behind `cache`.
+        """How the model would call its last block on `tokens` (B, T) after `cache`.
 
         The decoder's own code prepares the arguments: it runs with every block replaced by a
         stand-in that does nothing, so that this costs an embedding, a mask and a rotary embedding,

@@ -217,7 +217,7 @@ def fit_vocabulary(model: PreTrainedModel, path: Path) -> None:
 def _rows_held(model: PreTrainedModel, path: Path) -> dict[str, int]:
     """Of each parameter of embedding and output head, the rows of the one that adapters bring.
 
-    0 where they bring none. What is wrapped keeps its name, with those of wrappers behind it.
+    0 where they bring none. What is wrapped keeps its name, with those of wrappers after it.
     """
     with _explained(path):
         held = _read(path)

@@ -27,7 +27,7 @@ def parse_length(text: str | None) -> int | Literal["auto"] | None:
 
 
 def parse_tree(text: str | None, pass_width: int | None = None) -> TreeShape | None:
-    """`4,2,1` → children by depth, `12` → so many nodes; None drafts chains."""
+    """`4,2,1` → children by depth, `12` → this many nodes; None drafts chains."""
     if text is None:
         return None
     if pass_width is not None:

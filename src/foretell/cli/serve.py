@@ -103,7 +103,7 @@ def _api_key(asked: Serve) -> str | None:
 
 
 def _origin(text: str) -> str:
-    """An origin as browsers send it: scheme, host and port, and nothing behind them."""
+    """An origin as browsers send it: scheme, host and port, and nothing after them."""
     if text != "*" and not re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#\s]+", text):
         raise InputError(
             f"--cors {text}: give scheme, host and port, as https://example.org, or *."

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Span = tuple[int, int]
-"""Characters of a text: the first, and the one behind the last."""
+"""Characters of a text: the first, and the one after the last."""
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 """What transformers' chat templates put before a text that the model is to write."""
@@ -170,7 +170,7 @@ def _marked_answers(
 def _marked(
     document: Document, count: int, behind: int, tokenizer: PreTrainedTokenizerBase
 ) -> Written:
-    """The first turns, and what the template marks in those behind some of them."""
+    """The first turns, and what the template marks in those after some of them."""
     from transformers.utils.chat_template_utils import render_jinja_template
 
     turns, source, beside = document.messages or (), document.source, document.beside

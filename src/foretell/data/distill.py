@@ -76,7 +76,7 @@ def prompts_of(
 
     A conversation gives one, up to where the assistant would answer for the last time. A text gives
     one of `prompt_tokens` for every `prompt_tokens + max_new_tokens` of its tokens, so that text
-    and continuations cover as much; each stands behind what the tokenizer puts before a text. `bad`
+    and continuations cover as much; each stands after what the tokenizer puts before a text. `bad`
     says what becomes of documents that cannot be used; by default the first is an error.
     """
     prefix = opening(tokenizer)
@@ -220,7 +220,7 @@ class Continuations:
         return self.path.is_file()
 
     def _keep_whole_batches(self) -> int:
-        """Cut the file behind its last whole batch; the number of prompts that are done."""
+        """Cut the file after its last whole batch; the number of prompts that are done."""
         lines = self.path.read_bytes().splitlines(keepends=True)
         if len(lines) > len(self.prompts) or not all(map(_continues, lines, self.prompts)):
             raise InputError(
@@ -261,7 +261,7 @@ class Continuations:
 
     @torch.inference_mode()
     def _continue(self, prompts: list[list[int]]) -> list[list[int]]:
-        """What the backbone writes behind each prompt, up to and with what ends a text."""
+        """What the backbone writes after each prompt, up to and with what ends a text."""
         backbone, lm = self.model.backbone, cast(Any, self.model.lm)
         if len(set(map(len, prompts))) > 1 and not self._pads(len(prompts[0])):
             alike = [list(rows) for _, rows in groupby(prompts, len)]
@@ -297,7 +297,7 @@ class Continuations:
         return [self._until_stop(row) for row in out[:, rows.shape[1] :].tolist()]
 
     def _pads(self, longest: int) -> bool:
-        """Whether a row says the same beside a longer one, behind padding."""
+        """Whether a row says the same beside a longer one, after padding."""
         backbone = self.model.backbone
         length = longest + self.sampling.max_new_tokens
         return backbone.rotary is None and bool(takes_masks(backbone, length))

@@ -78,7 +78,7 @@ def tokenize(
     their reasoning, say); such a conversation is read once for every answer, as the model is asked
     for it, and that answer is learned. A turn before which nothing was said is no answer.
 
-    Of a prompt and its completion the completion is learned, with the end-of-sequence token behind
+    Of a prompt and its completion the completion is learned, with the end-of-sequence token after
     it. Ids that a document brings along stay as they are. `bad` says what becomes of documents that
     cannot be learned; by default the first is an error.
 
@@ -187,7 +187,7 @@ def _learn(
 ) -> Tokenized:
     """Learn the tokens of `text` that lie in `spans` of its characters.
 
-    An answer has only tokens of its own, behind the very prompt that asks for it: where an edge
+    An answer has only tokens of its own, after the very prompt that asks for it: where an edge
     would change the tokens around it (a line break before an answer and one that begins it are
     one token, say; two before a word are not the one that they are at an end), the text is cut
     there first.
@@ -238,7 +238,7 @@ def opening(tokenizer: PreTrainedTokenizerBase) -> list[int]:
 
 
 def prompt_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a prompt, behind what the tokenizer puts before a text, nothing after it."""
+    """Token ids of a prompt, after what the tokenizer puts before a text, nothing after it."""
     return opening(tokenizer) + list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 

@@ -222,12 +222,12 @@ class Batch:
         return [tokens[:length] for tokens, length in zip(self.tokens, self.lengths, strict=True)]
 
     def behind(self, read: Sequence[int]) -> Tensor:
-        """(P,) how many tokens stand behind the first `read` of each row."""
+        """(P,) how many tokens stand after the first `read` of each row."""
         ends = zip(self.lengths, read, strict=True)
         return to_device([length - start for length, start in ends], self.device)
 
     def unread(self, read: Sequence[int]) -> Tensor:
-        """(P, U) tokens behind the first `read` of each row, and filling where there are fewer."""
+        """(P, U) tokens after the first `read` of each row, and filling where there are fewer."""
         count = max(length - start for length, start in zip(self.lengths, read, strict=True))
         begin = to_device(read, self.device).unsqueeze(1)
         return self.tokens.gather(1, begin + torch.arange(count, device=self.device))
@@ -260,7 +260,7 @@ class Batch:
         return tuple(steps.get(row, ENDED) for row in self.rows)
 
     def _write(self, starts: Sequence[int], emitted: Sequence[Sequence[int]]) -> None:
-        """Write what was emitted at each place behind what stood there."""
+        """Write what was emitted at each place after what stood there."""
         longest = max(self.lengths)
         if (missing := longest - self.tokens.shape[1]) > 0:
             self.tokens = torch.nn.functional.pad(self.tokens, (0, max(missing, 64)))

@@ -39,7 +39,7 @@ class Draft:
 
     @classmethod
     def joined(cls, chains: Sequence["Draft"]) -> "Draft":
-        """Chains, one behind the other."""
+        """Chains, one after the other."""
         drawn = [part.probabilities for part in chains if part.probabilities is not None]
         tokens = torch.cat([part.tokens for part in chains], dim=1)
         return cls(tokens, probabilities=torch.cat(drawn, dim=1) if drawn else None)

@@ -4,7 +4,7 @@ Arithmetic rounds, and the order of a sum depends on the shape of the matrices: 
 tokens gives slightly other logits than four passes over one, and where two logits are almost tied
 the larger one can change. With one width, one number of rows and one number of slots for every
 pass, a token that is drafted fourth goes through the same sums as one that stands first and has
-filling behind it. Then what is drafted cannot change the output, in any type.
+filling after it. Then what is drafted cannot change the output, in any type.
 
 That rests on the kernels and on the model: a mixture of experts sorts the tokens of a pass into
 matrices whose shapes depend on all of them. So it is tried out, bit by bit: a check, not a proof.
@@ -61,7 +61,7 @@ def _try_out(backbone: Backbone, rows: int, width: int, capacity: int) -> bool:
     tokens = tokens.to(backbone.device)
 
     def logits(size: int) -> Tensor:
-        """(B, W, V), `size` tokens in every pass and filling behind them."""
+        """(B, W, V), `size` tokens in every pass and filling after them."""
         past, found = SlottedPast(backbone, rows, capacity, fixed=True), []
         backbone(tokens[:, :1], **past.enter(1))
         for begin in range(1, 1 + width, size):

@@ -30,12 +30,12 @@ PRIOR = 2
 COMPARED = 3
 """Steps on either side of a change of length whose median times are compared."""
 HOLD = COMPARED + 1
-"""Steps that a length is kept for at least. In the first one behind steps without a draft, a
+"""Steps that a length is kept for at least. In the first one after steps without a draft, a
 drafter reads what it has missed."""
 RATIOS = 5
 """Comparisons of a length whose median counts."""
 TRIAL = 12
-"""Steps at full length behind the first ones without a draft, in one text or several, so that
+"""Steps at full length after the first ones without a draft, in one text or several, so that
 acceptance is known a little."""
 EXPLORE = 24
 """Steps before others at another length, to see whether things have changed; twice as many each
@@ -49,7 +49,7 @@ steps, and a step of the last few costs nearly what one of all does."""
 
 @dataclass
 class Measured:
-    """What was seen so far of a drafter, on so many rows: one text after the other learns from it.
+    """What was seen so far of a drafter, on as many rows: one text after the other learns from it.
 
     Attributes:
         costs: of steps by length, in steps without a draft.
@@ -138,7 +138,7 @@ class AutoLength:
         return math.inf if self.steps is None else self.steps - len(self.chosen)
 
     def _due(self, ahead: float = 0) -> bool:
-        """Whether another length is tried, now or so many steps ahead."""
+        """Whether another length is tried, now or this many steps ahead."""
         return self.measured.waited + ahead >= self.measured.interval
 
     def choose(self) -> int:

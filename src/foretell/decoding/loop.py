@@ -141,7 +141,7 @@ def _decode(
         drafter.start(passes.past, sampler, len(batch), passes.capacity)
         kernels = Kernels(backbone, drafter)
         while True:
-            # Verify: one pass over what the backbone has not read yet, and the draft behind it.
+            # Verify: one pass over what the backbone has not read yet, and the draft after it.
             with kernels.chosen():
                 verified = passes.verify(batch, draft, layers)
             # Accept: a way through the draft, and the backbone's own token after it.

@@ -1,4 +1,4 @@
-"""Passes of the backbone over what the rows of a batch have not read yet, drafts behind it.
+"""Passes of the backbone over what the rows of a batch have not read yet, drafts after it.
 
 Shapes: B rows, W nodes of a draft, V vocabulary.
 """
@@ -20,12 +20,12 @@ from foretell.decoding.invariance import require_invariance
 from foretell.decoding.sampling import WIDEST
 
 DRAFT_SLOTS = 32
-"""Set aside behind the last token of each row: near its end drafts reach beyond it. Where they need
+"""Set aside after the last token of each row: near its end drafts reach beyond it. Where they need
 more the past is copied."""
 
 
 def capacity(batch: Batch, width: int | None = None) -> int:
-    """Slots per row: for tokens, and for drafts behind them; `width` as in `Passes`."""
+    """Slots per row: for tokens, and for drafts after them; `width` as in `Passes`."""
     return max(batch.lengths) + batch.room + max(DRAFT_SLOTS, width or 0)
 
 

@@ -56,7 +56,7 @@ class Sampling:
 
     Attributes:
         temperature: 0 takes the likeliest token.
-        top_k: draw among so many likeliest tokens; 0: all.
+        top_k: draw among this many likeliest tokens; 0: all.
         top_p: draw from the smallest set of tokens with this probability.
         min_p: leave out tokens less likely than this share of the likeliest one.
         repetition_penalty: divides the scores of tokens that are there already, also when greedy;
@@ -238,7 +238,7 @@ class Sampler:
 
 
 def _scored(processor: LogitsProcessor, tokens: Tensor, scores: Tensor) -> Tensor:
-    """What a processor makes of scores (N, V) behind `tokens` (N, T).
+    """What a processor makes of scores (N, V) after `tokens` (N, T).
 
     Raises:
         InputError: it is transformers' own, and was told of tokens that the model has not.

@@ -26,7 +26,7 @@ what it replaces, or may be what it made of " ' ", of which a full stop takes th
 class Detokenizer:
     """Gives text as soon as it is whole.
 
-    All pieces together are what the tokenizer decodes the tokens to, behind those of the prompt;
+    All pieces together are what the tokenizer decodes the tokens to, after those of the prompt;
     only that in a broken run of byte tokens each whole character stays, and every other byte is
     one U+FFFD.
 
@@ -67,7 +67,7 @@ class Detokenizer:
         return self._give(self._text())
 
     def end(self, tokens: Sequence[int], characters: int) -> list[int]:
-        """The last tokens, from where a character begins, with so many characters; or all."""
+        """The last tokens, from where a character begins, with this many characters; or all."""
         size = max(CONTEXT, characters)
         while size < len(tokens):
             for start in range(len(tokens) - size, len(tokens) - size + LONGEST):
@@ -78,7 +78,7 @@ class Detokenizer:
         return list(tokens)
 
     def _staying(self, text: str) -> int:
-        """At least so many of its characters stay, whatever follows: bytes of a run that is not
+        """At least this many of its characters stay, whatever follows: bytes of a run that is not
         whole yet may become fewer, and a clean-up may take out spaces.
         """
         stays = text.rstrip("".join(self.unclean))

@@ -28,7 +28,7 @@ class TreeShape:
 
     Attributes:
         widths: of a static tree: at depth k each node has `widths[k-1]` children, the likeliest.
-        nodes: of a dynamic tree: so many nodes, those with the highest joint probability.
+        nodes: of a dynamic tree: this many nodes, those with the highest joint probability.
     """
 
     widths: tuple[int, ...] = ()
@@ -42,7 +42,7 @@ class TreeShape:
 
     @classmethod
     def parse(cls, text: str) -> "TreeShape":
-        """`4,2,1` → children by depth, `12` → so many nodes.
+        """`4,2,1` → children by depth, `12` → this many nodes.
 
         Raises:
             InputError: it is neither.

@@ -1,6 +1,6 @@
 """Heads as a draft model of vLLM, made of vLLM's own layers (vLLM 0.32, V1 model runner).
 
-vLLM calls the model with the final hidden states of the positions it verified and the tokens behind
+vLLM calls the model with the final hidden states of the positions it verified and the tokens after
 them, samples from what `compute_logits` makes of the last position of each request, and calls it
 again for every further token, one position on, with the hidden states that it returned.
 
@@ -54,7 +54,7 @@ class Attention(LlamaAttention):
 
 
 class Blocks(nn.Module):
-    """Llama-shaped blocks side by side, and the norm behind each."""
+    """Llama-shaped blocks side by side, and the norm after each."""
 
     def __init__(self, vllm_config: VllmConfig, config: Any, prefix: str) -> None:
         super().__init__()
@@ -72,7 +72,7 @@ class Blocks(nn.Module):
         self.norms = nn.ModuleList(RMSNorm(size, eps=eps) for _ in range(count))
 
     def run(self, index: int, hidden: Tensor, positions: Tensor) -> Tensor:
-        """(N, D) → (N, D), the stream behind block `index`."""
+        """(N, D) → (N, D), the stream after block `index`."""
         hidden, residual = self.blocks[index](positions, hidden, None)
         return hidden + residual  # type: ignore[no-any-return]
 

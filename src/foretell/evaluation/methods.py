@@ -149,7 +149,7 @@ class Transformers:
 
     It is told to draft what ours drafts: as many tokens, after as many that match, whatever the
     draft model's confidence. Both obey the model's generation config but for where it ends texts
-    and how it draws. What differs: it drafts behind the prompt already, ours behind the
+    and how it draws. What differs: it drafts after the prompt already, ours after the
     first token; and of several matches its prompt lookup copies from the first, ours from the last.
 
     Args:
@@ -257,7 +257,7 @@ def methods_of(
         compiled: show ours with a compiled step too.
         draft_model: a smaller model by name, see `MTPModel.draft_model`.
         tree: a shape, to draft trees from the heads too.
-        draft_length: to draft so many tokens from the heads too, or `"auto"`.
+        draft_length: to draft this many tokens from the heads too, or `"auto"`.
         pass_width: of every pass of ours, whatever is drafted.
         batch_size: with more than 1, transformers drafts nothing.
 

@@ -1,4 +1,4 @@
-"""DeepSeek-V3's layout: modules as further layers behind the backbone's last one.
+"""DeepSeek-V3's layout: modules as further layers after the backbone's last one.
 
 vLLM 0.32, `deepseek_mtp.py`: [embedding, hidden]; the state after the final norm;
 `shared_head.norm` before it is handed on; zeros for the embedding at position 0; the first module,

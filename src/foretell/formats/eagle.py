@@ -1,7 +1,7 @@
 """EAGLE's layout (Li et al. 2024, arXiv 2401.15077): a chain without norms, in its own directory.
 
 vLLM 0.32, `llama_eagle.py`: [embedding, hidden] through `fc` without a bias; the state after the
-final norm; a Llama block without its input norm; no norm behind it, neither for the output head,
+final norm; a Llama block without its input norm; no norm after it, neither for the output head,
 which is the backbone's, nor for what is handed on; nothing zeroed.
 """
 

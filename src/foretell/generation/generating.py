@@ -242,7 +242,7 @@ class Generating(nn.Module):
                 (see `DecodeOptions.lengths`).
             rule: what of a draft is accepted, or its name, such as `"exact"` or `"top-k:2"`; by
                 default what leaves the output as it is.
-            pass_width: make every pass behind the prompts this wide, whatever is drafted, so that
+            pass_width: make every pass after the prompts this wide, whatever is drafted, so that
                 what is drafted cannot change how near-ties are rounded; longer drafts are cut.
             compiled: run passes of few shapes, as CUDA graphs on a GPU, elsewhere compiled by
                 torch: minutes once, then faster steps.

@@ -82,7 +82,7 @@ class ObjectiveConfig(BaseConfig):
         return self.schedule in ("forward", "reverse")
 
     def at(self, depth: int, done: float = 0.0, step: int = 0) -> tuple[float, ...]:
-        """Weights of depths 0…`depth` when `done` (0…1) of the run, `step` steps, are behind."""
+        """Weights of depths 0…`depth` when `done` (0…1) of the run, `step` steps, are over."""
         dropped = self.schedule == "drop" and (
             step >= self.drop_at if self.drop_at >= 1 else done >= self.drop_at
         )

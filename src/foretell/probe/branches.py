@@ -1,7 +1,7 @@
 """What a model says after continuations of one row, all hanging on the row's one pass.
 
 Every position is a row of a batch that begins with a copy of the prefix's keys and values; its
-continuations are the nodes of a tree behind it, and a node sees the prefix up to its position, its
+continuations are the nodes of a tree after it, and a node sees the prefix up to its position, its
 own ancestors and itself (tree attention: Miao et al. 2024, "SpecInfer", arXiv 2305.09781).
 
 Shapes: P positions, M nodes per position, T row length, S cached tokens, D hidden, V vocabulary.
@@ -23,11 +23,12 @@ from foretell.errors import BackboneError
 BUDGET = 1 << 25
 """Numbers that the branches of one chunk of positions may take up: 128 MiB in float32."""
 ARRAYS = 8
-"""As large as a chunk's distributions are so many at once: logits, joint probabilities and such."""
+"""How many tensors as large as a chunk's distributions exist at once: logits, joint probabilities
+and such."""
 
 
 def require_branches(backbone: Backbone, length: int | None = None) -> None:
-    """Refuse a backbone that cannot follow many strings at once, behind one another in `length`.
+    """Refuse a backbone that cannot follow many strings at once, after one another in `length`.
 
     Raises:
         BackboneError: it does not obey a mask that tells them apart; the message says why.
@@ -75,7 +76,7 @@ class ReadRow:
         return list(positions.split(max(1, BUDGET // per_position)))
 
     def prefix(self, length: int, rows: int) -> Cache:
-        """What the blocks keep of the first `length` tokens, in each of so many rows."""
+        """What the blocks keep of the first `length` tokens, in each of this many rows."""
         layers: list[Any] = [copy.copy(layer) for layer in self.past.layers]
         for layer in layers:
             layer.crop(length - self.tokens.shape[1])
@@ -92,7 +93,7 @@ class Branches:
 
     def __init__(self, row: ReadRow, positions: Tensor) -> None:
         self.backbone, self.positions, self.depth = row.backbone, positions, 0
-        self.extent = row.tokens.shape[1]  # their prefix was read in a pass over so many tokens
+        self.extent = row.tokens.shape[1]  # their prefix was read in a pass over this many tokens
         length = int(positions.max()) + 1
         self.cache = row.prefix(length, len(positions))
         self.places = torch.arange(length, device=positions.device).expand(len(positions), -1)

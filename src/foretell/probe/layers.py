@@ -1,6 +1,6 @@
 """Where in the model what can be read: by layer and depth.
 
-logit-lens    the output head on a layer's state, behind the final norm (nostalgebraist 2020)
+logit-lens    the output head on a layer's state, after the final norm (nostalgebraist 2020)
 linear-probe  trained per layer and depth, see `foretell.probe.linear`
 settled       whether no later layer changes the lens's next-token decision any more
 cka, cosine   how far states drift from layer to layer: linear centred kernel alignment

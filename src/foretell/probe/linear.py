@@ -24,7 +24,7 @@ LEARNING_RATE = 3e-3
 RIDGE = 1e-4
 """Relative to the variance of the states."""
 SET_ASIDE = 8
-"""One of so many positions."""
+"""One of this many positions."""
 
 
 @dataclass(frozen=True)

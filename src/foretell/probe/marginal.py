@@ -76,7 +76,7 @@ def marginalize(
         tokens: (1, T).
         positions: (P,), each 0…T-1; position t predicts x_{t+1+k}.
         depth: K ≥ 0.
-        width: M ≥ 1, strings kept per position; or so many at depths 1, 2, …, the last for all
+        width: M ≥ 1, strings kept per position; or as many at depths 1, 2, …, the last for all
             that are deeper.
 
     Raises:

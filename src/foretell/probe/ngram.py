@@ -1,7 +1,7 @@
 """What follows the last few tokens, however far ahead, in a text that was read before.
 
-An n-gram model per depth: the tokens k + 1 places behind every earlier place that ends with the
-same tokens, smoothed with those behind shorter endings (Witten and Bell 1991, "The zero-frequency
+An n-gram model per depth: the tokens k + 1 places after every earlier place that ends with the
+same tokens, smoothed with those after shorter endings (Witten and Bell 1991, "The zero-frequency
 problem"; interpolated as in Chen and Goodman 1999, section 2.4):
 
     q_n(v) = (c(v) + d · q_{n-1}(v)) / (c + d)
@@ -60,7 +60,7 @@ class NGram:
         return found
 
     def _counts(self, ending: NDArray[np.int64], distance: int) -> NDArray[np.float64]:
-        """How often each token comes `distance` places behind `ending`: (V,)."""
+        """How often each token comes `distance` places after `ending`: (V,)."""
         if not len(ending):
             return self._all
         key = sum(int(t) * self.vocab_size**back for back, t in enumerate(ending[::-1]))

@@ -9,8 +9,8 @@ constant this is their (1 - α^{g+1}) / ((1 - α)(g·c + 1)).
 The range goes from what simple readers of the training text reach (its n-grams, and linear probes
 of the best layer; a head can be both and more) to what a perfect reader of the marginals would
 reach, both with the far end of their confidence intervals. Heads that read drafted tokens
-(`sequential`) know more than the marginals and may pass the upper end. There is one range behind
-the text, to be compared with `foretell eval`, and one behind the backbone's own greedy
+(`sequential`) know more than the marginals and may pass the upper end. There is one range after
+the text, to be compared with `foretell eval`, and one after the backbone's own greedy
 continuation, to be compared with decoding.
 
 Shapes: K depths, L layers.
@@ -59,7 +59,7 @@ class Costs:
 
 @torch.inference_mode()
 def measure_costs(model: MTPModel, depth: int) -> Costs:
-    """Time passes over 1…`depth` + 1 tokens behind `PAST` others, and a block with its output.
+    """Time passes over 1…`depth` + 1 tokens after `PAST` others, and a block with its output.
 
     They take turns, and the fastest time of each counts: what else runs on a machine only adds. For
     the same reason a pass costs no more than was ever measured for a wider one.
@@ -88,7 +88,7 @@ def measure_costs(model: MTPModel, depth: int) -> Costs:
 
 
 def _rising(seconds: Sequence[float]) -> list[float]:
-    """Each no more than those behind it, so that no draft can look cheaper than none."""
+    """Each no more than those after it, so that no draft can look cheaper than none."""
     return [min(seconds[place:]) for place in range(len(seconds))]
 
 
@@ -125,7 +125,7 @@ class Prediction:
     """What to expect of parallel heads, and what to train.
 
     Attributes:
-        ranges: behind the `text`, and behind the backbone's `own` continuation.
+        ranges: after the `text`, and after the backbone's `own` continuation.
         costs: as measured.
         layers: of every depth 1…K the layer that a linear probe reads it from best; empty where
             none were trained.

@@ -15,7 +15,7 @@ EXPECTED = (
     ("speculative", "text", "speculative"),
     ("speculative", "own", "own_speculative"),
 )
-"""Rule, behind what is drafted, and the share of steps that accept so many tokens."""
+"""Rule, after what is drafted, and the share of steps that accept this many tokens."""
 BY_PART = ("top1", "top5", "nll", "agreement")
 """What is told of parts of the positions."""
 PARTS: dict[str, type[ScoredByClass | ScoredByKind]] = {

@@ -195,7 +195,7 @@ class Journal:
 
 
 def _is_journal(content: bytes) -> bool:
-    """Settings on the first line, which is written whole, and rows behind it."""
+    """Settings on the first line, which is written whole, and rows after it."""
     try:
         return isinstance(json.loads(content.splitlines()[0]), dict)
     except ValueError:

@@ -68,7 +68,7 @@ class Scorer:
             covered: (N, V).
             target: what it predicts.
             missing: (N, 1), its mass beyond `covered`; None: there is none.
-            drafted: (N,), what is drafted behind the backbone's own tokens, where that is not the
+            drafted: (N,), what is drafted after the backbone's own tokens, where that is not the
                 likeliest one.
         """
         whole = covered if missing is None else covered + missing / covered.shape[-1]
@@ -96,8 +96,8 @@ class Scorer:
 
         Args:
             depth: k.
-            drafted: behind the text.
-            behind_chain: behind the backbone's own continuation.
+            drafted: after the text.
+            behind_chain: after the backbone's own continuation.
             target: what they are to be.
         """
         own = target.chances.argmax(-1)

@@ -90,7 +90,7 @@ def _read(source: Source, row: Generated) -> ShownText:
 
 
 def _pieces(step: dict[str, Any]) -> Iterator[ShownPiece]:
-    """Depth k drafted the k-th accepted token; behind them comes the backbone's own."""
+    """Depth k drafted the k-th accepted token; after them comes the backbone's own."""
     for index, text in enumerate(step["pieces"]):
         if index < step["accepted"]:
             look = f"depth-{min(index + 1, DEPTHS)}"

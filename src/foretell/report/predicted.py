@@ -1,7 +1,7 @@
 """What the probe predicted of heads, beside what heads reach, by draft length.
 
 Behind the text the range is compared with teacher-forced heads (`eval`, `benchmarks/recipes.py`),
-behind the backbone's own continuation with greedy decoding of chains (`bench`): tokens per forward,
+after the backbone's own continuation with greedy decoding of chains (`bench`): tokens per forward,
 and the speed-up of the longest drafts.
 """
 
@@ -23,7 +23,7 @@ class Compared:
     """One quantity of heads at one draft length.
 
     Attributes:
-        who: their kind or run, behind their model where there are several.
+        who: their kind or run, after their model where there are several.
         quantity: `tokens_per_forward` or `speedup`.
         behind: what is drafted behind, `text` or `own`.
         length: of the drafts.

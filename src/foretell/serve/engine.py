@@ -206,7 +206,7 @@ class Engine:
 
 
 def _batch(model: MTPModel, jobs: list[Job]) -> Batch:
-    """Their rows, each behind what it has written so far."""
+    """Their rows, each after what it has written so far."""
     rows = [job.tokens for job in jobs]
     longest = max(map(len, rows))
     tokens = torch.tensor([row + [0] * (longest - len(row)) for row in rows])

@@ -91,7 +91,7 @@ class Job:
 
     @property
     def remaining_stops(self) -> list[Stop]:
-        """Its stops, for a batch that begins behind what is written."""
+        """Its stops, for a batch that begins after what is written."""
         # A token ends the row whatever was written before.
         alone = [not self.written or isinstance(stop, StopTokens) for stop in self.stops]
         return [

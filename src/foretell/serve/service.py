@@ -62,7 +62,7 @@ class Service:
 
     @property
     def max_prompt_tokens(self) -> int:
-        """Of a prompt, so that one token has room behind it."""
+        """Of a prompt, so that one token has room after it."""
         context = self.model.backbone.max_length
         most = self.limits.max_prompt_tokens
         return most if context is None else min(most, context - 1)

@@ -158,7 +158,7 @@ def make_optimizer(
 
 
 def rate_factor(config: TrainConfig, done: float) -> float:
-    """Share of the peak learning rate when `done` (0…1) of the run is behind."""
+    """Share of the peak learning rate when `done` (0…1) of the run is over."""
     if done < config.warmup:
         return max(done / config.warmup, 1e-3)
     left = max(0.0, 1.0 - (done - config.warmup) / (1.0 - config.warmup))
@@ -174,7 +174,7 @@ def rate_factor(config: TrainConfig, done: float) -> float:
 
 
 def set_rates(optimizer: Optimizer, config: TrainConfig, done: float) -> float:
-    """Set every rate for when `done` (0…1) of the run is behind, and return the heads'."""
+    """Set every rate for when `done` (0…1) of the run is over, and return the heads'."""
     factor = rate_factor(config, done)
     for group in optimizer.param_groups:
         group["lr"] = factor * group.setdefault("peak_lr", group["lr"])

@@ -13,7 +13,7 @@ class Progress:
     Attributes:
         step: optimiser steps done.
         total_steps: how many there will be; None where only time limits the run.
-        fraction: share of the run behind, 0…1.
+        fraction: share of the run that is over, 0…1.
         depth_losses: mean loss of depths 0…K in nats since the last report.
         held_out_losses: the same on held-out blocks; empty where none was measured just now.
         learning_rate: now.

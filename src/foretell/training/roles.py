@@ -66,7 +66,7 @@ def _multiplied(model: MTPModel) -> Iterator[nn.Parameter]:
 
 
 def _nodes(starts: Any) -> Iterator[Node]:
-    """Every node of the graph behind `starts`."""
+    """Every node of the graph after `starts`."""
     waiting = [node for node in starts if node is not None]
     seen = set(waiting)
     while waiting:

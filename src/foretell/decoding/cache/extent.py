@@ -27,7 +27,7 @@ class Extent:
         self.backbone, self.begun = backbone, [0] * rows
 
     def enter(self, read: Sequence[int], stands: Sequence[int]) -> None:
-        """A pass begins behind the first `read` tokens of each row, of which so many stand."""
+        """A pass begins after the first `read` tokens of each row, of which this many stand."""
         rows = zip(read, stands, self.begun, strict=True)
         self.begun = [before if begin else end for begin, end, before in rows]
 
@@ -36,7 +36,10 @@ class Extent:
     ) -> dict[str, Any]:
         """An argument of a pass over tokens at `positions` (B, W); nothing where it needs none.
 
-        Of each row so many tokens stand, and `drafted` ones may follow; what is further is filling.
+        Args:
+            positions: (B, W).
+            stands: how many tokens of each row stand.
+            drafted: how many may follow; what is further is filling.
         """
         if self.backbone.rotary is None:
             return {}

@@ -46,7 +46,7 @@ class Past(Protocol):
     ) -> dict[str, Any]:
         """Arguments of a pass over `width` more tokens: `cache`, positions, mask and rotation.
 
-        The tokens are a chain, or the nodes of `draft`. Of each row so many as `stands` says stand,
+        The tokens are a chain, or the nodes of `draft`. Of each row as many as `stands` says stand,
         the rest is filling; by default all of them do.
         """
         ...
@@ -63,13 +63,13 @@ class Past(Protocol):
         ...
 
     def assume(self) -> None:
-        """Go on behind what was entered last; the next `keep` may still take all of it back."""
+        """Go on after what was entered last; the next `keep` may still take all of it back."""
         ...
 
     def select(self, places: Sequence[int]) -> None:
         """Go on with the rows at some places alone, in that order.
 
-        One that moves comes from behind those that stay, see `Batch.let_go`.
+        One that moves comes from after those that stay, see `Batch.let_go`.
         """
         ...
 
@@ -117,7 +117,7 @@ def require_steps(backbone: Backbone, length: int) -> None:
     """Refuse texts of `length` tokens in which drafts cannot leave the output as it is.
 
     Raises:
-        BackboneError: its passes over so many tokens are not what `generate` computes.
+        BackboneError: its passes over this many tokens are not what `generate` computes.
     """
     if backbone.rotary is not None:  # after its switch the passes of a trial rotate otherwise
         length = min(length, backbone.rotary.switch - TRIED)

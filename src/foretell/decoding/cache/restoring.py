@@ -27,7 +27,7 @@ from foretell.decoding.draft import Draft
 from foretell.errors import BackboneError, ForetellError
 
 READ_AGAIN = 16
-"""Tokens that are read once more at most, with others behind them that may be taken back. From then
+"""Tokens that are read once more at most, with others after them that may be taken back. From then
 on they are read for good, in a pass of their own: one of which all stands."""
 
 NOTHING_KEPT = "it keeps nothing of what it has read in the cache that it is given"

@@ -1,7 +1,7 @@
 """Every row in slots of its own: position p of a row lies in slot p, whatever the other rows do.
 
 Nothing has to be removed when a draft is rejected, because a slot is seen only from positions
-behind it, and is written again before the row gets there. That serves rows that accept different
+after it, and is written again before the row gets there. That serves rows that accept different
 lengths, and trees, whose accepted nodes move to the slots of their positions. Sliding windows are
 in the mask, since what a window has dropped could not be brought back.
 
@@ -33,14 +33,14 @@ MASKED = ("eager", "sdpa")
 """transformers' implementations of attention that take a mask of any form."""
 FIXED_SLOTS = 256
 """Slots are set aside in multiples of this for passes of one width, which look at all of them: so
-few shapes occur. Where more are needed than were set aside, so many are added."""
+few shapes occur. Where more are needed than were set aside, that many are added."""
 AT_FIRST = 1024
 """Slots per row that are set aside at first, and doubled whenever they are used up: few texts
 become as long as they may."""
 STAGES = {"cpu": (16, 16), "cuda": (256, 4)}
-"""A compiled pass sees a multiple of so many slots, by device, or of that part of them where there
-are many: attention over slots that nobody has written costs as much as over others, and each new
-number of them a check of PyTorch's guards, or a CUDA graph."""
+"""A compiled pass sees a multiple of this many slots, by device, or of that part of them where
+there are many: attention over slots that nobody has written costs as much as over others, and each
+new number of them a check of PyTorch's guards, or a CUDA graph."""
 
 
 @dataclass
@@ -53,7 +53,7 @@ class Slots:
         where: those that a pass writes: a stretch, or rows (B, 1) and slots (B, W).
         visible: (S',) those that the pass can see: the first ones.
         length: how many tokens transformers is told there are; where no mask is given, it makes one
-            for tokens behind these.
+            for tokens after these.
         version: counts how often a layer went on with another tensor.
     """
 
@@ -298,7 +298,7 @@ class SlottedLayer(CacheLayerMixin):
             self._store(name, pad(stored, (0, 0, 0, capacity - stored.shape[2])))
 
     def select(self, places: Sequence[int]) -> None:
-        """Keep some rows alone; one that is not where it was comes from behind those that stay.
+        """Keep some rows alone; one that is not where it was comes from after those that stay.
 
         Behind what the last pass saw no row has anything that stands or is still to be moved.
         """
@@ -326,7 +326,7 @@ class SlottedLayer(CacheLayerMixin):
 
 @ability
 def _obeys_masks(backbone: Backbone, length: int) -> str | None:
-    """Two rows on either side of `length`, and a tree of two branches behind each, must give what
+    """Two rows on either side of `length`, and a tree of two branches after each, must give what
     each way through them gives by itself.
     """
     if kinds := recurrent_layers(backbone):

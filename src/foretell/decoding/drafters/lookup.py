@@ -20,7 +20,7 @@ from foretell.errors import InputError
 from foretell.heads import Head
 
 MATCH = 3
-"""Tokens that have to be the same before what follows them is copied, if so many are anywhere."""
+"""Tokens that have to be the same before what follows them is copied, if that many are anywhere."""
 
 
 class LookupDrafter(Drafter, name="lookup"):
@@ -70,7 +70,7 @@ class LookupDrafter(Drafter, name="lookup"):
         """The text is all it reads."""
 
     def continuation(self, tokens: Tensor, length: int) -> Tensor:
-        """What is copied behind `tokens` (S,): at most `length` tokens, none without a match."""
+        """What is copied after `tokens` (S,): at most `length` tokens, none without a match."""
         for size in range(min(self.match, len(tokens) - 1), 0, -1):
             places = tokens[:-1].unfold(0, size, 1)  # every stretch that something follows
             same = (places == tokens[-size:]).all(1).nonzero()

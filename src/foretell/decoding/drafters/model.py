@@ -129,7 +129,7 @@ class ModelDrafter(Drafter):
 
 
 def require_vocabulary(draft: Backbone, size: int) -> None:
-    """Refuse a draft model for a model of so many tokens.
+    """Refuse a draft model for a model of this many tokens.
 
     Raises:
         InputError: its vocabulary has another size.

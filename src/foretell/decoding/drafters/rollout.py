@@ -2,7 +2,7 @@
 2401.15077, section 4; vLLM and SGLang run every multi-token module so).
 
 The module reads the positions that were verified, each with the backbone's state and the token
-behind it, and drafts one token. Every further step is one position further on, in the same past: it
+after it, and drafts one token. Every further step is one position further on, in the same past: it
 reads what the step before handed on and the token that it drafted. Those positions are forgotten
 when the draft is done, and read again once they are verified.
 
@@ -89,7 +89,7 @@ class RolloutDrafter(ModuleDrafter, of_heads="rollout"):
     ) -> Tensor:
         """Read `hidden` and `ahead` (B, W, D) at `tokens` (B, W) of positions `places` (B, W).
 
-        Of each row so many tokens as `stands` says stand, see `Past.enter`.
+        Of each row as many tokens as `stands` says stand, see `Past.enter`.
         """
         given = self.past.enter(hidden.shape[1], stands=stands)
         call = self.backbone.block_call(

@@ -145,7 +145,7 @@ class SequentialDrafter(ModuleDrafter, of_heads="sequential"):
         return [end - start for end, start in zip(stands, self.past.read, strict=True)]
 
     def _enter(self, width: int, tokens: Tensor, stands: Sequence[int]) -> "Window":
-        """The next `width` positions of `tokens` (B, S), of which so many stand in each row."""
+        """The next `width` positions of `tokens` (B, S), of which this many stand in each row."""
         starts = to_device(self.past.read, tokens.device).unsqueeze(1)
         places = starts + torch.arange(width + self.length, device=starts.device)
         read = tokens.gather(1, places.clamp(max=tokens.shape[1] - 1))

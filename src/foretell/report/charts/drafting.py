@@ -24,7 +24,7 @@ from foretell.results.tables import AcceptedByDepth, Predicted, Speed
 from foretell.tally import Estimate
 
 BEHIND = {"text": " after text", "own": " after own"}
-"""What drafts follow, as it stands behind the name of a range."""
+"""What drafts follow, as it stands after the name of a range."""
 UNITS = {"tokens_per_forward": "tokens per forward", "speedup": "speed-up over plain decoding"}
 
 

@@ -179,7 +179,7 @@ def plot_lines(
 
 
 def name_ends(axes: Axes, ends: Sequence[End]) -> None:
-    """Write labels behind the ends of lines, moved apart where they would overlap."""
+    """Write labels after the ends of lines, moved apart where they would overlap."""
     if not ends:
         return
     bottom, top = axes.get_ylim()
@@ -282,7 +282,7 @@ def percent_axis(axes: Axes) -> None:
 
 
 def whole_steps(axes: Axes, values: Sequence[float]) -> None:
-    """A tick at every whole number, and room for names behind the last."""
+    """A tick at every whole number, and room for names after the last."""
     numbers = sorted({round(value) for value in values})
     axes.set_xticks(range(numbers[0], numbers[-1] + 1))
     axes.set_xlim(numbers[0] - 0.15, numbers[-1] + 0.05)
