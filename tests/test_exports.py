@@ -371,3 +371,16 @@ def test_what_was_written_for_the_plugin_is_not_read_back(tmp_path: Path, kind: 
     export(tmp_path / "heads", "vllm", tmp_path / "out")
     with pytest.raises(ft.CheckpointError, match="go on with the foretell directory"):
         import_heads(tmp_path / "out", tmp_path / "again", tmp_path / "plain")
+
+
+@pytest.mark.parametrize("name", ["mimo", "medusa"])
+def test_numbers_of_64_bits_are_not_packed(name: str, tmp_path: Path) -> None:
+    """Their type begins as those of 6 bits do: F64, F6_E2M3."""
+    model = with_heads(name, {**IN_PLACE, **APART}[name], tied=False).double()
+    model.save_pretrained(tmp_path / "heads")
+    export(tmp_path / "heads", name, tmp_path / "out")
+    backbone = None if name in IN_PLACE else tmp_path / "heads"
+    import_heads(tmp_path / "out", tmp_path / "again", backbone)
+    again = ft.MTPModel.from_pretrained(tmp_path / "again")
+    for key, tensor in model.head.state_dict().items():
+        torch.testing.assert_close(again.head.state_dict()[key].double(), tensor.double())

@@ -326,6 +326,9 @@ def test_parts_that_are_left_out_and_old_constants_do_no_harm(sound: Path, tmp_p
         model__layers__0__self_attn__bias=(1, 1, 32, 32),
         model__layers__0__self_attn__masked_bias=(),
     )(where)
+    file = where / "model.safetensors"
+    mask = {"model.layers.0.self_attn.mask": torch.ones(32, 32, dtype=torch.bool)}
+    save_file({**load_file(file), **mask}, file, metadata={"format": "pt"})
     assert torch.equal(logits(load_causal_lm(where)), logits(load_causal_lm(sound)))
 
 

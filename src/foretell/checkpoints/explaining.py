@@ -176,7 +176,7 @@ def without_place(model: nn.Module, where: str, unexpected: Collection[str]) -> 
         with open_tensors(path) as file:
             for name in names & set(file.keys()):
                 held = file.get_slice(name)
-                if held.get_dtype()[0] in "FB" and 1 <= len(held.get_shape()) <= 3:
+                if held.get_dtype().startswith(("F", "BF")) and 1 <= len(held.get_shape()) <= 3:
                     found.append(name)
     return sorted(found)
 

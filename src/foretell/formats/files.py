@@ -340,7 +340,7 @@ def require_plain(base: Checkpoint) -> None:
         with base.open(file) as handle:
             for name in handle.keys():  # noqa: SIM118 - not a mapping
                 dtype = str(handle.get_slice(name).get_dtype())
-                if dtype.startswith(("F8", "I8", "U8", "F4", "F6")):
+                if dtype.startswith(("F8", "I8", "U8", "F4", "F6_")):
                     raise CheckpointError(
                         f"{base.directory / file}: {name} is stored as {dtype}, quantised; convert "
                         "the checkpoint to bfloat16 first."
