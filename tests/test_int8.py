@@ -9,14 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 import families
 import foretell as ft
 from command_line import fine, refused
-from foretell.backbone.int8 import Int8Linear, largest, multiply, quantize_within
+from foretell.backbone.int8 import Int8Linear, largest, multiply, quantize, quantize_within
+from foretell.checkpoints import Adapters
 from foretell.decoding import drafter_for
-from foretell.errors import BackboneError, CheckpointError
+from foretell.errors import BackboneError, CheckpointError, InputError
 
 
 def exact(rows: Tensor, integers: Tensor, scales: Tensor) -> Tensor:
@@ -90,6 +92,20 @@ def test_rows_of_zeros_give_zeros_and_what_is_no_number_stays_none() -> None:
     layer = Int8Linear.of(torch.randn(80, 96), None)
     assert (layer(torch.zeros(2, 96)) == 0).all()
     assert layer(torch.full((2, 96), torch.nan)).isnan().all()
+
+
+def test_no_rows_give_none() -> None:
+    assert Int8Linear.of(torch.randn(80, 96), None)(torch.zeros(2, 0, 96)).shape == (2, 0, 80)
+
+
+def test_scales_stay_exact_and_the_layer_on_a_cpu() -> None:
+    layer = Int8Linear.of(torch.randn(80, 96), torch.randn(80))
+    scales = layer.scales.clone()
+    layer.to(torch.bfloat16)
+    assert torch.equal(layer.scales, scales)
+    assert layer(torch.ones(1, 96, dtype=torch.bfloat16)).dtype == torch.bfloat16
+    with pytest.raises(BackboneError, match="are for CPUs, and the model is on meta"):
+        layer(torch.ones(1, 96, device="meta"))
 
 
 def test_some_outputs_are_those_of_all() -> None:
@@ -177,6 +193,25 @@ def test_a_model_with_too_few_linear_layers_is_refused_as_it_was() -> None:
     with pytest.raises(BackboneError, match=r"Mixtral\w+ has \d+% of its weights in linear"):
         model.quantize()
     assert torch.equal(model.lm(families.prompt(1, 9)).logits, expected)
+
+
+@pytest.mark.parametrize("family", ["mamba", "falcon_mamba"])
+def test_a_model_that_reads_weights_past_their_layers_is_refused_as_it_was(family: str) -> None:
+    size = {"hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 101, "time_step_rank": 32}
+    torch.manual_seed(0)
+    lm = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **size)).eval()
+    expected = lm(families.prompt(1, 9), use_cache=False).logits
+    with pytest.raises(BackboneError, match="reads a weight past its layer; decode it without"):
+        quantize(lm)
+    assert torch.equal(lm(families.prompt(1, 9), use_cache=False).logits, expected)
+
+
+def test_adapters_are_merged_before_and_not_after() -> None:
+    model = ft.attach(families.build("llama"), depth=1)
+    model.adapt(lambda lm: Adapters.add(lm, rank=2, alpha=4.0, dropout=0.0, targets="all-linear"))
+    model.quantize()
+    with pytest.raises(InputError, match="merge them, then quantize"):
+        model.merge_adapters()
 
 
 def test_commands_can_be_told() -> None:

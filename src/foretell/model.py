@@ -3,6 +3,7 @@
 Shapes: B batch, T time, K depths, D hidden, V vocabulary.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
@@ -12,7 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from foretell.backbone import BackboneOutput
-from foretell.backbone.int8 import quantize, quantize_within
+from foretell.backbone.int8 import is_quantized, quantize, quantize_within
 from foretell.checkpoints import (
     LOADING,
     Adapters,
@@ -34,6 +35,8 @@ from foretell.objective import (
     depth_hidden,
 )
 from foretell.targets import IGNORE
+
+log = logging.getLogger(__name__)
 
 
 class MTPModel(Generating):
@@ -90,7 +93,13 @@ class MTPModel(Generating):
         self.adapters = insert_adapters(self.backbone, make)
 
     def merge_adapters(self) -> None:
-        """Make the adapters part of the backbone, which then is an ordinary one."""
+        """Make the adapters part of the backbone, which then is an ordinary one.
+
+        Raises:
+            InputError: its weights were rounded, see `quantize`.
+        """
+        if self.adapters is not None and is_quantized(self.lm):
+            raise InputError("weights of 8 bits take no adapters in; merge them, then quantize.")
         if self.adapters is not None:
             self.adapters.merge()
         self.adapters = None
@@ -107,6 +116,7 @@ class MTPModel(Generating):
         quantize(self.lm)
         if self.head is not None:
             quantize_within(self.head)
+            self.head.requires_grad_(False)
 
     def freeze_backbone(self) -> None:
         """From now on the backbone neither learns nor drops out: it runs as in inference."""
@@ -241,8 +251,8 @@ class MTPModel(Generating):
                 `force_download`), and `torch_dtype`, the older name of `dtype`.
 
         Raises:
-            CheckpointError: a file is missing, truncated or foreign, or the backbone is another
-                one.
+            CheckpointError: a file is missing, truncated or foreign; or the backbone is another one
+                and was not named, is of another architecture, or has adapters beside the heads.
             InputError: there is no model at `path`, `dtype` is no type for one, `device_map`
                 spreads it, or an option is unknown or cannot be honoured.
         """
@@ -254,9 +264,11 @@ class MTPModel(Generating):
             raise CheckpointError(f"{opened.config_file}: {error}") from None
         model.backbone_path, model.tokenizer_path = opened.source, opened.tokenizer
         if opened.stored is not None:
-            vocab_size = model.backbone.vocab_size
-            fill_head(model.require_head(), opened.stored, opened.where, vocab_size)
+            vocab_size, other = model.backbone.vocab_size, opened.warning is not None
+            fill_head(model.require_head(), opened.stored, opened.where, vocab_size, other=other)
             model.trained_on = opened.stored.trained_on
+        if opened.warning is not None:
+            log.warning("%s", opened.warning)
         if (adapters := opened.adapters) is not None:
             model.adapt(lambda lm: Adapters.load(lm, adapters))
         return model.eval()

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from foretell.backbone.int8 import Int8Linear
+from foretell.backbone.int8 import Absent, Int8Linear
 from foretell.backbone.products import lay_out, linear
 from foretell.errors import BackboneError
 
@@ -117,7 +117,7 @@ class Anatomy:
         return self._with_weight(self.model.get_output_embeddings(), "output embedding")
 
     def _with_weight(self, module: nn.Module | None, what: str) -> Any:
-        if not isinstance(getattr(module, "weight", None), Tensor):
+        if not isinstance(getattr(module, "weight", None), (Tensor, Absent)):
             raise cannot_carry(self.model, f"it has no {what} with a weight")
         return module
 
@@ -166,7 +166,8 @@ class Anatomy:
         """`unembed` for some tokens (V',) alone: (..., D) → (..., V').
 
         Their rows of the output head are copied once where no gradient is to reach them (see
-        `foretell.backbone.products` where there is none at all), or else in every call. An output
+        `foretell.backbone.products` where there is none at all), or else in every call. Those of 8
+        bits are copied as they are. An output
         head that is more than a matrix computes all logits.
         """
         output = self.output

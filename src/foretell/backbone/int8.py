@@ -10,27 +10,32 @@ row by a scale of its own, since with one byte SmolLM2-135M predicts noticeably 
 
 Sums of integers are exact in any order: what is computed for a row is the same, bit by bit,
 whatever else a pass holds. So a draft of four tokens is verified with the very products of four
-single passes, at little more than the price of one.
+single passes. What a wider pass costs depends on the CPU's instructions (docs/log.md).
 
 Shapes: N rows, D in, E out.
 """
 
 from functools import cache
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from foretell.backbone.trying import evaluating
 from foretell.backbone.weights import is_plain
 from foretell.errors import BackboneError
 
 SMALLEST = 1 << 12
-"""Numbers in a matrix that is quantised: not the gates of experts and the like."""
+"""Numbers in a matrix that is quantised."""
 
 FEWEST = 0.5
 """Share of a model's weights, but for its input embedding, that must be quantised to gain by it."""
+
+CHANGED = 0.5
+"""By how much of themselves logits may differ afterwards. Rounding changes them by some hundredths,
+but where a model reads a weight past its layer they are something else."""
 
 TINY = torch.finfo(torch.float32).tiny
 """In place of a scale of 0, where all numbers are 0."""
@@ -48,6 +53,18 @@ def largest() -> int:
     return 127 if exact else 63
 
 
+class Absent(NamedTuple):
+    """What is left of weights that were quantised.
+
+    Attributes:
+        shape: (E, D).
+        dtype: theirs.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
 class Int8Linear(nn.Module):
     """A linear layer with weights of 8 bits.
 
@@ -58,7 +75,7 @@ class Int8Linear(nn.Module):
         dtype: of the weights that they stand for.
 
     Attributes:
-        weight: shape and type of the weights that it stands for, and no numbers.
+        weight: shape and type of the weights that it stands for.
     """
 
     integers: Tensor
@@ -69,7 +86,7 @@ class Int8Linear(nn.Module):
         self, integers: Tensor, scales: Tensor, bias: Tensor | None, dtype: torch.dtype
     ) -> None:
         super().__init__()
-        self.weight = torch.empty(integers.shape, dtype=dtype, device="meta")
+        self.weight = Absent(tuple(integers.shape), dtype)
         self.register_buffer("integers", integers)
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)
@@ -92,13 +109,24 @@ class Int8Linear(nn.Module):
         """(…, D) → (…, E).
 
         Raises:
-            BackboneError: a gradient is to pass through it.
+            BackboneError: a gradient is to pass through it, or it is no longer on a CPU.
         """
         if rows.requires_grad and torch.is_grad_enabled():
             raise BackboneError("weights of 8 bits are for decoding: no gradient passes.")
+        if rows.device.type != "cpu":
+            raise BackboneError(
+                f"weights of 8 bits are for CPUs, and the model is on {rows.device}."
+            )
         product = multiply(rows.reshape(-1, rows.shape[-1]), self.integers, self.scales)
-        product = product.to(rows.dtype).view(*rows.shape[:-1], -1)
+        product = product.to(rows.dtype).view(*rows.shape[:-1], len(self.scales))
         return product if self.bias is None else product + self.bias
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Self:
+        """As in torch, but scales stay as exact as they are."""
+        scales = self.scales
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        self.scales = scales.to(self.scales.device)
+        return self
 
     def extra_repr(self) -> str:
         """Its shape."""
@@ -124,8 +152,8 @@ def quantize(model: PreTrainedModel) -> None:
     Its input embedding keeps its numbers, of which a pass reads few. Nothing in it learns any more.
 
     Raises:
-        BackboneError: the model is not on a CPU, or most of its weights are in nothing that can be
-            quantised; then it is as it was.
+        BackboneError: the model is not on a CPU, most of its weights are in nothing that can be
+            quantised, or it says something else with rounded weights; then it is as it was.
     """
     name = type(model).__name__
     if (device := next(model.parameters()).device).type != "cpu":
@@ -144,7 +172,30 @@ def quantize(model: PreTrainedModel) -> None:
             f"{name} has {served / whole:.0%} of its weights in linear layers, which alone can be "
             "quantised here, and that is too few to gain by it."
         )
-    quantize_within(model)
+    before = _some_logits(model)
+    replaced = quantize_within(model)
+    try:
+        after = _some_logits(model)
+        same = float((after - before).norm()) <= CHANGED * float(before.norm())
+    except Exception:  # whatever comes of reading weights that are not there
+        same = False
+    if not same:
+        for parent, name, part in replaced:
+            setattr(parent, name, part)
+        raise BackboneError(
+            f"{name} says something else with weights of 8 bits, as where a block reads a weight "
+            "past its layer; decode it without."
+        )
+    model.requires_grad_(False)
+
+
+@torch.no_grad()
+def _some_logits(model: PreTrainedModel) -> Tensor:
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
+    with evaluating(model):
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits.float()
 
 
 def is_quantized(module: nn.Module) -> bool:
@@ -152,9 +203,14 @@ def is_quantized(module: nn.Module) -> bool:
     return any(isinstance(part, Int8Linear) for part in module.modules())
 
 
-def quantize_within(module: nn.Module) -> None:
-    """The same for any module, whatever share of it that is."""
+def quantize_within(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """Give the matrices of any module weights of 8 bits, in place.
+
+    Returns:
+        what was replaced: in which module, under which name, and what stood there.
+    """
     made: dict[Any, Int8Linear] = {}
+    replaced: list[tuple[nn.Module, str, Any]] = []
     for parent in list(module.modules()):
         for name, part in list(parent._modules.items()):
             if _serves(part):
@@ -163,7 +219,8 @@ def quantize_within(module: nn.Module) -> None:
                     weight = layer.weight.t() if isinstance(layer, Conv1D) else layer.weight
                     made[part] = Int8Linear.of(weight, layer.bias)
                 setattr(parent, name, made[part])
-    module.requires_grad_(False)
+                replaced.append((parent, name, part))
+    return replaced
 
 
 def _serves(module: Any) -> bool:

@@ -1,6 +1,5 @@
 """Opening a foretell directory, or a plain checkpoint: what is in it, checked and loaded."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +36,6 @@ from foretell.checkpoints.wording import (
 from foretell.errors import CheckpointError, HeadError, InputError
 from foretell.heads import Head, HeadConfig, head_class
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Opened:
@@ -49,12 +46,14 @@ class Opened:
         source: where the backbone was loaded from.
         lm: the backbone; of heads that were stored, it is theirs.
         stored: the heads; None where there are none.
+        warning: what to say of the backbone, where it was named and heads were trained on another.
     """
 
     where: str
     source: str
     lm: PreTrainedModel
     stored: StoredHeads | None
+    warning: str | None = None
 
     @property
     def config_file(self) -> Path:
@@ -63,8 +62,12 @@ class Opened:
 
     @property
     def tokenizer(self) -> str:
-        """Where the tokenizer lies: beside heads that have one, else beside the backbone."""
-        return self.where if has_tokenizer(self.where) else self.source
+        """Where the tokenizer lies: beside heads that have one, else beside the backbone.
+
+        One beside heads is their backbone's, and not that of another which was named.
+        """
+        theirs = self.warning is None or not has_tokenizer(self.source)
+        return self.where if theirs and has_tokenizer(self.where) else self.source
 
     @property
     def adapters(self) -> Path | None:
@@ -136,7 +139,7 @@ def open_checkpoint(
     loading = Loading.of("from_pretrained", path, options, backbone)
     where, wanted, device = loading.where, loading.dtype, loading.device
     stored = read_heads(Path(where)) if is_foretell_directory(Path(where)) else None
-    source, rounded, given = where, False, backbone is not None
+    source, rounded, given, warning = where, False, backbone is not None, None
     if backbone is None or isinstance(backbone, (str, Path)):
         source = _backbone_of(where, stored, backbone)
         backbone = loading.load(source)
@@ -144,13 +147,15 @@ def open_checkpoint(
     if stored is not None:
         other = rounded and fingerprint(backbone) != stored.backbone.fingerprint
         checked = load_causal_lm(source) if other else backbone
-        _check_backbone(checked, stored.backbone, where, given=given)
+        warning = _check_backbone(checked, stored.backbone, where, given=given)
     if device is not None:
         backbone.to(device)  # type: ignore[arg-type]
-    return Opened(where, source, backbone, stored)
+    return Opened(where, source, backbone, stored, warning)
 
 
-def fill_head(head: Head, stored: StoredHeads, where: str | Path, vocab_size: int) -> None:
+def fill_head(
+    head: Head, stored: StoredHeads, where: str | Path, vocab_size: int, *, other: bool = False
+) -> None:
     """Copy stored tensors into a head; every one must be there, fit, and be wanted.
 
     Args:
@@ -158,6 +163,7 @@ def fill_head(head: Head, stored: StoredHeads, where: str | Path, vocab_size: in
         stored: what with.
         where: it lies, for messages.
         vocab_size: V, of the model.
+        other: whether the backbone is another than the heads were trained on.
 
     Raises:
         CheckpointError: one is not.
@@ -170,8 +176,8 @@ def fill_head(head: Head, stored: StoredHeads, where: str | Path, vocab_size: in
     ]
     if wrong:
         raise CheckpointError(
-            f"{where}: the heads do not fit their own config: {wrong[0]}"
-            + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
+            f"{where}: the heads do not fit {'this backbone' if other else 'their own config'}: "
+            f"{wrong[0]}" + (f" and {len(wrong) - 1} more." if len(wrong) > 1 else ".")
         )
     head.load_state_dict(given)
     if head.vocabulary is not None:
@@ -229,16 +235,19 @@ def _weights_type(dtype: torch.dtype | str, backbone: object) -> torch.dtype | N
 
 def _check_backbone(
     lm: PreTrainedModel, reference: BackboneReference, where: str | Path, *, given: bool
-) -> None:
-    """Refuse a backbone that heads were not trained on, or warn of one that somebody has `given`.
+) -> str | None:
+    """Refuse a backbone that heads were not trained on, but for one that somebody has `given`.
 
     Its output stays its own whatever heads draft. With adapters that belong to another it would
     not.
+
+    Returns:
+        what to say of the latter.
     """
     require_usable(lm)
     found, architecture = fingerprint(lm), type(lm).__name__
     if (found, architecture) == (reference.fingerprint, reference.architecture):
-        return
+        return None
     problem = (
         f"{where}: its heads belong to a {reference.architecture} with fingerprint "
         f"{reference.fingerprint}, this backbone is a {architecture} with fingerprint {found}"
@@ -253,8 +262,7 @@ def _check_backbone(
             "--backbone, in Python backbone=, to draft for it all the same."
         )
     else:
-        log.warning("%s; its text stays its own, fewer drafts may be accepted.", problem)
-        return
+        return f"{problem}; its text stays its own, fewer drafts may be accepted."
     raise CheckpointError(f"{problem}; {remedy}")
 
 

@@ -89,7 +89,7 @@ class Assembled:
                 f"the packed weights of {name} ({packer}) cannot be saved beside heads: name the "
                 "path that the backbone is loaded from."
             )
-        if not packer:
+        if not packer and getattr(self.lm.config, "quantization_config", None) is None:
             _require_its_class(self.lm)
         with TemporaryDirectory() as place, _in_one_line(name):
             self.lm.config.save_pretrained(place)
@@ -172,7 +172,7 @@ def _require_its_class(lm: PreTrainedModel) -> None:
         CheckpointError: it does not.
     """
     try:
-        with torch.device("meta"):
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
             made = dict(type(lm)(deepcopy(lm.config)).named_parameters(remove_duplicate=False))
     except Exception:  # a class may want more than its config
         return

@@ -1,4 +1,4 @@
-"""Numbers as they are told from Python: ours, NumPy's or of a tensor, and nothing else."""
+"""Numbers as they are told from Python: its own or NumPy's, whole ones in a tensor too."""
 
 from collections.abc import Iterable
 from numbers import Real

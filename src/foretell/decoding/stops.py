@@ -1,8 +1,8 @@
 """Where a continuation ends early: after some tokens, or once a string is complete."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from transformers import PreTrainedTokenizerBase
 
@@ -36,9 +36,12 @@ class StopStrings:
     """
 
     def __init__(self, strings: str | Sequence[str], tokenizer: PreTrainedTokenizerBase) -> None:
-        self.strings = [strings] if isinstance(strings, str) else list(strings)
+        alone = isinstance(strings, str) or not isinstance(strings, Iterable)
+        self.strings: list[Any] = [strings] if alone else list(strings)
         self.tokenizer = tokenizer
         for string in self.strings:
+            if not isinstance(string, str):
+                raise InputError(f"stop string {string!r} is no text; give strings.")
             if any("\ud800" <= letter <= "\udfff" for letter in string):
                 raise InputError(f"stop string {string!r} has half of a character in it.")
             # Inside a text too: some tokenizers drop the spaces at its ends.

@@ -22,8 +22,9 @@ _busy: set[int] = set()
 
 def turn_of(model: nn.Module) -> Any:
     """What a thread holds while it runs `model`: a lock that it may take several times."""
+    made = RLock()  # before the lock is held: making anything may end streams that wait for it
     with _making:
-        return _turns.setdefault(model, RLock())
+        return _turns.setdefault(model, made)
 
 
 def in_turns(model: nn.Module, steps: Generator[Made, None, None]) -> Iterator[Made]:
@@ -46,8 +47,9 @@ def alone(drafter: Made) -> Iterator[Made]:
     """The drafter, or a copy of it while it drafts for another stream: it keeps what it has read of
     the rows that it drafts for.
     """
+    other = copy(drafter)
     with _making:
-        mine = copy(drafter) if id(drafter) in _busy else drafter
+        mine = other if id(drafter) in _busy else drafter
         _busy.add(id(mine))
     try:
         yield mine

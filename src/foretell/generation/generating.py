@@ -305,9 +305,9 @@ class Generating(nn.Module):
         if "max_new_tokens" not in options:
             raise InputError(LENGTH.format("decode"))
         if attention_mask is None:
-            ends = options.get("stop_tokens") or ()
-            ends = wholes("stop_tokens", ends) or self.stop_tokens
-            attention_mask = inferred_mask(input_ids, self._padding, ends)
+            told = options.get("stop_tokens")
+            ends = self.stop_tokens if told is None else wholes("stop_tokens", told)
+            attention_mask = inferred_mask(input_ids, self._padding, ends or self.stop_tokens)
         steps = list(self.stream(input_ids, attention_mask, **options))
         fill = filling(self._padding, self.stop_tokens)
         return self._generation(input_ids, attention_mask, steps, fill)

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from difflib import get_close_matches
 from inspect import signature
-from math import ceil
+from math import ceil, isfinite
 from typing import Any, cast
 
 import torch
@@ -302,6 +302,8 @@ def _new_tokens(lm: PreTrainedModel, config: Any, told: Mapping[str, Any], lengt
     """How many tokens follow a prompt of `length`, padding counted, as transformers reckons."""
     if config.max_new_tokens is not None:
         most: float = config.max_new_tokens
+        if not isfinite(most):
+            raise InputError(f"max_new_tokens is {most}; give a whole number.")
         return ceil(most)
     own, model = told.get("generation_config"), getattr(lm, "generation_config", None)
     stated = (told.get("max_length"), *(getattr(each, "max_length", None) for each in (own, model)))

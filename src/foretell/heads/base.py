@@ -229,13 +229,18 @@ class Head(nn.Module, ABC):
 
 
 def _token_ids(tokens: Tensor | Collection[int]) -> Tensor:
-    given: Any = tokens if isinstance(tokens, Tensor) else list(tokens)
-    if len(given) == 0:
-        return torch.empty(0, dtype=torch.long)
     try:
-        ids = torch.as_tensor(given)
-    except (TypeError, ValueError, RuntimeError):  # texts, or lists of several lengths
+        ids = torch.as_tensor(tokens if isinstance(tokens, Tensor) else list(tokens))
+    except (TypeError, ValueError, RuntimeError):  # texts, one number, lists of several lengths
         ids = None
-    if ids is None or ids.dtype == torch.bool or ids.is_floating_point() or ids.is_complex():
+    if ids is not None and ids.shape == (0,):
+        return ids.long()
+    if (
+        ids is None
+        or ids.dim() != 1
+        or ids.dtype == torch.bool
+        or ids.is_floating_point()
+        or ids.is_complex()
+    ):
         raise InputError("the tokens to draft are not token ids; give a list of whole numbers.")
     return ids

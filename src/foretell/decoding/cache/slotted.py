@@ -300,7 +300,7 @@ class SlottedLayer(CacheLayerMixin):
     def select(self, places: Sequence[int]) -> None:
         """Keep some rows alone; one that is not where it was comes from after those that stay.
 
-        Behind what the last pass saw no row has anything that stands or is still to be moved.
+        After what the last pass saw no row has anything that stands or is still to be moved.
         """
         seen = self.slots.seen
         for name, stored in self.stored.items():
