@@ -549,3 +549,39 @@ def test_fewer_texts_than_one_are_refused() -> None:
     model = ft.MTPModel(families.build("llama"))
     with pytest.raises(InputError, match="num_return_sequences is -1; ask for at least 1"):
         model.generate(families.prompt(), max_new_tokens=4, do_sample=True, num_return_sequences=-1)
+
+
+def test_token_0_can_end_texts_too() -> None:
+    lm = families.build("llama")
+    lm.generation_config.pad_token_id = 0
+    model = ft.MTPModel(lm)
+    prompt = torch.tensor([[0, 6, 7]])
+    one = model.decode(prompt, max_new_tokens=6, stop_tokens=0)
+    several = model.decode(prompt, max_new_tokens=6, stop_tokens=torch.tensor([0, 0]))
+    assert one.continuations == several.continuations
+    assert (
+        one.continuations == model.decode(prompt, max_new_tokens=6, stop_tokens=[0]).continuations
+    )
+
+
+@pytest.mark.parametrize("strings", [5, [5]])
+def test_stop_strings_are_texts(strings: Any) -> None:
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(InputError, match="stop string 5 is no text"):
+        model.decode(
+            torch.tensor([[5]]), max_new_tokens=2, stop_strings=strings,
+            tokenizer=ft.load_tokenizer("tiny"),
+        )  # fmt: skip
+
+
+def test_an_infinite_text_is_not_asked_for() -> None:
+    model = ft.MTPModel(families.build("llama"))
+    with pytest.raises(InputError, match="max_new_tokens is inf"):
+        model.generate(torch.tensor([[5]]), max_new_tokens=float("inf"))
+
+
+@pytest.mark.parametrize("tokens", [5, torch.tensor(5), [[1, 2]]])
+def test_what_is_drafted_is_a_list_of_tokens(tokens: Any) -> None:
+    head = ft.attach(families.build("llama"), depth=1).require_head()
+    with pytest.raises(InputError, match="are not token ids"):
+        head.draft_only(tokens)

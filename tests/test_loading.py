@@ -1,5 +1,6 @@
 """Loading a backbone: in the type asked for, as transformers does, or one line that helps."""
 
+import copy
 import json
 import logging
 import shutil
@@ -458,3 +459,34 @@ def test_heads_and_adapters_that_name_themselves_have_no_tokenizer(tmp_path: Pat
     (adapters / "adapter_config.json").write_text(json.dumps(named))
     for where in (heads, adapters):
         one_line(CheckpointError, lambda: load_tokenizer(where), str(where))  # noqa: B023
+
+
+def test_another_backbone_brings_its_own_tokenizer(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tokenizer = load_tokenizer("tiny")
+    for name, seed in (("base", 0), ("tuned", 1)):
+        families.build("llama", seed=seed).save_pretrained(tmp_path / name)
+        tokenizer.save_pretrained(tmp_path / name)
+    lm = AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    heads = tmp_path / "heads"
+    ft.attach(lm, depth=1).save_pretrained(
+        heads, backbone_path=tmp_path / "base", tokenizer=tokenizer
+    )
+    assert ft.MTPModel.from_pretrained(heads).tokenizer_path == str(heads)
+    tuned = ft.MTPModel.from_pretrained(heads, backbone=tmp_path / "tuned")
+    assert tuned.tokenizer_path == str(tmp_path / "tuned")
+    assert len(caplog.messages) == 1
+
+
+def test_heads_for_another_size_do_not_fit_the_backbone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lm = families.build("llama")
+    ft.attach(lm, "sequential", depth=1).save_pretrained(tmp_path / "h", backbone_path=tmp_path)
+    config = copy.deepcopy(lm.config)
+    config.hidden_size, config.num_attention_heads = 128, 8
+    wider = AutoModelForCausalLM.from_config(config).eval()
+    with pytest.raises(CheckpointError, match="do not fit this backbone"):
+        ft.MTPModel.from_pretrained(tmp_path / "h", backbone=wider)
+    assert not caplog.messages
