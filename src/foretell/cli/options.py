@@ -158,8 +158,8 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="TYPE",
-        help="Round the weights of model and heads first: int8. For CPUs, most of all those with AMX. "
-        "The model gets a little worse; drafts do not change its output.",
+        help="Round the weights of model and heads first: int8. For CPUs, most of all with AMX. The "
+        "model gets a little worse; drafts do not change its output.",
         callback=_checked_quantize,
     ),
 ]
