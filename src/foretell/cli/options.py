@@ -158,7 +158,7 @@ Quantize = Annotated[
     typer.Option(
         "--quantize",
         metavar="TYPE",
-        help="Round the weights of model and heads first: int8. For CPUs, most of all with AMX. The "
+        help="Round the weights of model and heads first: int8. For CPUs, best with AMX. The "
         "model gets a little worse; drafts do not change its output.",
         callback=_checked_quantize,
     ),
