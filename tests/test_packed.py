@@ -97,7 +97,9 @@ def content(model: PreTrainedModel) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("form", ["integers", "buffers", "a wrapper"])
-def test_heads_on_packed_weights(tmp_path: Path, form: str) -> None:
+def test_heads_on_packed_weights(
+    tmp_path: Path, form: str, caplog: pytest.LogCaptureFixture
+) -> None:
     backbone = packed(form)
     before, mark = content(backbone), fingerprint(backbone)
     model = ft.attach(backbone, "sequential", depth=2)
@@ -118,8 +120,8 @@ def test_heads_on_packed_weights(tmp_path: Path, form: str) -> None:
     assert all(torch.equal(after[name], before[name]) for name in before)
     again = ft.MTPModel.from_pretrained(result.directory, backbone=packed(form))
     assert again.fingerprint() == mark
-    with pytest.raises(ft.CheckpointError, match="fingerprint"):
-        ft.MTPModel.from_pretrained(result.directory, backbone=packed(form, seed=1))
+    ft.MTPModel.from_pretrained(result.directory, backbone=packed(form, seed=1))
+    assert mark in caplog.text
 
 
 def test_a_fingerprint_sees_what_lies_in_buffers() -> None:

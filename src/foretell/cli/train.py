@@ -47,8 +47,8 @@ def train(asked: Train) -> None:
     with _processes(pick_device(asked.device)) as where:
         if run.precision != "float32":
             common.warn_slow(torch.bfloat16, where, "use --precision float32")
-        elif hint := describe_precision(where):
-            common.console.print(hint)
+        elif (hint := describe_precision(where)) and not common.console.quiet:
+            typer.echo(hint, err=True)
         built = build(asked.model, run, where, asked.backbone)
         common.say_merged(asked.model)
         if asked.target is not None:
