@@ -46,6 +46,7 @@ def test_the_demo_trains_in_what_the_machine_computes_fast(emulated, monkeypatch
 
 
 def test_a_run_in_float32_is_told_of_a_faster_type(emulated, monkeypatch):
+    monkeypatch.setattr(hardware, "QUICK", 0.67)
     assert watching.describe_precision(CPU) is None
     hardware.slowdown.cache_clear()
     monkeypatch.setattr(hardware, "_seconds", lambda dtype: 4 if dtype == torch.float32 else 1)

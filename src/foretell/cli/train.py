@@ -11,13 +11,7 @@ from accelerate import PartialState
 
 from foretell.cli import common
 from foretell.cli.commands.train import Train
-from foretell.cli.watching import (
-    Watch,
-    describe_interruption,
-    describe_overrun,
-    describe_precision,
-    training_bar,
-)
+from foretell.cli.watching import Watch, describe_interruption, describe_overrun, training_bar
 from foretell.data import Bad
 from foretell.decoding.cache import decodes
 from foretell.errors import InputError
@@ -47,8 +41,6 @@ def train(asked: Train) -> None:
     with _processes(pick_device(asked.device)) as where:
         if run.precision != "float32":
             common.warn_slow(torch.bfloat16, where, "use --precision float32")
-        elif (hint := describe_precision(where)) and not common.console.quiet:
-            typer.echo(hint, err=True)
         built = build(asked.model, run, where, asked.backbone)
         common.say_merged(asked.model)
         if asked.target is not None:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import typer
 from rich.console import RenderableType
 from rich.progress import BarColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.progress import Progress as Bar
@@ -46,6 +47,9 @@ class Watch:
         self._plan, self._last = plan, time.monotonic()
         for line in describe_plan(plan, self.model):
             common.console.print(line)
+        hint = describe_precision(torch.device(plan.device))
+        if hint and plan.precision == "float32" and not common.console.quiet:
+            typer.echo(hint, err=True)
         _warn(describe_passes(plan))
 
     def report(self, progress: Progress) -> None:
