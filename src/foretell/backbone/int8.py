@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from foretell.backbone.trying import evaluating
+from foretell.backbone.trying import some_logits
 from foretell.backbone.weights import is_plain
 from foretell.errors import BackboneError
 
@@ -172,10 +172,10 @@ def quantize(model: PreTrainedModel) -> None:
             f"{name} has {served / whole:.0%} of its weights in linear layers, which alone can be "
             "quantised here, and that is too few to gain by it."
         )
-    before = _some_logits(model)
+    before = some_logits(model)
     replaced = quantize_within(model)
     try:
-        after = _some_logits(model)
+        after = some_logits(model)
         same = float((after - before).norm()) <= CHANGED * float(before.norm())
     except Exception:  # whatever comes of reading weights that are not there
         same = False
@@ -187,15 +187,6 @@ def quantize(model: PreTrainedModel) -> None:
             "past its layer; decode it without."
         )
     model.requires_grad_(False)
-
-
-@torch.no_grad()
-def _some_logits(model: PreTrainedModel) -> Tensor:
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
-    with evaluating(model):
-        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
-    return logits.float()
 
 
 def is_quantized(module: nn.Module) -> bool:

@@ -31,6 +31,15 @@ def generating(model: Any, config: GenerationConfig) -> Iterator[None]:
         model.generation_config = own
 
 
+def some_logits(model: PreTrainedModel) -> Tensor:
+    """(1, 8, V) in float32, of a few tokens that any model has; the model is on a CPU."""
+    vocabulary = int(model.config.get_text_config().vocab_size)
+    tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
+    with evaluating(model):
+        logits: Tensor = model(input_ids=tokens, use_cache=False).logits
+    return logits.float()
+
+
 def same(a: Tensor, b: Tensor) -> bool:
     """Equal up to the rounding of a differently ordered sum in the tensors' type."""
     if a.shape != b.shape:

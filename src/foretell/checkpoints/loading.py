@@ -21,6 +21,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from foretell.backbone.trying import some_logits
 from foretell.backbone.weights import is_plain
 from foretell.checkpoints.adapters import Adapters, base_of_adapters, fit_vocabulary
 from foretell.checkpoints.explaining import (
@@ -152,12 +153,12 @@ def _merged(
         )
     fit_vocabulary(model, Path(where))
     adapters = Adapters.load(model, Path(where))
-    adapted = _some_logits(model.eval())
+    adapted = some_logits(model.eval())
     try:
         adapters.merge()
     except CheckpointError as error:
         raise CheckpointError(f"{where}: {error}") from None
-    if not torch.allclose(_some_logits(model), adapted, atol=1e-3 * float(adapted.abs().max())):
+    if not torch.allclose(some_logits(model), adapted, atol=1e-3 * float(adapted.abs().max())):
         raise CheckpointError(
             f"{where}: merging the adapters changes what the model says, as where they adapt an "
             "embedding that is tied to the output head; merge them by hand and load the result."
@@ -193,13 +194,6 @@ def _say_if_untied(model: PreTrainedModel) -> None:
     if output is not None and output.weight is not model.get_input_embeddings().weight:
         for config in (model.config, model.config.get_text_config()):
             config.tie_word_embeddings = False
-
-
-@torch.no_grad()
-def _some_logits(model: PreTrainedModel) -> Tensor:
-    vocabulary = int(model.config.get_text_config().vocab_size)
-    tokens = torch.arange(8).remainder(vocabulary).unsqueeze(0)
-    return cast(Tensor, model(input_ids=tokens, use_cache=False).logits)
 
 
 def new_causal_lm(

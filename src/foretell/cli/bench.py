@@ -27,9 +27,13 @@ from foretell.results.tables import Speed, near_ties
 def bench(asked: Bench) -> None:
     """Do what `asked` says."""
     loaded = common.load_model(
-        asked.model, asked.device, asked.dtype, asked.backbone,
-        by_columns=asked.pass_width is None, quantize=asked.quantize,
-    )  # fmt: skip
+        asked.model,
+        asked.device,
+        asked.dtype,
+        asked.backbone,
+        by_columns=asked.pass_width is None,
+        quantize=asked.quantize,
+    )
     tokenizer = tokenizer_of(asked.model, loaded)
     bad, sketch = Bad(asked.skip_bad), Sketch()
     prompts = prompts_with_room(

@@ -42,9 +42,13 @@ def generate(asked: Generate) -> None:
         repetition_penalty=asked.repetition_penalty,
     )
     loaded = common.load_model(
-        asked.model, asked.device, asked.dtype, asked.backbone,
-        by_columns=asked.pass_width is None, quantize=asked.quantize,
-    )  # fmt: skip
+        asked.model,
+        asked.device,
+        asked.dtype,
+        asked.backbone,
+        by_columns=asked.pass_width is None,
+        quantize=asked.quantize,
+    )
     tokenizer = tokenizer_of(asked.model, loaded)
     chats = bool(tokenizer.chat_template and document.text) and _typed(asked) and not asked.raw
     if chats:
